@@ -1,0 +1,287 @@
+"""What a prepared data set holds, and what in it would flatter or spoil a figure computed on it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_dynamicpo.errors import DataError
+
+SPLITS = ("train", "valid", "test")
+CountTokens = Callable[[list[str]], list[int]]
+Render = Callable[[list[str], list[str]], str]
+_SAMPLE = 2000  # prompts per split whose tokens are counted: the share is then known to about +-2 points
+_QUANTILES = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
+
+
+def audit(
+    folder: Path,
+    *,
+    count_tokens: CountTokens | None = None,
+    max_length: int | None = None,
+    render: Render | None = None,
+) -> dict[str, Any]:
+    """Audit a folder that ``prepare`` wrote, published (pre-split) or plain sequences.
+
+    Args:
+        folder: holds ``<name>.item`` and the ``.inter`` files.
+        count_tokens: gives the number of tokens of each text; with it the share of prompts longer than
+            ``max_length`` tokens is reported, from at most 2,000 evenly spaced rows of each split.
+        max_length: tokens that a prompt may have.
+        render: makes the prompt of (history titles, candidate titles). By default the titles alone, a line
+            each, so that the share is a lower bound.
+
+    Returns:
+        Figures that JSON can hold; ``audit_table`` prints them.
+
+    Raises:
+        DataError: if the folder does not hold a prepared data set.
+    """
+    folder = Path(folder)
+    name = _data_set_name(folder)
+    titles = read_titles(folder / f"{name}.item")
+    inside = contained_titles(titles.values())
+    report: dict[str, Any] = {"dataset": name, "items": len(titles), "titles": _title_figures(titles, inside)}
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        report["test_from_validation"] = json.loads(manifest.read_text("utf-8")).get("test_from_validation")
+    if (folder / f"{name}.inter").is_file():
+        report["sequences"] = _sequence_figures(folder / f"{name}.inter")
+        return report
+    splits = {split: _read_split(folder / f"{name}.{split}.inter", titles) for split in SPLITS}
+    report["splits"] = {
+        split: _split_figures(rows, splits["train"] if split != "train" else None, titles, inside)
+        for split, rows in splits.items()
+    }
+    if count_tokens and max_length:
+        for split, rows in splits.items():
+            texts = _prompts(rows, titles, render or _titles_only)
+            report["splits"][split]["prompts"] = _prompt_figures(texts, count_tokens, max_length)
+    return report
+
+
+def read_titles(path: Path) -> dict[str, str]:
+    """Return item id -> title of an ``.item`` file that ``prepare`` wrote, in file order.
+
+    The text between tabs and line feeds is taken as it is: no quoting, no missing values, no other line ends.
+
+    Raises:
+        DataError: if the file is missing, has another header, or a row is not an id and a title.
+    """
+    titles: dict[str, str] = {}
+    for number, cells in enumerate(_cells(path, ["item_id:token", "title:token"]), start=1):
+        if len(cells) != 2 or cells[0] in titles:
+            raise DataError(f"{path}, row {number}: wanted a new item id and its title, got {cells}")
+        titles[cells[0]] = cells[1]
+    return titles
+
+
+def contained_titles(titles: Iterable[str]) -> dict[str, set[str]]:
+    """Return, for each title that has other titles inside it, the set of those.
+
+    A title is looked for only where its first four letters stand, as a slice of a length that titles with
+    these letters have: so time grows with the length of all titles together and not with their pairs.
+    """
+    unique = set(titles)
+    lengths: dict[str, set[int]] = {}
+    for title in unique:
+        lengths.setdefault(title[:4], set()).add(len(title))
+    found: dict[str, set[str]] = {}
+    for text in unique:
+        for start in range(len(text)):
+            for width in range(1, min(4, len(text) - start) + 1):
+                for length in lengths.get(text[start : start + width], ()):
+                    piece = text[start : start + length]
+                    if piece in unique and piece != text:
+                        found.setdefault(text, set()).add(piece)
+    return found
+
+
+def audit_table(report: dict[str, Any]) -> str:
+    """Return the audit as lines of text: the data set first, then one column per split."""
+    titles = report["titles"]
+    lines = [
+        f"{report['dataset']}: {report['items']} items, {titles['distinct']} distinct titles; "
+        f"{titles['items_sharing_a_title']} items share a title; "
+        f"{titles['contained']} titles occur inside other titles",
+    ]
+    lines += [f"  inside: {inner!r} in {outer!r}" for inner, outer in titles["contained_examples"]]
+    if report.get("test_from_validation"):
+        lines.append("  the test split was made from the validation rows: no test file was given")
+    columns = report.get("splits") or {"sequences": report["sequences"]}
+    flat = {split: dict(_flat(figures)) for split, figures in columns.items()}
+    labels = list(dict.fromkeys(label for figures in flat.values() for label in figures))
+    width = max(map(len, labels))
+    lines.append(" " * width + "".join(f"{split:>12}" for split in flat))
+    for label in labels:
+        cells = (figures.get(label, "-") for figures in flat.values())
+        lines.append(f"{label:<{width}}" + "".join(f"{_shown(cell):>12}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in figures.items():
+        label = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(value, dict):
+            yield from _flat(value, f"{label}, ")
+        else:
+            yield label, value
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+@dataclass
+class _Split:
+    """One split's rows as item ids; a key is a row's history and target as one text, to find it again."""
+
+    users: list[str] = field(default_factory=list)
+    histories: list[list[str]] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+    candidates: list[list[str]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+
+
+def _data_set_name(folder: Path) -> str:
+    names = [path.stem for path in folder.glob("*.item")]
+    if len(names) != 1:
+        raise DataError(f"{folder}: wanted a prepared data set with one .item file, got {len(names)} of them")
+    return names[0]
+
+
+def _cells(path: Path, header: list[str]) -> Iterator[list[str]]:
+    """Yield the cells of each row of an atomic file after checking its header."""
+    try:
+        with path.open(encoding="utf-8", newline="\n") as handle:
+            got = handle.readline().removesuffix("\n").split("\t")
+            if got != header:
+                raise DataError(f"{path}: wanted the columns {header}, got {got}")
+            for line in handle:
+                yield line.removesuffix("\n").split("\t")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _read_split(path: Path, titles: dict[str, str]) -> _Split:
+    """Read one benchmark file; its ids are the very strings of ``titles``, to save memory."""
+    header = ["user_id:token", "item_id_list:token_seq", "item_id:token", "candidate_id_list:token_seq"]
+    same = {item: item for item in titles}
+    split = _Split()
+    for number, cells in enumerate(_cells(path, header), start=1):
+        try:
+            user, history, target, candidates = cells
+            split.histories.append([same[item] for item in history.split()])
+            split.targets.append(same[target])
+            split.candidates.append([same[item] for item in candidates.split()])
+        except (ValueError, KeyError) as error:
+            raise DataError(
+                f"{path}, row {number}: wanted 4 cells with known item ids, got {cells}"
+            ) from error
+        split.users.append(user)
+        split.keys.append(f"{history}\t{target}")
+    if not split.users:
+        raise DataError(f"{path}: wanted at least one row, got none")
+    return split
+
+
+def _title_figures(titles: dict[str, str], inside: dict[str, set[str]]) -> dict[str, Any]:
+    times = Counter(titles.values())
+    pairs = sorted((inner, outer) for outer, inners in inside.items() for inner in inners)
+    return {
+        "distinct": len(times),
+        "items_sharing_a_title": sum(count for count in times.values() if count > 1),
+        "contained": len({inner for inner, _ in pairs}),
+        "contained_pairs": len(pairs),
+        "contained_examples": [list(pair) for pair in pairs[:: max(1, len(pairs) // 5)][:5]],
+    }
+
+
+def _split_figures(
+    rows: _Split, train: _Split | None, titles: dict[str, str], inside: dict[str, set[str]]
+) -> dict[str, Any]:
+    """Count what one split holds, and what it shares with the training rows."""
+    sizes = [len(candidates) for candidates in rows.candidates]
+    triples = list(zip(rows.histories, rows.targets, rows.candidates, strict=True))
+    figures: dict[str, Any] = {
+        "rows": len(rows.users),
+        "users": len(set(rows.users)),
+        "candidate_titles": len({titles[item] for candidates in rows.candidates for item in candidates}),
+        "candidates_per_row": {"min": min(sizes), "max": max(sizes)},
+        "rows_with_target_in_history": sum(target in history for history, target, _ in triples),
+        "rows_with_other_candidate_in_history": sum(
+            any(item in history for item in candidates if item != target)
+            for history, target, candidates in triples
+        ),
+        "rows_with_candidate_inside_candidate": sum(
+            _has_contained([titles[item] for item in candidates], inside) for candidates in rows.candidates
+        ),
+        "rows_with_empty_history": sum(not history for history in rows.histories),
+        "rows_repeated": len(rows.keys) - len(set(rows.keys)),
+        "history_length": _quantiles([len(history) for history in rows.histories]),
+    }
+    if train is not None:
+        seen = set(train.keys)
+        figures["rows_also_in_train"] = sum(key in seen for key in rows.keys)
+    return figures
+
+
+def _has_contained(candidates: list[str], inside: dict[str, set[str]]) -> bool:
+    """Say whether one candidate's title is part of another's: naming the longer one then names both."""
+    return any(not inside[title].isdisjoint(candidates) for title in candidates if title in inside)
+
+
+def _sequence_figures(path: Path) -> dict[str, Any]:
+    """Count what a plain .inter file holds."""
+    items: Counter[str] = Counter()
+    users: Counter[str] = Counter()
+    moments: set[tuple[str, str]] = set()
+    for number, cells in enumerate(
+        _cells(path, ["user_id:token", "item_id:token", "timestamp:float"]), start=1
+    ):
+        if len(cells) != 3:
+            raise DataError(f"{path}, row {number}: wanted a user, an item and a time, got {cells}")
+        users[cells[0]] += 1
+        items[cells[1]] += 1
+        moments.add((cells[0], cells[2]))
+    return {
+        "rows": users.total(),
+        "users": len(users),
+        "items": len(items),
+        "rows_at_a_moment_of_the_same_user": users.total() - len(moments),
+        "history_length": _quantiles(list(users.values())),
+    }
+
+
+def _quantiles(values: list[int]) -> dict[str, float]:
+    figures = {name: float(np.percentile(values, q)) for name, q in _QUANTILES.items()}
+    return {**figures, "mean": float(np.mean(values))}
+
+
+def _titles_only(history: list[str], candidates: list[str]) -> str:
+    return "\n".join([*history, *candidates])
+
+
+def _prompts(rows: _Split, titles: dict[str, str], render: Render) -> list[str]:
+    """Render at most ``_SAMPLE`` evenly spaced rows."""
+    chosen = np.unique(np.linspace(0, len(rows.users) - 1, _SAMPLE).astype(int))
+    return [
+        render([titles[item] for item in rows.histories[i]], [titles[item] for item in rows.candidates[i]])
+        for i in chosen
+    ]
+
+
+def _prompt_figures(texts: list[str], count_tokens: CountTokens, max_length: int) -> dict[str, Any]:
+    lengths = count_tokens(texts)
+    return {
+        "counted": len(texts),
+        "max_length": max_length,
+        "truncated_share": float(np.mean([length > max_length for length in lengths])),
+        "tokens": _quantiles(lengths),
+    }

@@ -1,0 +1,228 @@
+"""Find and load the backbone: a causal language model and its tokenizer.
+
+A backbone is named by ``smollm2-135m`` (the embedded default), by a local folder, or by a model id
+of the Hugging Face hub. Code that a model repository carries is never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .embedded import EMBEDDED, EMBEDDED_SHA256, embedded_folder
+from .errors import BackboneError, nearest
+from .logps import sharing_works
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded, frozen causal language model.
+
+    Attributes:
+        model: the Hugging Face model, in evaluation mode, no parameter trainable.
+        tokenizer: its tokenizer.
+        name: what the user called it.
+        fingerprint: SHA-256 of its weights; two backbones with one fingerprint score alike.
+        shares_prompt: whether all completions of a prompt can be scored in one pass.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    fingerprint: str
+    shares_prompt: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens that the model was built for."""
+        return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+
+
+def load_backbone(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: torch.device | str = "cpu",
+    load_in_4bit: bool = False,
+    gradient_checkpointing: bool = False,
+) -> Backbone:
+    """Load ``name`` frozen onto ``device``.
+
+    Args:
+        name: embedded name, local folder, or hub model id.
+        dtype: ``float32``, ``bfloat16``, ``float64`` or ``auto`` (bfloat16 on CUDA, else whichever
+            multiplies matrices faster on this processor).
+        device: where the weights go.
+        load_in_4bit: nf4 weights with bfloat16 compute; needs CUDA and bitsandbytes.
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
+
+    Raises:
+        BackboneError: not found, not a causal language model, or 4-bit where it cannot be had.
+    """
+    device = torch.device(device)
+    place = resolve_backbone(name)
+    _check_causal(place, name)
+    weight_dtype = choose_dtype(device) if dtype == "auto" else DTYPES[dtype]
+    model, tokenizer = _from_pretrained(place, name, weight_dtype, device, load_in_4bit)
+    if tokenizer.eos_token_id is None:
+        raise BackboneError(f"backbone '{name}': its tokenizer has no end-of-sequence token")
+    model.requires_grad_(False)
+    model.eval()
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    shares = sharing_works(model)
+    if not shares:
+        logger.warning(
+            "backbone '%s' cannot score all completions of a prompt in one pass; "
+            "each candidate is scored in a sequence of its own, which is slower and equally right",
+            name,
+        )
+    return Backbone(model, tokenizer, name, backbone_fingerprint(place, name), shares)
+
+
+def resolve_backbone(name: str) -> str:
+    """Return the folder of an embedded or local backbone, or the hub id itself.
+
+    Raises:
+        BackboneError: neither a folder nor something that can be a hub id.
+    """
+    if name == EMBEDDED:
+        return str(embedded_folder())
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise BackboneError(f"backbone '{name}': the folder has no config.json")
+        return name
+    if name.count("/") != 1 or any(not part.strip(".") for part in name.split("/")):
+        hint = nearest(name, [EMBEDDED])
+        raise BackboneError(
+            f"backbone: got '{name}', which is no folder here; "
+            f"wanted '{EMBEDDED}', a local folder or a hub id like 'owner/model'{hint}"
+        )
+    return name
+
+
+def backbone_fingerprint(place: str, name: str) -> str:
+    """Return the SHA-256 that identifies the weights at ``place``.
+
+    The embedded backbone is known by the file that it comes from, a hub model by the commit that
+    was loaded, a local folder by the bytes of its weight files.
+    """
+    if name == EMBEDDED:
+        return EMBEDDED_SHA256
+    folder = Path(place)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(place, local_files_only=True, allow_patterns=["config.json"]))
+        return hashlib.sha256(f"{place}@{folder.name}".encode()).hexdigest()
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        with path.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 or float32, whichever is faster on ``device``.
+
+    Times the model's typical matrix product for about a tenth of a second; the answer is logged.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16
+    seconds = {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    best = min(seconds, key=lambda dtype: seconds[dtype])
+    logger.info(
+        "dtype auto: %s (a 512x576x1536 product takes %.2f ms in float32, %.2f ms in bfloat16)",
+        str(best).removeprefix("torch."),
+        1e3 * seconds[torch.float32],
+        1e3 * seconds[torch.bfloat16],
+    )
+    return best
+
+
+def _product_seconds(dtype: torch.dtype, repeats: int = 10) -> float:
+    """Return the fastest of some products; the fastest, since other processes only ever slow it."""
+    left, right = torch.ones(512, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.nn.functional.linear(left, right)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _check_causal(place: str, name: str) -> None:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise BackboneError(_not_loadable(name, error)) from error
+    declared = getattr(config, "architectures", None) or []
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not known or (declared and not any("CausalLM" in a or "LMHead" in a for a in declared)):
+        kind = ", ".join(declared) or type(config).__name__
+        raise BackboneError(f"backbone '{name}': got {kind}, wanted a causal language model")
+
+
+def _from_pretrained(
+    place: str, name: str, dtype: torch.dtype, device: torch.device, load_in_4bit: bool
+) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    extra: dict[str, Any] = {"device_map": {"": device}} if load_in_4bit else {}
+    if load_in_4bit:
+        extra["quantization_config"] = _nf4(device)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, **extra
+        )
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise BackboneError(_not_loadable(name, error)) from error
+    return (model if load_in_4bit else model.to(device)), tokenizer
+
+
+def _nf4(device: torch.device) -> Any:
+    """Return the quantization settings of the paper's recipe."""
+    import importlib.util
+
+    from transformers import BitsAndBytesConfig
+
+    if device.type != "cuda" or importlib.util.find_spec("bitsandbytes") is None:
+        raise BackboneError(
+            f"load_in_4bit: got device '{device.type}'; wanted CUDA and bitsandbytes "
+            "(pip install 'recbole-dynamicpo[gpu]')"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+    )
+
+
+def _not_loadable(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()
+    return (
+        f"backbone '{name}' cannot be loaded: {reason[0] if reason else type(error).__name__} "
+        f"(wanted '{EMBEDDED}', a local folder with config.json and safetensors, or a hub id; "
+        "a hub model needs a network connection the first time)"
+    )

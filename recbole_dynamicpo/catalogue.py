@@ -1,0 +1,160 @@
+"""Item ids and their titles, read straight from the atomic .item file.
+
+RecBole's own reader treats quotes and words like "NA" specially and would bring every item of the
+file into the experiment, so titles are read here: UTF-8, one line an item, columns split at the
+field separator, nothing else interpreted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# Tried in this order where `item_title_field` is not set.
+TITLE_FIELDS = ("movie_title", "title", "name")
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items that can be recommended.
+
+    Attributes:
+        ids: item ids as the data set writes them.
+        titles: their titles, in the same order.
+        popularity: training interactions of each, in the same order.
+    """
+
+    ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    popularity: tuple[int, ...]
+    _by_id: dict[str, int] = field(init=False, repr=False, compare=False)
+    _by_title: dict[str, list[int]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_title: dict[str, list[int]] = {}
+        for index, title in enumerate(self.titles):
+            by_title.setdefault(title, []).append(index)
+        object.__setattr__(self, "_by_id", {item: index for index, item in enumerate(self.ids)})
+        object.__setattr__(self, "_by_title", by_title)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def title(self, item: str) -> str | None:
+        """Return the title of an item id, or None for an unknown id."""
+        index = self._by_id.get(item)
+        return None if index is None else self.titles[index]
+
+    def items(self, title: str) -> tuple[str, ...]:
+        """Return the ids of all items that bear ``title``."""
+        return tuple(self.ids[index] for index in self._by_title.get(title, ()))
+
+    def popular(self, count: int, without: Sequence[str] = ()) -> list[str]:
+        """Return up to ``count`` distinct titles by falling popularity, none of ``without``."""
+        skip = set(without)
+        order = sorted(range(len(self)), key=lambda index: (-self.popularity[index], index))
+        titles = dict.fromkeys(self.titles[i] for i in order if self.titles[i] not in skip)
+        return list(titles)[:count]
+
+    def save(self, path: Path) -> None:
+        """Write the catalogue as one compact JSON file."""
+        columns = {"ids": self.ids, "titles": self.titles, "popularity": self.popularity}
+        path.write_text(json.dumps(columns, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Catalogue:
+        """Read what ``save`` wrote.
+
+        Raises:
+            DataError: the file is missing or not a catalogue.
+        """
+        try:
+            columns = json.loads(path.read_text(encoding="utf-8"))
+            catalogue = cls(
+                tuple(map(str, columns["ids"])),
+                tuple(map(str, columns["titles"])),
+                tuple(map(int, columns["popularity"])),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a readable catalogue ({error!r})") from error
+        if not len(catalogue.ids) == len(catalogue.titles) == len(catalogue.popularity):
+            raise DataError(f"{path}: columns of different length")
+        return catalogue
+
+
+def read_titles(
+    path: Path, *, id_field: str, title_field: str | None, separator: str = "\t"
+) -> dict[str, str]:
+    """Return item id -> title.
+
+    Args:
+        path: the .item file; its first line names the columns as ``name:type``.
+        id_field: name of the id column.
+        title_field: name of the title column; None takes the first of ``TITLE_FIELDS`` present.
+        separator: between columns.
+
+    Raises:
+        DataError: no such file, not UTF-8, no such column, a short or repeated row.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; wanted an .item file with a title column") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    columns = [name.partition(":")[0] for name in lines[0].lstrip("\ufeff").split(separator)]
+    id_column, title_column = _columns(path, columns, id_field, title_field)
+    titles: dict[str, str] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        if not line:
+            continue
+        cells = line.removesuffix("\r").split(separator)
+        if len(cells) <= max(id_column, title_column):
+            raise DataError(f"{path}, line {number}: got {len(cells)} columns, wanted {len(columns)}")
+        if titles.setdefault(cells[id_column], cells[title_column]) != cells[title_column]:
+            raise DataError(f"{path}, line {number}: item '{cells[id_column]}' has two titles")
+    return titles
+
+
+def _columns(path: Path, columns: list[str], id_field: str, title_field: str | None) -> tuple[int, int]:
+    wanted = (title_field,) if title_field else TITLE_FIELDS
+    found = [name for name in wanted if name in columns]
+    if id_field not in columns or not found:
+        raise DataError(
+            f"{path}: has the columns {', '.join(columns)}; wanted '{id_field}' and a title column "
+            f"({' or '.join(wanted)}; setting item_title_field)"
+        )
+    return columns.index(id_field), columns.index(found[0])
+
+
+def build_catalogue(
+    titles: Mapping[str, str], tokens: Sequence[str], popularity: Sequence[int], source: Path
+) -> Catalogue:
+    """Return the catalogue of the items ``tokens``.
+
+    An item without a title (no line, or an empty cell) is called by its id, with a warning.
+
+    Raises:
+        DataError: not one item has a title.
+    """
+    missing = [token for token in tokens if not titles.get(token)]
+    if len(missing) == len(tokens):
+        raise DataError(f"{source}: none of the {len(tokens)} items of the data set has a title there")
+    if missing:
+        logger.warning(
+            "%s: %d of %d items have no title and are called by their id, first item '%s'",
+            source, len(missing), len(tokens), missing[0],
+        )  # fmt: skip
+    named = tuple(titles.get(token) or token for token in tokens)
+    repeated = sum(count - 1 for count in Counter(named).values())
+    if repeated:
+        logger.info("%s: %d titles stand for more than one item", source, repeated)
+    return Catalogue(tuple(tokens), named, tuple(popularity))

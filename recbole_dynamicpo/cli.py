@@ -1,0 +1,81 @@
+"""Console scripts: ``run_recbole`` for any RecBole model, ``recbole-dynamicpo`` for the rest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .errors import DynamicPOError
+
+
+def run_recbole(arguments: Sequence[str] | None = None) -> int:
+    """Run a model with the arguments of RecBole's own script; returns the exit status."""
+    return _guarded(_run_recbole, arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand of ``recbole-dynamicpo``; returns the exit status."""
+    return _guarded(_main, arguments)
+
+
+def _guarded(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None) -> int:
+    """Turn the errors that a user can cause into one line and exit status 2."""
+    try:
+        command(sys.argv[1:] if arguments is None else arguments)
+    except DynamicPOError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run_recbole(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="run_recbole",
+        description="Train and test a RecBole model; settings are given as --key=value.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", "-m", default="BPR", help="DynamicPO, SFTRec, DMPO, MPPO, SDPO or any of RecBole's")
+    parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the data set")
+    parser.add_argument("--config_files", default="", help="YAML files, separated by spaces")
+    parser.add_argument("--nproc", type=int, default=1, help="processes on this machine (stock models)")
+    parser.add_argument("--ip", default="localhost", help="address of the first machine")
+    parser.add_argument("--port", default="5678", help="its port")
+    parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines")
+    parser.add_argument("--group_offset", type=int, default=0, help="rank of this machine's first process")
+    known, rest = parser.parse_known_args(arguments)
+    from .runner import parse_overrides, run, run_distributed
+
+    overrides, files = parse_overrides(rest), known.config_files.split()
+    if known.nproc == 1 and known.world_size <= 0:
+        run(known.model, known.dataset, files, overrides)
+        return
+    place = {"ip": known.ip, "port": known.port, "nproc": known.nproc, "offset": known.group_offset}
+    place["world_size"] = known.nproc if known.world_size == -1 else known.world_size
+    run_distributed(known.model, known.dataset, files, {**overrides, **place})
+
+
+def _main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="recbole-dynamicpo", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    rank = commands.add_parser("rank", help="rank titles with a saved adapter")
+    rank.add_argument("--model", required=True, type=Path, help="recommender folder of a run")
+    rank.add_argument("--history", required=True, help="titles, oldest first, separated by |")
+    rank.add_argument("--candidates", help="titles to rank, separated by |; default: popular ones")
+    rank.add_argument("-k", type=int, default=10, help="how many to print")
+    rank.set_defaults(action=_rank)
+    options = parser.parse_args(arguments)
+    options.action(options)
+
+
+def _rank(options: argparse.Namespace) -> None:
+    from .recommender import load_recommender
+
+    recommender = load_recommender(options.model)
+    candidates = options.candidates.split("|") if options.candidates is not None else None
+    for place, item in enumerate(recommender.rank(options.history.split("|"), candidates, options.k), start=1):
+        print(f"{place:3d}  {item.score:9.3f}  {item.title}  [{', '.join(item.ids) or 'not in the catalogue'}]")

@@ -1,0 +1,222 @@
+"""RecBole data set and loader for language-model recommenders.
+
+Adds to RecBole's SequentialDataset what the method needs and RecBole lacks: exact time order,
+titles, and per row a fixed candidate list (the positive and distinct negatives that the user has
+not interacted with) with a fixed prompt template.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.dataloader import TrainDataLoader
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+
+from .catalogue import Catalogue, build_catalogue, read_titles
+from .errors import DataError
+from .sampling import (
+    TEMPLATE_DRAWS,
+    IntArray,
+    choose_rows,
+    draw_candidates,
+    draw_scored,
+    row_generator,
+)
+from .settings import Settings
+
+# Fields that the rows of this data set carry beside RecBole's own.
+ROW_ID = "row_id"  # index among all rows of the data set; stable for a data set and its settings
+CANDIDATE_IDS = "candidate_ids"  # (n, C) in prompt order; 0 where a row has fewer
+TEMPLATE = "template_id"
+SCORED = "scored_columns"  # (n, 1 + K) columns of CANDIDATE_IDS that enter the loss, positive first
+
+PHASES = ("train", "valid", "test")
+
+# float32 holds whole numbers up to here exactly; beyond, the order of the rows decides.
+_EXACT_FLOAT32 = 1 << 24
+
+# Read by RecBole although they stand in none of its lists or default files.
+_RECBOLE_EXTRAS = (
+    "model dataset config_files local_rank world_size nproc offset ip port embedding_size "
+    "numerical_features neg_sampling training_neg_sample_num single_spec"
+).split()
+
+
+def read_settings(config: Config) -> Settings:
+    """Return the checked settings of a RecBole configuration.
+
+    Raises:
+        SettingsError: naming every unknown key and every wrong value.
+    """
+    listed = [name for names in config.parameters.values() for name in names]
+    known = [*listed, *config.internal_config_dict, *_RECBOLE_EXTRAS]
+    return Settings.from_mapping(config.final_config_dict, given=config.external_config_dict, known=known)
+
+
+class DynamicPODataset(SequentialDataset):  # type: ignore[misc]
+    """Sequences with titles, exact order and fixed candidates.
+
+    Raises:
+        SettingsError: a setting is wrong (checked before any file is read).
+        DataError: no titles, or too few items for the candidates.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.settings = read_settings(config)
+        super().__init__(config)
+        self.catalogue = self._read_catalogue()
+        # Filled by build(); the splits are shallow copies of this data set and share them.
+        self.built: dict[str, DynamicPODataset] = {}
+        self._used: list[tuple[IntArray, IntArray]] = []
+        self._total: dict[str, int] = {}
+
+    def _change_feat_format(self) -> None:
+        """Put the interactions into exact time order before times become float32.
+
+        RecBole stores times as float32, in which second-resolution stamps of one day coincide, and
+        sorts afterwards. Ranks keep the order: the sort is stable and equal times keep file order.
+        """
+        if self.benchmark_filename_list is None and self.time_field in self.inter_feat:
+            order = self.inter_feat[self.time_field].rank(method="dense").astype("int64") - 1
+            self.inter_feat[self.time_field] = order.clip(upper=_EXACT_FLOAT32).astype("float64")
+            self.inter_feat = self.inter_feat.iloc[np.argsort(order.to_numpy(), kind="stable")]
+        super()._change_feat_format()
+
+    def build(self) -> list[DynamicPODataset]:
+        """Split as RecBole does; then cut valid and test to size and give them candidates."""
+        parts: list[DynamicPODataset] = super().build()
+        start = 0
+        for phase, part in zip(PHASES, parts, strict=True):
+            ids = torch.arange(start, start + len(part.inter_feat))
+            part.inter_feat.update(Interaction({ROW_ID: ids}))
+            start += len(ids)
+        self.built.update(zip(PHASES, parts, strict=True))
+        self._used[:] = [self._used_until(phase) for phase in range(len(PHASES))]
+        wanted = {"valid": self.settings.valid_rows, "test": self.settings.eval_rows}
+        for phase, rows in wanted.items():
+            self._keep(self.built[phase], phase, rows)
+        return parts
+
+    def stage_rows(self, rows: int, skip: int = 0) -> Interaction:
+        """Return ``rows`` training rows (0: all) with candidates and templates.
+
+        Args:
+            rows: how many; drawn by the seed.
+            skip: rows of the same draw that another stage took first.
+        """
+        train = self.built["train"].inter_feat
+        chosen = choose_rows(len(train), rows, self.settings.seed, phase=0, skip=skip)
+        return self._with_candidates(train[np.sort(chosen)], phase=0)
+
+    def history(self, interaction: Interaction) -> list[IntArray]:
+        """Return the history item ids of each row, oldest first."""
+        ids = interaction[self.iid_field + self.config["LIST_SUFFIX"]].cpu().numpy()
+        lengths = interaction[self.item_list_length_field].cpu().numpy()
+        return [row[:length] for row, length in zip(ids, lengths, strict=True)]
+
+    def popularity(self) -> IntArray:
+        """Return (item_num,) training interactions of each item."""
+        return np.bincount(self._used[0][1], minlength=self.item_num).astype(np.int64)
+
+    def subsampled(self) -> dict[str, tuple[int, int]]:
+        """Return phase -> (rows used, rows there are) for valid and test."""
+        return {phase: (len(self.built[phase].inter_feat), self._total[phase]) for phase in ("valid", "test")}
+
+    def _keep(self, part: DynamicPODataset, phase: str, rows: int) -> None:
+        """Cut one evaluation split to ``rows`` rows (0: all) in their old order, with candidates."""
+        self._total[phase] = len(part.inter_feat)
+        number = PHASES.index(phase)
+        chosen = choose_rows(len(part.inter_feat), rows, self.settings.seed, phase=number)
+        part.inter_feat = self._with_candidates(part.inter_feat[np.sort(chosen)], phase=number)
+
+    def _with_candidates(self, rows: Interaction, phase: int) -> Interaction:
+        """Return ``rows`` with CANDIDATE_IDS and TEMPLATE."""
+        count = len(rows[self.iid_field])
+        draws = [row_generator(self.settings.seed, phase, int(row)) for row in rows[ROW_ID].tolist()]
+        template = torch.tensor([int(draw.integers(TEMPLATE_DRAWS)) for draw in draws], dtype=torch.int64)
+        if self.settings.candidate_field in rows.interaction:
+            candidates = rows[self.settings.candidate_field]
+        else:
+            drawn = [self._draw(rows, index, draws[index], phase) for index in range(count)]
+            shape = (count, self.settings.num_candidates)
+            candidates = torch.from_numpy(np.array(drawn, dtype=np.int64).reshape(shape))
+        if phase:  # evaluation writes every prompt with the first template
+            template.zero_()
+        rows.update(Interaction({CANDIDATE_IDS: candidates, TEMPLATE: template}))
+        return rows
+
+    def _draw(self, rows: Interaction, index: int, draw: np.random.Generator, phase: int) -> IntArray:
+        user = int(rows[self.uid_field][index])
+        offsets, items = self._used[phase]
+        seen = np.concatenate([items[offsets[user] : offsets[user + 1]], *self.history(rows[[index]])])
+        label = f"data set '{self.dataset_name}', user {self.id2token(self.uid_field, [user])[0]}"
+        positive = int(rows[self.iid_field][index])
+        return draw_candidates(positive, seen, self.item_num, self.settings.num_candidates, draw, label)
+
+    def _used_until(self, phase: int) -> tuple[IntArray, IntArray]:
+        """Return each user's items up to and with ``phase``, as (user_num + 1,) offsets and items.
+
+        Later phases stay out: which items a user takes in the test split must not shape training.
+        """
+        users, items = [], []
+        for name in PHASES[: phase + 1]:
+            rows = self.built[name].inter_feat
+            first = rows[self.item_list_length_field] == 1  # holds the user's very first item
+            history = rows[self.iid_field + self.config["LIST_SUFFIX"]]
+            users += [rows[self.uid_field].numpy(), rows[self.uid_field][first].numpy()]
+            items += [rows[self.iid_field].numpy(), history[first][:, 0].numpy()]
+        user, item = np.concatenate(users), np.concatenate(items)
+        order = user.argsort(kind="stable")
+        offsets = np.searchsorted(user[order], np.arange(self.user_num + 1))
+        return offsets.astype(np.int64), item[order].astype(np.int64)
+
+    def _read_catalogue(self) -> Catalogue:
+        path = Path(self.config["data_path"]) / f"{self.dataset_name}.item"
+        titles = read_titles(
+            path,
+            id_field=self.iid_field,
+            title_field=self.settings.item_title_field,
+            separator=self.config["field_separator"],
+        )
+        tokens = [str(token) for token in self.field2id_token[self.iid_field][1:]]
+        return build_catalogue(titles, tokens, [0] * len(tokens), path)
+
+
+class StageDataLoader(TrainDataLoader):  # type: ignore[misc]
+    """RecBole's training loader over the rows of one epoch, in the order in which they lie.
+
+    Args:
+        dataset: the built training data set.
+        rows: what ``DynamicPODataset.stage_rows`` returned.
+        order: (n,) the epoch's order.
+        batch_size: rows per batch.
+    """
+
+    def __init__(
+        self, config: Config, dataset: DynamicPODataset, rows: Interaction, order: IntArray, batch_size: int
+    ) -> None:
+        self.rows_per_batch = batch_size
+        super().__init__(config, dataset.copy(rows[order]), None, shuffle=False)
+
+    def _init_batch_size_and_step(self) -> None:
+        self.step = self.rows_per_batch
+        self.set_batch_size(self.rows_per_batch)
+
+
+def scored_columns(rows: Interaction, item_field: str, negatives: int, seed: int, epoch: int) -> torch.Tensor:
+    """Return (n, 1 + K) columns of the candidates: the positive, then this epoch's negatives.
+
+    Raises:
+        DataError: a row's positive is not among its candidates.
+    """
+    candidates = rows[CANDIDATE_IDS].numpy()
+    hit = candidates == rows[item_field].numpy()[:, None]
+    if not hit.any(axis=1).all():
+        row = int(rows[ROW_ID][int((~hit.any(axis=1)).argmax())])
+        raise DataError(f"row {row}: the item chosen is not among the row's candidates")
+    return torch.from_numpy(draw_scored(hit, candidates > 0, negatives, seed, epoch))
+

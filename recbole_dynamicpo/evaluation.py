@@ -1,0 +1,169 @@
+"""Evaluation on RecBole's loaders and metrics, with the rank of every row kept beside them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.evaluator import Evaluator
+from torch import Tensor
+
+from .dataset import ROW_ID
+from .report import Contestant, render, summarize
+from .statistics import write_ranks
+from .storage import write_json
+
+logger = logging.getLogger(__name__)
+
+
+class RankingMixin:
+    """Adds ranks, the comparison of the stages and the final table to a RecBole trainer.
+
+    Expects the attributes of ``DynamicPOTrainer``; a class of its own only to keep training and
+    evaluation apart for the reader.
+    """
+
+    model: Any
+    settings: Any
+    config: Any
+    device: Any
+    run_folder: Path
+    final_stage: str
+    seconds: dict[str, float]
+    tot_item_num: int
+    evaluator: Evaluator
+    _validating = False
+
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        """Mark evaluations inside the block as validation: no comparison, no table."""
+        self._validating = True
+        try:
+            yield
+        finally:
+            self._validating = False
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool = False,
+    ) -> Any:
+        """Return RecBole's metrics of the model on ``eval_data``.
+
+        Outside of training it also ranks by popularity, by the bare backbone and by the SFT stage
+        (setting ``compare_stages``), prints the final table and saves every row's rank.
+
+        Args:
+            eval_data: a RecBole evaluation loader.
+            load_best_model: load the best adapter of the last stage first.
+            model_file: an adapter folder to load instead.
+            show_progress: show RecBole's progress bar.
+
+        Raises:
+            AdapterError: the folder to load is not an adapter for this backbone.
+        """
+        if not eval_data:
+            return None
+        if load_best_model:
+            folder = Path(model_file) if model_file else self.run_folder / self.final_stage
+            self.model.policy.load(folder)
+            logger.info("evaluating the adapter in %s", folder)
+        if self._validating:
+            return self._evaluate_voice("policy", eval_data, False)[0]
+        contestants = []
+        for voice, name in self._voices():
+            result, ranks = self._evaluate_voice(voice, eval_data, show_progress)
+            contestants.append(Contestant(name, ranks))
+        self._report(contestants)
+        return result
+
+    def _voices(self) -> list[tuple[str, str]]:
+        """Return who is evaluated and under which name, the final model last."""
+        voices = []
+        if self.settings.compare_stages:
+            voices = [("popularity", "popularity"), ("backbone", f"{self.settings.backbone} zero-shot")]
+            if self.model.policy.has_reference:
+                voices.append(("reference", "after SFT"))
+        return [*voices, ("policy", f"after {self.config['model']}")]
+
+    def _evaluate_voice(
+        self, voice: str, eval_data: Any, show_progress: bool
+    ) -> tuple[Any, np.ndarray[Any, Any]]:
+        self._ranks: list[Tensor] = []
+        self._row_ids: list[Tensor] = []
+        self.model.voice = voice
+        try:
+            result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)  # type: ignore[misc]
+        finally:
+            self.model.voice = "policy"
+        return result, torch.cat(self._ranks).cpu().numpy()
+
+    def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        batch = super()._full_sort_batch_eval(batched_data)  # type: ignore[misc]
+        interaction, scores, positive_rows, positive_items = batch
+        self._note_ranks(scores, positive_rows, positive_items, interaction[ROW_ID][positive_rows])
+        return batch
+
+    def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
+        """Score a whole batch at once: RecBole would cut a user's candidates at the batch size."""
+        interaction, row_index, positive_rows, positive_items = batched_data
+        items = interaction[self.config["ITEM_ID_FIELD"]]
+        found = self.model.predict(interaction)
+        scores = torch.full((int(positive_rows[-1]) + 1, self.tot_item_num), -torch.inf)
+        scores[row_index, items] = found.cpu()
+        scores = scores.to(self.device)
+        match = (row_index == positive_rows[:, None]) & (items == positive_items[:, None])
+        row_ids = interaction[ROW_ID][match.int().argmax(dim=1)]
+        self._note_ranks(scores, positive_rows, positive_items, row_ids)
+        return interaction, scores, positive_rows, positive_items
+
+    def _note_ranks(self, scores: Tensor, rows: Tensor, items: Tensor, row_ids: Tensor) -> None:
+        """Keep 1 + the number of candidates that score strictly higher than the item chosen."""
+        rows, items = rows.to(scores.device), items.to(scores.device)
+        mine = scores[rows]
+        self._ranks.append(1 + (mine > mine.gather(1, items[:, None])).sum(dim=1))
+        self._row_ids.append(row_ids)
+
+    def _report(self, contestants: list[Contestant]) -> None:
+        """Print the final table and write it and the ranks into the run folder."""
+        table = render(
+            contestants,
+            candidates=self.settings.num_candidates,
+            seconds=self.seconds,
+            notes=self._notes(),
+        )
+        logger.info("final result\n%s", table)
+        summaries = [summarize(contestant) for contestant in contestants]
+        write_json(self.run_folder / "report.json", {"contestants": summaries, "seconds": self.seconds})
+        row_ids = torch.cat(self._row_ids).tolist()
+        dataset = self.model.dataset
+        test = dataset.built["test"].inter_feat
+        users = dict(zip(test[ROW_ID].tolist(), test[dataset.uid_field].tolist(), strict=True))
+        tokens = dataset.id2token(dataset.uid_field, np.array([users.get(row, 0) for row in row_ids]))
+        write_ranks(
+            self.run_folder / "ranks.parquet",
+            [str(row) for row in row_ids],
+            [str(token) for token in tokens],
+            contestants[-1].ranks,
+        )
+
+    def _notes(self) -> list[str]:
+        used = self.model.dataset.subsampled()
+        notes = [f"{phase} rows: {kept} of {total}" for phase, (kept, total) in used.items()]
+        if self.model.collator.truncated_rows:
+            notes.append(f"prompts that lost old history: {self.model.collator.truncated_rows}")
+        folder = self.run_folder / self.final_stage
+        return [
+            *notes,
+            f"adapters: {self.run_folder}/sft (reference), {folder} (final)",
+            f'rank with it: recbole-dynamicpo rank --model {folder} --history "TITLE|TITLE" '
+            '--candidates "TITLE|TITLE"',
+        ]

@@ -1,0 +1,243 @@
+"""The RecBole models: they wire data, prompts, policy and objective together and hold no maths.
+
+DynamicPO and its plain baselines are one class; properties/model/<Name>.yaml sets them apart.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+
+from .backbone import load_backbone
+from .batches import Diagnostics, PromptRow
+from .catalogue import Catalogue
+from .collate import Collator
+from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, TEMPLATE, DynamicPODataset
+from .errors import DataError
+from .objectives import preference_loss, sft_loss
+from .policy import LoraShape, Policy
+from .prompts import load_templates
+from .shipped import properties_folder
+from .sampling import row_generator
+from .scorer import Scorer
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+REFERENCE_LOGPS = "reference_logps"  # (n, C) column that the trainer adds to preference batches
+
+
+class DynamicPO(SequentialRecommender):  # type: ignore[misc]
+    """Language-model recommender aligned with boundary negatives and dual-margin betas.
+
+    Attributes:
+        stage: ``sft`` or ``preference``; which loss ``calculate_loss`` returns.
+        voice: who answers ``predict``: ``policy``, ``reference``, ``backbone`` or ``popularity``.
+        diagnostics: of the last preference batch.
+
+    Raises:
+        SettingsError, DataError, BackboneError, AdapterError: see the messages.
+    """
+
+    input_type = InputType.PAIRWISE
+
+    def __init__(self, config: Config, dataset: DynamicPODataset) -> None:
+        super().__init__(config, dataset)
+        if not isinstance(dataset, DynamicPODataset):
+            raise DataError(
+                f"{type(self).__name__}: got {type(dataset).__name__}, wanted the data set that "
+                "recbole.data.create_dataset(config) makes for this model"
+            )
+        self.settings: Settings = dataset.settings
+        self.dataset = dataset
+        self.popularity = torch.from_numpy(dataset.popularity())
+        known = dataset.catalogue
+        self.catalogue = Catalogue(known.ids, known.titles, tuple(self.popularity[1:].tolist()))
+        self.titles = np.array(["", *known.titles], dtype=object)
+        self.policy = self._load_policy()
+        self.collator = Collator(
+            self.policy.backbone.tokenizer,
+            load_templates(self.settings.prompt, properties_folder() / "prompts"),
+            max_length=min(self.settings.max_length, self.policy.backbone.max_length),
+            max_history=self.settings.max_history,
+        )
+        self.scorer = Scorer(self.policy, self.collator, self.settings.tokens_per_batch)
+        self.stage = "preference"
+        self.voice = "policy"
+        self.diagnostics: Diagnostics | None = None
+
+    def _load_policy(self) -> Policy:
+        settings = self.settings
+        backbone = load_backbone(
+            settings.backbone,
+            dtype=settings.dtype,
+            device=self.device,
+            load_in_4bit=settings.load_in_4bit,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        )
+        shape = LoraShape(
+            settings.lora_rank,
+            settings.lora_alpha,
+            settings.lora_dropout,
+            settings.lora_targets,
+            settings.lora_layers,
+        )
+        return Policy(backbone, shape, settings.seed)
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """Return the batch's mean loss of the present stage, 0-d."""
+        return self.row_losses(interaction).mean()
+
+    def row_losses(self, interaction: Interaction) -> Tensor:
+        """Return (B,) losses of the present stage.
+
+        ``interaction`` carries candidate ids and templates; the preference stage also needs the
+        columns to score and, unless the objective has no reference, the reference's
+        log-probabilities of all candidates.
+        """
+        if self.stage == "sft":
+            target = interaction[self.POS_ITEM_ID].cpu().numpy()[:, None]
+            batch = self.collator(self.prompt_rows(interaction, target))
+            logps = self.policy.logps(batch)[:, 0]
+            return sft_loss(logps, batch.completion_length[:, 0].to(logps.device))
+        columns = interaction[SCORED].cpu()
+        ids = interaction[CANDIDATE_IDS].cpu().gather(1, columns)
+        logps = self.policy.logps(self.collator(self.prompt_rows(interaction, ids.numpy())))
+        reference = None
+        if self.settings.objective != "mppo":
+            reference = interaction[REFERENCE_LOGPS].to(logps).gather(1, columns.to(logps.device))
+        result = preference_loss(
+            logps,
+            reference,
+            objective=self.settings.objective,
+            dynamic=self.settings.dynamic,
+            beta=self.settings.beta,
+            margin=self.settings.margin,
+            clusters=self.settings.num_clusters,
+            mask=(ids[:, 1:] > 0).to(logps.device),
+        )
+        self.diagnostics = result.diagnostics
+        return result.loss
+
+    def prompt_rows(self, interaction: Interaction, scored: np.ndarray[Any, Any]) -> list[PromptRow]:
+        """Return the rows' prompts, with the items ``scored`` (B, any; 0: none) to be scored."""
+        candidates = interaction[CANDIDATE_IDS].cpu().numpy()
+        templates = interaction[TEMPLATE].tolist()
+        histories = self.dataset.history(interaction)
+        return [
+            PromptRow(
+                self.titles[histories[row]].tolist(),
+                self.titles[candidates[row][candidates[row] > 0]].tolist(),
+                self.titles[scored[row][scored[row] > 0]].tolist(),
+                templates[row],
+            )
+            for row in range(len(candidates))
+        ]
+
+    @torch.no_grad()
+    def candidate_logps(self, interaction: Interaction) -> Tensor:
+        """Return (B, C) log-probabilities of all candidates, -inf where a row has fewer."""
+        candidates = interaction[CANDIDATE_IDS].cpu()
+        if self.voice == "popularity":
+            counts = self.popularity[candidates].float()
+            return counts.masked_fill(candidates == 0, -torch.inf)
+        present = candidates > 0
+        found = self.scorer(self.prompt_rows(interaction, candidates.numpy()), self.voice)
+        scores = torch.full(candidates.shape, -torch.inf)
+        scores[present] = found[torch.isfinite(found)]
+        return scores
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Return (B, item_num) scores: the candidates' log-probabilities, -inf elsewhere."""
+        candidates = interaction[CANDIDATE_IDS]
+        scores = self.candidate_logps(interaction).to(self.device)
+        table = torch.full((len(candidates), self.n_items), -torch.inf, device=self.device)
+        table.scatter_(1, candidates.to(self.device), scores)
+        table[:, 0] = -torch.inf
+        return table
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Return (rows,) scores of (history, item) pairs, as RecBole's uniN and popN modes ask.
+
+        The items of rows that belong to one (user, position) are each other's candidates: their
+        prompt shows all of them, in an order drawn by the seed. A row alone is scored among its own
+        candidates.
+        """
+        items = interaction[self.ITEM_ID].cpu().numpy()
+        if self.voice == "popularity":
+            return self.popularity[items].float().to(self.device)
+        keys, group = np.unique(interaction[ROW_ID].cpu().numpy(), return_inverse=True)
+        members = [np.flatnonzero(group == number) for number in range(len(keys))]
+        rows = [self._group_row(interaction, items, member) for member in members]
+        found = self.scorer(rows, self.voice)
+        scores = torch.empty(len(items))
+        for number, member in enumerate(members):
+            scores[member] = found[number, : len(member)]
+        return scores.to(self.device)
+
+    def _group_row(
+        self, interaction: Interaction, items: np.ndarray[Any, Any], member: np.ndarray[Any, Any]
+    ) -> PromptRow:
+        first = interaction[member[:1]]
+        shown = np.unique(items[member])
+        if len(shown) == 1:
+            shown = first[CANDIDATE_IDS][0].cpu().numpy()
+            shown = shown[shown > 0]
+        else:
+            draw = row_generator(self.settings.seed, 17, int(first[ROW_ID][0]))
+            shown = draw.permutation(shown)
+        history = self.titles[self.dataset.history(first)[0]].tolist()
+        return PromptRow(history, self.titles[shown].tolist(), self.titles[items[member]].tolist())
+
+    def to(self, *args: Any, **kwargs: Any) -> DynamicPO:
+        """Move the model; 4-bit weights stay where they were loaded."""
+        return self if self.settings.load_in_4bit else super().to(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        """Return a stand-in: RecBole copies the model only to count its operations."""
+        return _OperationCount(self)
+
+    def __str__(self) -> str:
+        trainable = sum(p.numel() for p in self.policy.trainable())
+        return f"{type(self).__name__}(backbone={self.settings.backbone}, trainable parameters={trainable:,})"
+
+
+class _OperationCount(nn.Module):
+    """Reports the operations of scoring one row to RecBole's counter.
+
+    The counter hooks every submodule, which a PEFT model refuses. This module has none: it states
+    2 operations per weight and token, the usual estimate of a forward pass.
+    """
+
+    def __init__(self, model: DynamicPO) -> None:
+        super().__init__()
+        self.type = model.type
+        weights = sum(p.numel() for p in model.policy.parameters())
+        self.operations = 2.0 * weights * model.collator.max_length
+
+    def predict(self, interaction: Interaction) -> None:
+        self.total_ops += self.operations
+
+
+class DMPO(DynamicPO):
+    """Plain DMPO: all negatives, one beta."""
+
+
+class MPPO(DynamicPO):
+    """Plain MPPO: all negatives, one beta, no reference."""
+
+
+class SDPO(DynamicPO):
+    """Plain S-DPO: all negatives, one beta."""
+
+
+class SFTRec(DynamicPO):
+    """Supervised fine-tuning only."""

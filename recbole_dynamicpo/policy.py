@@ -1,0 +1,218 @@
+"""The policy: a frozen backbone with a trainable LoRA adapter and a frozen copy of it as reference.
+
+Both adapters sit on one backbone, so the reference costs no second model. The reference is the SFT
+adapter, never the bare backbone. A saved adapter is an ordinary PEFT folder (safetensors and JSON).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import Backbone
+from .batches import TokenBatch
+from .errors import AdapterError, BackboneError, NumericsError
+from .logps import separate_logps, shared_logps
+
+POLICY, REFERENCE = "policy", "reference"
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """Where the adapter sits and how large it is.
+
+    Attributes:
+        rank: r.
+        alpha: scale numerator; the update is multiplied by alpha / rank.
+        dropout: on the adapter's input while training.
+        targets: names of the linear layers that carry it, or ``("all-linear",)``.
+        layers: only the topmost this many transformer layers; 0 means all. Layers below the lowest
+            adapter need no backward pass.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+    layers: int
+
+
+class Policy(nn.Module):
+    """A backbone that speaks with the adapter ``policy``, ``reference`` or none.
+
+    Args:
+        backbone: the frozen language model.
+        shape: size and place of the adapter.
+        seed: of the adapter's initial weights.
+
+    Raises:
+        BackboneError: the backbone has no layer of the wanted names.
+    """
+
+    def __init__(self, backbone: Backbone, shape: LoraShape, seed: int) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        super().__init__()
+        self.backbone = backbone
+        targets = "all-linear" if shape.targets == ("all-linear",) else list(shape.targets)
+        depth = backbone.model.config.num_hidden_layers
+        top = list(range(depth - shape.layers, depth)) if 0 < shape.layers < depth else None
+        config = LoraConfig(
+            r=shape.rank,
+            lora_alpha=shape.alpha,
+            lora_dropout=shape.dropout,
+            target_modules=targets,
+            layers_to_transform=top,
+            task_type="CAUSAL_LM",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                self.peft = get_peft_model(backbone.model, config, adapter_name=POLICY)
+            except ValueError as error:
+                raise BackboneError(
+                    f"backbone '{backbone.name}' cannot carry LoRA on {targets}: {error} "
+                    "(setting lora_targets; 'all-linear' fits any model)"
+                ) from error
+
+    def logps(self, batch: TokenBatch) -> Tensor:
+        """Return (B, C) summed log-probabilities of the completions, nats, at least float32."""
+        score = shared_logps if self.backbone.shares_prompt else separate_logps
+        return score(self.peft.get_base_model(), batch)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Return the parameters of the adapter ``policy``."""
+        return [p for name, p in self.peft.named_parameters() if f".{POLICY}." in name]
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a frozen reference adapter is present."""
+        return REFERENCE in self.peft.peft_config
+
+    @contextmanager
+    def speaking_as(self, voice: str) -> Iterator[None]:
+        """Score as ``policy``, ``reference`` or ``backbone`` (no adapter) inside the block."""
+        if voice == "backbone":
+            with self.peft.disable_adapter():
+                yield
+        elif voice == POLICY:
+            yield
+        else:
+            self.peft.set_adapter(voice, inference_mode=True)
+            try:
+                yield
+            finally:
+                self.peft.set_adapter(POLICY)
+
+    def freeze_reference(self) -> None:
+        """Make the present policy the reference; an older reference is replaced."""
+        self._put(REFERENCE, self._weights(POLICY))
+
+    def save(self, folder: Path) -> None:
+        """Write the policy adapter into ``folder``, which exists."""
+        from safetensors.torch import save_file
+
+        save_file(self._weights(POLICY), folder / WEIGHTS_FILE)
+        config = self.peft.peft_config[POLICY].to_dict()
+        config["base_model_name_or_path"] = self.backbone.name
+        config["target_modules"] = sorted(config["target_modules"])
+        config["inference_mode"] = True
+        text = json.dumps(config, indent=2, sort_keys=True, default=str)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the policy's weights and scale."""
+        digest = hashlib.sha256(repr(self.peft.peft_config[POLICY].lora_alpha).encode())
+        for name, value in sorted(self._weights(POLICY).items()):
+            digest.update(name.encode())
+            digest.update(value.cpu().float().numpy().tobytes())
+        return digest.hexdigest()
+
+    def load(self, folder: Path, adapter: str = POLICY) -> None:
+        """Read ``folder`` into ``adapter``.
+
+        Raises:
+            AdapterError: files are missing or damaged, or shapes do not fit this backbone.
+            NumericsError: a weight is not finite.
+        """
+        self._put(adapter, read_adapter(folder), str(folder))
+
+    def _weights(self, adapter: str) -> dict[str, Tensor]:
+        from peft import get_peft_model_state_dict
+
+        state: dict[str, Tensor] = get_peft_model_state_dict(self.peft, adapter_name=adapter)
+        return {name: value.detach().contiguous() for name, value in state.items()}
+
+    def _put(self, adapter: str, weights: dict[str, Tensor], source: str = "weights") -> None:
+        from peft import set_peft_model_state_dict
+
+        wanted = {name: tuple(value.shape) for name, value in self._weights(POLICY).items()}
+        got = {name: tuple(value.shape) for name, value in weights.items()}
+        if wanted != got:
+            different = sorted(n for n in {*wanted, *got} if wanted.get(n) != got.get(n))
+            name = different[0]
+            raise AdapterError(
+                f"{source}: not an adapter for backbone '{self.backbone.name}' with these lora_* "
+                f"settings: {len(different)} of {len(wanted)} tensors differ, first {name}: "
+                f"got {got.get(name)}, wanted {wanted.get(name)}"
+            )
+        if adapter not in self.peft.peft_config:
+            self.peft.add_adapter(adapter, self.peft.peft_config[POLICY])
+            self.peft.set_adapter(POLICY)
+        set_peft_model_state_dict(self.peft, weights, adapter_name=adapter)
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of an adapter folder; nothing in it is unpickled.
+
+    Raises:
+        AdapterError: no such folder, no safetensors file, or a damaged one.
+        NumericsError: a weight is not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no such folder"
+        raise AdapterError(f"{folder}: wanted an adapter folder with {WEIGHTS_FILE}; found: {found}")
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(f"{path}: damaged safetensors file ({error})") from error
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise NumericsError(f"{path}: tensor {name} holds NaN or infinity")
+    return weights
+
+
+def read_lora_shape(folder: Path) -> LoraShape:
+    """Return the shape that a saved adapter was made with.
+
+    Raises:
+        AdapterError: ``adapter_config.json`` is missing or not a LoRA configuration.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        targets = config["target_modules"]
+        return LoraShape(
+            rank=int(config["r"]),
+            alpha=float(config["lora_alpha"]),
+            dropout=float(config["lora_dropout"]),
+            targets=(targets,) if isinstance(targets, str) else tuple(targets),
+            layers=len(config["layers_to_transform"] or []),
+        )
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AdapterError(f"{path}: not a LoRA configuration ({error!r})") from error

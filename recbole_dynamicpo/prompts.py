@@ -1,0 +1,90 @@
+"""Prompt templates: history and candidate titles in, text out.
+
+A template file holds one or more templates, separated by lines that consist of ``---``. The first
+one is what evaluation uses. Placeholders: ``{history}`` and ``{candidates}`` (titles, one a line
+behind a dash, or on one line as ``{history:, }`` with the separator behind the colon),
+``{num_history}`` and ``{num_candidates}``. Which template a row gets is the caller's choice: nothing
+here is random.
+
+A prompt ends without white space and a completion starts with a space, so that prompt and title
+fall into the tokens that the model itself would write. The published code ends its prompt with a
+line break and writes the title right behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .errors import DataError, SettingsError, nearest
+
+_PLACEHOLDER = re.compile(r"\{(\w+)(?::([^}\n]*))?\}")
+_KNOWN = ("history", "candidates", "num_history", "num_candidates")
+_SEPARATOR = re.compile(r"^---[ \t]*$", re.MULTILINE)
+
+
+class Templates:
+    """The templates of one file.
+
+    Args:
+        texts: template texts, at least one; trailing white space is cut.
+        source: where they came from, for messages.
+
+    Raises:
+        DataError: no template, an unknown placeholder, or no place for the history.
+    """
+
+    def __init__(self, texts: list[str], source: str = "templates") -> None:
+        self.texts = [text.strip() for text in texts if text.strip()]
+        self.source = source
+        if not self.texts:
+            raise DataError(f"{source}: got no template, wanted at least one non-empty text")
+        for number, text in enumerate(self.texts, start=1):
+            names = [match.group(1) for match in _PLACEHOLDER.finditer(text)]
+            for name in names:
+                if name not in _KNOWN:
+                    raise DataError(
+                        f"{source}, template {number}: unknown placeholder {{{name}}}; "
+                        f"wanted some of {', '.join(_KNOWN)}{nearest(name, _KNOWN)}"
+                    )
+            if "history" not in names:
+                raise DataError(f"{source}, template {number}: {{history}} is missing")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def render(self, history: list[str], candidates: list[str], template: int = 0) -> str:
+        """Return the prompt text; ``template`` is taken modulo the number of templates."""
+        lists = {"history": history, "candidates": candidates}
+
+        def fill(match: re.Match[str]) -> str:
+            name, separator = match.groups()
+            if name.startswith("num_"):
+                return str(len(lists[name.removeprefix("num_")]))
+            titles = lists[name]
+            if separator is not None:
+                return separator.join(titles)
+            return "\n".join(f"- {title}" for title in titles)
+
+        return _PLACEHOLDER.sub(fill, self.texts[template % len(self.texts)])
+
+
+def load_templates(name: str, folder: Path) -> Templates:
+    """Load the templates called ``name`` in ``folder``, or the file that ``name`` is the path of.
+
+    Raises:
+        SettingsError: there is no such template or file.
+        DataError: the file is not UTF-8 or holds no usable template.
+    """
+    shipped = {path.stem: path for path in folder.glob("*.txt")}
+    path = shipped.get(name, Path(name))
+    if not path.is_file():
+        raise SettingsError(
+            f"prompt: got '{name}', wanted one of {', '.join(sorted(shipped))} "
+            f"or the path of a template file{nearest(name, shipped)}"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    return Templates(_SEPARATOR.split(text), str(path))

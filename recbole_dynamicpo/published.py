@@ -1,0 +1,285 @@
+"""Reading the published data: a JSON list of {historyList, itemList, trueSelection}, one object per prompt.
+
+``historyList`` is one string in which ``::`` joins the titles, ``itemList`` the candidates in prompt order,
+``trueSelection`` the candidate that was chosen. Files are streams: memory holds one row at a time.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import zlib
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+from tqdm import tqdm
+
+from recbole_dynamicpo.errors import DataError
+
+SEPARATOR = "::"
+_CHUNK = 1 << 20  # bytes read at a time
+_LONGEST_ROW = 1 << 24  # characters; bounds what a file without end can make us hold
+_SPACE = " \t\r\n"
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One checked row; ``number`` counts the list's elements from 1, ``history`` is not split yet."""
+
+    number: int
+    history: str
+    candidates: tuple[str, ...]
+    target: str
+
+
+@dataclass
+class BadRows:
+    """What to do with a row that cannot be used: stop with its place, or drop and count it.
+
+    A row may be reported in each of several passes over its file; it counts once.
+    """
+
+    skip: bool = False
+    dropped: dict[Path, set[int]] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+    def report(self, path: Path, number: int, problem: str) -> None:
+        """Record row ``number`` of ``path``.
+
+        Raises:
+            DataError: unless bad rows are to be skipped.
+        """
+        message = f"{path}, row {number}: {problem}"
+        if not self.skip:
+            raise DataError(f"{message} (--skip-bad-rows drops and counts such rows)")
+        numbers = self.dropped.setdefault(path, set())
+        if number not in numbers and len(self.examples) < 10:
+            self.examples.append(message)
+        numbers.add(number)
+
+    def count(self, path: Path) -> int:
+        """Return how many rows of ``path`` were dropped."""
+        return len(self.dropped.get(path, ()))
+
+
+def title_problem(title: str) -> str | None:
+    """Say why an atomic file cannot hold a title, or return None; quotes, NA and odd Unicode are fine."""
+    if not title.strip():
+        return f"a title is empty, got {title!r}"
+    if any(mark in title for mark in "\t\n\r"):
+        return f"a title has a tab or line break, which atomic files cannot hold: {title!r}"
+    try:
+        title.encode("utf-8")
+    except UnicodeEncodeError:
+        return f"a title is not valid UTF-8: {title!a}"
+    return None
+
+
+def read_rows(path: Path, bad: BadRows, *, progress: bool = False) -> Iterator[PublishedRow]:
+    """Yield the usable rows of a published file (.json, or the same gzipped) in file order.
+
+    Args:
+        path: the file.
+        bad: told of every row that cannot be used; it raises or counts.
+        progress: show a bar that counts the bytes read, where there is a terminal.
+
+    Raises:
+        DataError: naming file and row, if the file is no JSON list, is cut off, or holds no usable row.
+    """
+    usable = 0
+    for number, value in enumerate(_elements(path, progress), start=1):
+        problem = _row_problem(value)
+        if problem:
+            bad.report(path, number, problem)
+            continue
+        usable += 1
+        yield PublishedRow(number, value["historyList"], tuple(value["itemList"]), value["trueSelection"])
+    if not usable:
+        raise DataError(f"{path}: no usable row, {bad.count(path)} dropped; wanted at least one")
+
+
+def _row_problem(value: Any) -> str | None:
+    """Say why an element of the list is no usable row, or return None."""
+    if not isinstance(value, dict):
+        return f"wanted an object with historyList, itemList and trueSelection, got {_short(value)}"
+    for key in ("historyList", "itemList", "trueSelection"):
+        if key not in value:
+            return f"{key} is missing; the row has {_short(sorted(value))}"
+    history, candidates, target = value["historyList"], value["itemList"], value["trueSelection"]
+    if not isinstance(history, str):
+        return f"historyList must be one string of titles joined with '::', got {_short(history)}"
+    if not isinstance(candidates, list) or not all(isinstance(title, str) for title in candidates):
+        return f"itemList must be a list of titles, got {_short(candidates)}"
+    if len(candidates) < 2:
+        return f"itemList must have at least 2 candidates, got {len(candidates)}"
+    if len(set(candidates)) < len(candidates):
+        twice = next(title for title in candidates if candidates.count(title) > 1)
+        return f"itemList names {twice!r} more than once; candidates must be distinct"
+    if not isinstance(target, str) or target not in candidates:
+        return f"trueSelection must be one of itemList, got {_short(target)}"
+    titles = (*candidates, history) if history else candidates
+    return next((problem for problem in map(title_problem, titles) if problem), None)
+
+
+def _short(value: Any) -> str:
+    """Return ASCII text of at most 80 characters: what is quoted may be long, or no valid Unicode."""
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _elements(path: Path, progress: bool) -> Iterator[Any]:
+    """Yield the elements of the JSON list in ``path``, decoding one at a time."""
+    buffer = _Buffer(_texts(path, progress), path)
+    if buffer.peek() == "\ufeff":  # a byte order mark
+        buffer.place += 1
+    first = buffer.peek()
+    if first != "[":
+        got = {"": "an empty file", "{": "'{', as in JSON lines"}.get(first, ascii(first))
+        raise DataError(f"{path}: wanted a JSON list of rows, which starts with '[', got {got}")
+    buffer.place += 1
+    if buffer.peek() == "]":
+        buffer.place += 1
+    else:
+        while True:
+            yield buffer.element()
+            mark = buffer.peek()
+            buffer.place += 1
+            if mark == "]":
+                break
+            if mark != ",":
+                raise DataError(f"{path}: after row {buffer.rows} wanted ',' or ']', got {mark!r}")
+    if buffer.peek():
+        raise DataError(f"{path}: there is more text after the list's end (row {buffer.rows})")
+
+
+class _Buffer:
+    """The part of a JSON text between what has been decoded and what has been read."""
+
+    def __init__(self, texts: Iterator[str], path: Path) -> None:
+        self.texts, self.path = texts, path
+        self.text, self.place, self.rows, self.ended = "", 0, 0, False
+        self.decoder = json.JSONDecoder(strict=False)  # lets a raw tab through, to be reported with its row
+
+    def read(self) -> None:
+        """Drop what has been decoded and at least double the rest, so that long rows cost linear time."""
+        pieces = [self.text[self.place :]]
+        wanted = max(len(pieces[0]), 1)
+        while wanted > 0 and not self.ended:
+            try:
+                piece = next(self.texts, None)
+            except (OSError, EOFError, zlib.error) as error:
+                raise DataError(f"{self.path}: cannot be read after row {self.rows}: {error}") from error
+            self.ended = piece is None
+            pieces.append(piece or "")
+            wanted -= len(pieces[-1])
+        self.text, self.place = "".join(pieces), 0
+
+    def peek(self) -> str:
+        """Skip white space and return the next character, or an empty string at the end."""
+        while True:
+            while self.place < len(self.text) and self.text[self.place] in _SPACE:
+                self.place += 1
+            if self.place < len(self.text) or self.ended:
+                return self.text[self.place : self.place + 1]
+            self.read()
+
+    def element(self) -> Any:
+        """Decode one element, reading on while it is not complete."""
+        self.peek()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.place)
+            except (ValueError, RecursionError) as error:
+                if self.ended or len(self.text) - self.place > _LONGEST_ROW:
+                    raise DataError(
+                        f"{self.path}, row {self.rows + 1}: not valid JSON, or cut off ({error})"
+                    ) from error
+            else:
+                if end < len(self.text) or self.ended:  # a number could go on in what is not read yet
+                    self.place, self.rows = end, self.rows + 1
+                    return value
+            self.read()
+
+
+def _texts(path: Path, progress: bool) -> Iterator[str]:
+    """Yield a file's text in pieces, unpacking gzip by its signature.
+
+    Bytes that are no UTF-8 become surrogates, so that a damaged byte is found in the row that holds it.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if packed else raw)
+        size = path.stat().st_size
+        hidden = None if progress else True  # None: only where there is a terminal
+        with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=hidden) as bar:
+            while chunk := stream.read(_CHUNK):
+                yield decoder.decode(chunk)
+                bar.update(raw.tell() - bar.n)
+            yield decoder.decode(b"", final=True)
+
+
+@dataclass(frozen=True)
+class SplitHistory:
+    """A history string's titles, oldest first; ``ambiguous`` if another split explains it as well."""
+
+    titles: tuple[str, ...]
+    ambiguous: bool
+
+
+class HistorySplitter:
+    """Splits history strings at ``::`` although titles may contain, begin or end with colons.
+
+    Of all ways to cut a string into pieces joined by ``::`` it takes one that leaves the fewest characters in
+    pieces that are no known title (one more for each such piece), and among those the longest title first. So
+    a string that known titles explain is split into known titles, and an unknown piece becomes a title of its
+    own. ``"::".join(titles)`` is always the string again.
+    """
+
+    def __init__(self, known: Iterable[str]) -> None:
+        """Args: known: the titles that occur in the data's candidate lists."""
+        self.known = frozenset(known)
+        self.longest = max(map(len, self.known), default=0)
+
+    def split(self, history: str) -> SplitHistory:
+        """Return the titles of one history; none for an empty string."""
+        if not history:
+            return SplitHistory((), False)
+        cuts = [i for i in range(len(history) - 1) if history.startswith(SEPARATOR, i)] + [len(history)]
+        # best[start]: (cost of the rest, number of equally good splits up to 2, end of the first piece)
+        best: dict[int, tuple[int, int, int]] = {len(history) + len(SEPARATOR): (0, 1, -1)}
+        for start in [cut + len(SEPARATOR) for cut in reversed(cuts[:-1])] + [0]:
+            best[start] = self._best_first(history, start, cuts, best)
+        titles, start = [], 0
+        while start <= len(history):
+            end = best[start][2]
+            titles.append(history[start:end])
+            start = end + len(SEPARATOR)
+        return SplitHistory(tuple(titles), best[0][1] > 1)
+
+    def _best_first(
+        self, history: str, start: int, cuts: list[int], best: dict[int, tuple[int, int, int]]
+    ) -> tuple[int, int, int]:
+        """Choose the first piece of what begins at ``start``; ``cuts`` are all possible ends, ascending."""
+        cost, ways, chosen = len(history) * 2 + 2, 0, -1
+        first = bisect_left(cuts, start)
+        for index in range(first, len(cuts)):
+            end = cuts[index]
+            known = history[start:end] in self.known
+            whole = end - cuts[first] < len(SEPARATOR)  # no separator inside
+            if end - start > self.longest and not whole:
+                break
+            if not (known or whole):
+                continue
+            rest, rest_ways, _ = best[end + len(SEPARATOR)]
+            total = rest + (0 if known else end - start + 1)
+            if total < cost:
+                cost, ways, chosen = total, rest_ways, end
+            elif total == cost:
+                ways, chosen = min(2, ways + rest_ways), end
+        return cost, ways, chosen

@@ -1,0 +1,86 @@
+"""Reference log-probabilities, computed once and kept on disk.
+
+A folder belongs to one reference: backbone, adapter, dtype and way of scoring. In it lie shards,
+each written whole or not at all and never changed, so that neither a crash nor a second process can
+leave a wrong value: the worst is a row computed twice. A row is found by the hash of its prompt and
+completion texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .storage import atomic_file
+
+logger = logging.getLogger(__name__)
+
+# Rows per shard: a crash loses at most this much work.
+SHARD_ROWS = 128
+
+
+def row_key(texts: Sequence[str]) -> str:
+    """Return the hash of a row's prompt and completion texts."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+
+
+class ReferenceCache:
+    """Stored log-probabilities of one reference.
+
+    Args:
+        folder: of this reference; its name holds the hashes that it depends on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self) -> dict[str, list[float]]:
+        """Return all stored rows; an unreadable shard is passed over with a warning."""
+        stored: dict[str, list[float]] = {}
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                shard = json.loads(path.read_text(encoding="utf-8"))
+                stored.update({str(key): [float(v) for v in values] for key, values in shard.items()})
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                logger.warning("%s: not a readable cache shard (%r); its rows are computed again", path, error)
+        return stored
+
+    def store(self, rows: dict[str, list[float]]) -> None:
+        """Add one shard, named by its content."""
+        text = json.dumps(rows, sort_keys=True)
+        name = hashlib.sha256(text.encode()).hexdigest()[:32]
+        with atomic_file(self.folder / f"{name}.json") as handle:
+            handle.write(text)
+
+    def complete(
+        self,
+        keys: Sequence[str],
+        score: Callable[[list[int]], Tensor],
+        progress: Callable[[int], object],
+    ) -> tuple[Tensor, int]:
+        """Return (n, C) log-probabilities of all rows and how many of them had to be computed.
+
+        Args:
+            keys: (n,) ``row_key`` of each row.
+            score: computes the (m, C) log-probabilities of the rows with these m indices.
+            progress: called with the number of rows done at each step.
+        """
+        stored = self.load()
+        missing = [index for index, key in enumerate(keys) if key not in stored]
+        progress(len(keys) - len(missing))
+        for start in range(0, len(missing), SHARD_ROWS):
+            chunk = missing[start : start + SHARD_ROWS]
+            values = score(chunk).double().tolist()
+            fresh = {keys[index]: value for index, value in zip(chunk, values, strict=True)}
+            self.store(fresh)
+            stored.update(fresh)
+            progress(len(chunk))
+        table = np.array([stored[key] for key in keys], dtype=np.float64)
+        return torch.from_numpy(table).float(), len(missing)

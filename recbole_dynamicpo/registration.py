@@ -1,0 +1,87 @@
+"""Make RecBole find our models, trainers, data sets and default settings by name.
+
+RecBole looks a model up as a module below ``recbole.model``, a trainer and a data set as attributes
+of its modules, and default settings in its own folder; it has no entry points. ``register`` only
+puts a finder on ``sys.meta_path``. RecBole's Config asks for the model class before it reads
+defaults, data set or trainer, so that is when the rest is attached. No installed file is touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from .shipped import properties_folder
+
+MODEL_NAMES = ("DynamicPO", "SFTRec", "DMPO", "MPPO", "SDPO")
+
+_PACKAGE = "recbole.model.sequential_recommender."
+_MODULES = {_PACKAGE + name.lower() for name in MODEL_NAMES}
+
+
+class _ModelFinder(MetaPathFinder):
+    """Answers for the module names under which RecBole looks for our models."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, _ModelLoader()) if fullname in _MODULES else None
+
+
+class _ModelLoader(Loader):
+    """Gives a module that carries our model classes; they keep their own ``__module__``."""
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        attach()
+        source = importlib.import_module("recbole_dynamicpo.model")
+        for name in MODEL_NAMES:
+            setattr(module, name, getattr(source, name))
+
+
+def register() -> None:
+    """Let RecBole find our models by name; may be called any number of times."""
+    if not any(isinstance(finder, _ModelFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_ModelFinder())
+
+
+def attach() -> None:
+    """Attach trainers, data sets and default settings to RecBole; idempotent."""
+    import recbole.data.dataset
+    import recbole.trainer
+
+    from .dataset import DynamicPODataset
+    from .trainer import DynamicPOTrainer
+
+    for name in MODEL_NAMES:
+        setattr(recbole.trainer, f"{name}Trainer", DynamicPOTrainer)
+        setattr(recbole.data.dataset, f"{name}Dataset", DynamicPODataset)
+    _attach_defaults()
+
+
+def _attach_defaults() -> None:
+    """Let RecBole's Config read our default files behind its own, for our models only."""
+    from recbole.config import Config
+
+    original = Config._load_internal_config_dict
+    if getattr(original, "reads_dynamicpo_defaults", False):
+        return
+
+    def load(self: Any, model: str, model_class: type, dataset: str) -> None:
+        original(self, model, model_class, dataset)
+        if model in MODEL_NAMES:
+            for name in dict.fromkeys(["DynamicPO", model]):
+                self._update_internal_config_dict(str(properties_folder() / "model" / f"{name}.yaml"))
+            prompt = properties_folder() / "dataset" / f"{dataset}.yaml"
+            if prompt.is_file():
+                self._update_internal_config_dict(str(prompt))
+
+    load.reads_dynamicpo_defaults = True  # type: ignore[attr-defined]
+    Config._load_internal_config_dict = load

@@ -1,0 +1,112 @@
+"""Seeded draws of a row: its candidates, their order, its template, and its order among rows.
+
+Each row has a generator of its own, seeded by (seed, phase, row), so that a draw depends neither on
+which other rows are used nor on their order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError
+
+IntArray = NDArray[np.int64]
+
+# Templates are drawn below this number and taken modulo how many there are.
+TEMPLATE_DRAWS = 1 << 16
+# Batches whose rows are sorted by length together: enough to cut padding, few enough to stay random.
+BUCKET_BATCHES = 16
+
+
+def row_generator(seed: int, *path: int) -> np.random.Generator:
+    """Return the generator that belongs to ``path`` (phase, row, ...) under ``seed``."""
+    return np.random.default_rng([seed, *path])
+
+
+def draw_candidates(
+    positive: int, excluded: IntArray, items: int, count: int, draw: np.random.Generator, row: str
+) -> IntArray:
+    """Return ``count`` distinct item ids in random order: the positive and uniform negatives.
+
+    Args:
+        positive: the item really chosen.
+        excluded: items that must not be a negative, beside the positive.
+        items: ids run from 1 to ``items`` - 1.
+        count: candidates, the positive included.
+        draw: the row's generator.
+        row: what to call the row in a message.
+
+    Raises:
+        DataError: fewer items are left than candidates are wanted.
+    """
+    banned = {positive, *excluded.tolist()}
+    free = items - 1 - len(banned)
+    if free < count - 1:
+        raise DataError(
+            f"{row}: wanted {count - 1} negatives, but only {max(free, 0)} of {items - 1} items are "
+            "outside the user's history; lower num_candidates"
+        )
+    if free < 4 * count:  # rejection would be slow; choose among what is left
+        left = np.setdiff1d(np.arange(1, items), np.fromiter(banned, dtype=np.int64))
+        negatives = draw.choice(left, size=count - 1, replace=False)
+        return draw.permutation(np.concatenate([[positive], negatives]))
+    chosen = [positive]
+    while len(chosen) < count:
+        item = int(draw.integers(1, items))
+        if item not in banned:
+            banned.add(item)
+            chosen.append(item)
+    return draw.permutation(np.array(chosen, dtype=np.int64))
+
+
+def draw_scored(
+    positive: NDArray[np.bool_], present: NDArray[np.bool_], count: int, seed: int, epoch: int
+) -> IntArray:
+    """Return (n, 1 + count) candidate columns: the positive first, then random negatives.
+
+    Args:
+        positive: (n, C) true at each row's positive.
+        present: (n, C) false where a row has fewer candidates; such columns are drawn last.
+        count: K, negatives to draw without replacement.
+        seed: of the run.
+        epoch: every epoch draws anew.
+    """
+    keys = row_generator(seed, 7, epoch).random(positive.shape)
+    keys[positive] = -1.0
+    keys[~present] = 2.0
+    order: IntArray = keys.argsort(axis=1, kind="stable")
+    return order[:, : count + 1]
+
+
+def epoch_order(lengths: IntArray, batch_size: int, seed: int, stage: int, epoch: int) -> IntArray:
+    """Return the order of an epoch's rows: random, but rows of a batch are of similar length.
+
+    Args:
+        lengths: (n,) any measure of a row's length.
+        batch_size: rows per batch.
+        seed, stage, epoch: decide the draw.
+    """
+    draw = row_generator(seed, 11, stage, epoch)
+    order = draw.permutation(len(lengths))
+    batches: list[IntArray] = []
+    span = batch_size * BUCKET_BATCHES
+    for start in range(0, len(order), span):
+        bucket = order[start : start + span]
+        bucket = bucket[lengths[bucket].argsort(kind="stable")]
+        full = [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
+        batches.extend(full[i] for i in draw.permutation(len(full)))
+    # A short batch in the middle would shift the loader's cuts, so it goes last.
+    batches.sort(key=len, reverse=True)
+    return np.concatenate(batches) if batches else order
+
+
+def choose_rows(total: int, wanted: int, seed: int, phase: int, skip: int = 0) -> IntArray:
+    """Return ``wanted`` of ``total`` rows (0: all), after passing over ``skip`` of the same draw.
+
+    Rows that were passed over come back only where there are too few others.
+    """
+    order = row_generator(seed, 13, phase).permutation(total)
+    if wanted == 0 or wanted >= total:
+        return order
+    return np.roll(order, -min(skip, total))[:wanted]

@@ -1,0 +1,199 @@
+"""Plain interaction sequences (user, item, time and perhaps title) to RecBole's atomic files.
+
+The rows may come in any order. They are written sorted by user and exact time, because RecBole holds time
+stamps in 32 bits, where neighbouring ones become equal: its stable sort then keeps the order of the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from recbole_dynamicpo.errors import DataError, nearest
+from recbole_dynamicpo.published import BadRows, title_problem
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+_NAMES = {
+    "user": ("user", "user_id"),
+    "item": ("item", "item_id"),
+    "time": ("time", "timestamp"),
+    "title": ("title",),
+}
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+# What pandas takes for a missing value when RecBole loads an id column, and RecBole's own padding token.
+_MISSING = frozenset(
+    [
+        "#N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "<NA>",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "None",
+        "n/a",
+        "nan",
+        "null",
+        "[PAD]",
+    ]
+) | {"#N/A N/A"}
+
+
+@dataclass
+class Sequences:
+    """What a file held: interactions as (user, item, time) texts, and each item's title."""
+
+    interactions: list[tuple[str, str, str]] = field(default_factory=list)
+    titles: dict[str, str] = field(default_factory=dict)
+
+
+def read_sequences(path: Path, bad: BadRows, *, progress: bool = False) -> Sequences:
+    """Read and check a CSV, TSV (no quoting) or Parquet file with columns user, item, time and perhaps title.
+
+    Args:
+        path: the file; its suffix says which of the three it is. Text files are UTF-8 with a header.
+        bad: told of every row that cannot be used; it raises or counts. The header is not counted as a row.
+        progress: show a bar that counts rows, where there is a terminal.
+
+    Returns:
+        Interactions sorted by user (in order of appearance) and time. Ids and times are the text of the file;
+        Parquet time stamps become seconds. Without a title column an item is called by its id.
+
+    Raises:
+        DataError: naming file and row.
+    """
+    found, rows = Sequences(), _rows(path)
+    header = next(rows, None)
+    if header is None:
+        raise DataError(f"{path}: the file is empty; wanted a header with user, item and time")
+    places = _columns(path, header)
+    bar = tqdm(rows, desc=path.name, unit=" rows", disable=None if progress else True)
+    for number, row in enumerate(bar, start=1):
+        if len(row) != len(header):
+            bad.report(path, number, f"wanted {len(header)} cells as in the header, got {len(row)}")
+            continue
+        user, item, time = (row[places[name]] for name in ("user", "item", "time"))
+        title = row[places["title"]] if "title" in places else item
+        problem = _problem(user, item, time, title, found.titles)
+        if problem:
+            bad.report(path, number, problem)
+            continue
+        found.interactions.append((user, item, time))
+        found.titles.setdefault(item, title)
+    if not found.interactions:
+        raise DataError(f"{path}: no usable row, {bad.count(path)} dropped; wanted at least one")
+    place = {user: index for index, user in enumerate(dict.fromkeys(row[0] for row in found.interactions))}
+    found.interactions.sort(key=lambda row: (place[row[0]], Decimal(row[2])))
+    return found
+
+
+def write_sequences(found: Sequences, folder: Path, name: str) -> None:
+    """Write ``<name>.inter`` (user_id, item_id, timestamp) and ``<name>.item`` (item_id, title)."""
+    with (folder / f"{name}.inter").open("w", encoding="utf-8", newline="") as handle:
+        handle.write("user_id:token\titem_id:token\ttimestamp:float\n")
+        handle.writelines(f"{user}\t{item}\t{time}\n" for user, item, time in found.interactions)
+    with (folder / f"{name}.item").open("w", encoding="utf-8", newline="") as handle:
+        handle.write("item_id:token\ttitle:token\n")
+        handle.writelines(f"{item}\t{title}\n" for item, title in found.titles.items())
+
+
+def _problem(user: str, item: str, time: str, title: str, titles: dict[str, str]) -> str | None:
+    """Say why a row cannot be used, or return None."""
+    for name, value in (("user", user), ("item", item)):
+        problem = _id_problem(value)
+        if problem:
+            return f"{name} {problem}"
+    if not _NUMBER.fullmatch(time) or not math.isfinite(float(time)):
+        return f"time must be a finite number such as seconds since 1970, got {time!r}"
+    if titles.get(item, title) != title:
+        return f"item {item!r} has the title {title!r} here and {titles[item]!r} before; wanted one"
+    return title_problem(title)
+
+
+def _id_problem(value: str) -> str | None:
+    """Say why RecBole would not read an id back as it is, or return None."""
+    if not value or value in _MISSING:
+        return f"id {value!r} is what RecBole reads as missing; wanted another id"
+    if value != value.strip() or any(mark in value for mark in '\t\n\r"'):
+        return f"id {value!r} has a quote, tab, line break or space around it, which atomic files cannot hold"
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        return f"id {value!a} is not valid UTF-8"
+    return None
+
+
+def _columns(path: Path, header: list[str]) -> dict[str, int]:
+    """Return the places of user, item, time and, if there is one, title in the header."""
+    plain = [name.strip().lower().split(":")[0] for name in header]  # RecBole's headers end in :token
+    places = {}
+    for wanted, names in _NAMES.items():
+        found = [index for index, name in enumerate(plain) if name in names]
+        if len(found) > 1:
+            raise DataError(f"{path}: wanted one column for {wanted}, got {[header[i] for i in found]}")
+        if found:
+            places[wanted] = found[0]
+        elif wanted != "title":
+            raise DataError(f"{path}: wanted a column named {wanted}, got {header}{nearest(wanted, plain)}")
+    return places
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    """Yield the header and then the rows of a file as text."""
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"{path}: wanted a file that ends in {', '.join(SUFFIXES)}")
+    try:
+        yield from _parquet_rows(path) if path.suffix == ".parquet" else _text_rows(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _text_rows(path: Path) -> Iterator[list[str]]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
+        if path.suffix == ".tsv":
+            reader = csv.reader(handle, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+        else:
+            reader = csv.reader(handle, strict=True)
+        try:
+            yield from (row for row in reader if row)
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num}: cannot be read as CSV: {error}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[list[str]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield list(file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=8192):
+                columns = [_texts(column) for column in batch.columns]
+                yield from map(list, zip(*columns, strict=True))
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
+
+
+def _texts(column: Any) -> list[str]:
+    """Return a Parquet column as text: missing values empty, time stamps in seconds with all their digits."""
+    import pyarrow
+
+    if pyarrow.types.is_timestamp(column.type):
+        digits = {"s": 0, "ms": 3, "us": 6, "ns": 9}[column.type.unit]
+        values = column.cast(pyarrow.int64()).to_pylist()
+        return ["" if value is None else f"{Decimal(value).scaleb(-digits):f}" for value in values]
+    if pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
+        column = column.cast(pyarrow.string())  # older writers leave text unmarked
+    return ["" if value is None else str(value) for value in column.to_pylist()]

@@ -1,0 +1,84 @@
+"""The two training stages as plans: how often, how fast, over which rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .settings import Settings
+
+STAGES = ("sft", "preference")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
+
+    Attributes:
+        name: ``sft`` or ``preference``.
+        epochs: passes over the rows.
+        learning_rate: the highest one.
+        batch_size: rows per forward pass.
+        accumulation: forward passes per optimizer step.
+        rows: training rows, as asked for; 0 means all.
+        skip: rows of the same draw that an earlier stage takes.
+        warmup_ratio: share of the steps with rising learning rate.
+    """
+
+    name: str
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    accumulation: int
+    rows: int
+    skip: int
+    warmup_ratio: float
+
+    @property
+    def number(self) -> int:
+        """Position in the order of the stages."""
+        return STAGES.index(self.name)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimizer step."""
+        return self.batch_size * self.accumulation
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Return the optimizer steps of an epoch over ``rows`` rows."""
+        return math.ceil(rows / self.rows_per_step)
+
+    def learning_rate_at(self, step: int, total: int) -> float:
+        """Return the rate of 0-based ``step`` of ``total``: linear warm-up, then a cosine to zero."""
+        warmup = round(self.warmup_ratio * total)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        done = (step - warmup) / max(1, total - warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def plan_stages(settings: Settings) -> list[StagePlan]:
+    """Return the stages that the settings ask for, in order."""
+    plans = [
+        StagePlan(
+            "sft",
+            0 if settings.sft_adapter else settings.sft_epochs,
+            settings.sft_learning_rate,
+            settings.sft_batch_size,
+            settings.sft_accumulation_steps,
+            settings.sft_rows,
+            0,
+            settings.warmup_ratio,
+        ),
+        StagePlan(
+            "preference",
+            settings.epochs,
+            settings.learning_rate,
+            settings.train_batch_size,
+            settings.accumulation_steps,
+            settings.preference_rows,
+            settings.sft_rows,
+            settings.warmup_ratio,
+        ),
+    ]
+    return [plan for plan in plans if plan.epochs > 0]

@@ -1,0 +1,305 @@
+"""What a figure over n rows can tell: intervals, paired tests, and the per-row ranks they are computed from.
+
+A rank is the 1-based place of a row's positive among its candidates. Everything here works on ranks, so two
+runs can be compared long after they ended, from the small Parquet files that their evaluations left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_dynamicpo.errors import DataError
+from recbole_dynamicpo.storage import atomic_file
+
+Z95 = 1.959963984540054  # the normal quantile of 0.975
+Z80 = 0.8416212335729143  # the normal quantile of 0.80
+MEANINGFUL = 0.02  # in HR@1: about what separates neighbouring methods in the published tables
+RANKS_FILE = "ranks.parquet"
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of the share ``successes`` in ``n`` (Wilson 1927, no continuity correction).
+
+    Unlike the textbook p +- 1.96 s it stays inside [0, 1] and has a width at 0 and at n successes.
+
+    Raises:
+        DataError: if ``n`` is below 1 or ``successes`` is outside 0..n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise DataError(f"an interval needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    share, square = successes / n, Z95 * Z95
+    centre = (share + square / (2 * n)) / (1 + square / n)
+    half = Z95 / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
+    low = 0.0 if successes == 0 else centre - half  # exact at the ends, where rounding leaves 1e-18
+    high = 1.0 if successes == n else centre + half
+    return low, high
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Return the exact two-sided p of McNemar's test: is a row that one run wins alone as likely A's as B's?
+
+    Args:
+        only_a: rows that only A has right.
+        only_b: rows that only B has right. Rows that both or neither have right say nothing here.
+
+    Returns:
+        min(1, 2 P(X <= min(only_a, only_b))) for X binomial with only_a + only_b trials of 1/2.
+    """
+    if only_a < 0 or only_b < 0:
+        raise DataError(f"counts of rows cannot be negative, got {only_a} and {only_b}")
+    trials, term, tail = only_a + only_b, 1, 0
+    for k in range(min(only_a, only_b) + 1):
+        tail += term
+        term = term * (trials - k) // (k + 1)
+    return min(
+        1.0, 2 * tail / (1 << trials)
+    )  # whole numbers until this division, so nothing is rounded before
+
+
+def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of the mean of ``values`` (one number per row).
+
+    Raises:
+        DataError: if there are no values, or not even one draw is wanted.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values) or draws < 1:
+        raise DataError(
+            f"a bootstrap needs one number per row and at least one draw, "
+            f"got shape {values.shape} and {draws} draws"
+        )
+    random = np.random.default_rng(seed)
+    means = [values[random.integers(0, len(values), len(values))].mean() for _ in range(draws)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def paired_bootstrap(
+    a: np.ndarray, b: np.ndarray, seed: int = 0, draws: int = 2000
+) -> tuple[float, float, float]:
+    """Return the mean of ``b - a`` and its 95 % interval when whole rows are drawn again.
+
+    Args:
+        a: one number per row of the first run.
+        b: the second run's numbers for the same rows, in the same order.
+
+    Returns:
+        (difference, low, high); above zero where the second run's numbers are larger.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise DataError(f"a paired comparison needs the same rows in both, got {a.shape} and {b.shape}")
+    low, high = bootstrap_interval(b - a, seed, draws)
+    return float((b - a).mean()), low, high
+
+
+def hit_at(ranks: np.ndarray, k: int) -> np.ndarray:
+    """Return 1.0 for each row whose positive is among the first ``k``, else 0.0: shape (n,)."""
+    return (np.asarray(ranks) <= k).astype(np.float64)
+
+
+def ndcg_at(ranks: np.ndarray, k: int) -> np.ndarray:
+    """Return 1 / log2(1 + rank) for each row whose positive is among the first ``k``, else 0.0: shape (n,).
+
+    With one positive per row the ideal gain is 1, so this is the row's NDCG@k.
+    """
+    ranks = np.asarray(ranks, dtype=np.float64)
+    return np.where(ranks <= k, 1.0 / np.log2(1.0 + ranks), 0.0)
+
+
+def reciprocal_rank(ranks: np.ndarray) -> np.ndarray:
+    """Return 1 / rank for each row: shape (n,); their mean is MRR."""
+    return 1.0 / np.asarray(ranks, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs on the same n rows. Differences are B minus A; an interval is (low, high) at 95 %."""
+
+    n: int
+    hit_a: float
+    hit_a_interval: tuple[float, float]
+    hit_b: float
+    hit_b_interval: tuple[float, float]
+    only_a: int
+    only_b: int
+    p_value: float
+    ndcg_difference: float
+    ndcg_interval: tuple[float, float]
+    detectable: float
+    too_small: bool
+    verdict: str
+
+
+def detectable_difference(n: int, discordant: int) -> float:
+    """Return the smallest HR@1 difference that McNemar's test finds at 5 % with about 80 % power.
+
+    From Connor (1987), d = (z.975 sqrt(q) + z.80 sqrt(q - d^2)) / sqrt(n), without the d^2, which errs
+    upwards. q is the share of rows that one run alone has right, plus one row so that equal results on few
+    rows are not taken for proof. Fewer than 6 such rows are never significant (2 / 2^5 > 0.05): hence 6 / n.
+    """
+    share = (discordant + 1) / (n + 1)
+    return min(1.0, max(6 / n, (Z95 + Z80) * math.sqrt(share / n)))
+
+
+def compare_ranks(
+    a: np.ndarray, b: np.ndarray, *, seed: int = 0, draws: int = 2000, meaningful: float = MEANINGFUL
+) -> Comparison:
+    """Compare two runs by the 1-based ranks, shape (n,) each, that they gave to the same rows' positives.
+
+    Without a significant difference there is either none worth having, or n is too small to tell: so it is
+    called when an HR@1 difference of ``meaningful`` would be missed more often than one time in five. (With
+    the observed difference in its place, every insignificant comparison would be called too small.)
+    All tests take rows as independent; several rows of one user make them a little too sure.
+
+    Raises:
+        DataError: if the shapes differ, there are no rows, or a rank is below 1.
+    """
+    a, b = _checked_ranks(a, "the first run"), _checked_ranks(b, "the second run")
+    difference, low, high = paired_bootstrap(ndcg_at(a, 5), ndcg_at(b, 5), seed, draws)
+    n, right_a, right_b = len(a), a == 1, b == 1
+    hits_a, hits_b = int(right_a.sum()), int(right_b.sum())
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    p_value, detectable = mcnemar(only_a, only_b), detectable_difference(n, only_a + only_b)
+    return Comparison(
+        n=n,
+        hit_a=hits_a / n,
+        hit_a_interval=wilson_interval(hits_a, n),
+        hit_b=hits_b / n,
+        hit_b_interval=wilson_interval(hits_b, n),
+        only_a=only_a,
+        only_b=only_b,
+        p_value=p_value,
+        ndcg_difference=difference,
+        ndcg_interval=(low, high),
+        detectable=detectable,
+        too_small=p_value >= 0.05 and detectable > meaningful,
+        verdict=_verdict(n, (hits_b - hits_a) / n, p_value, detectable, meaningful),
+    )
+
+
+def _verdict(n: int, difference: float, p: float, detectable: float, meaningful: float) -> str:
+    """Say in one sentence what the paired test supports."""
+    if p < 0.05:
+        better, worse = ("B", "A") if difference > 0 else ("A", "B")
+        return f"{better} has a higher HR@1 than {worse}: by {abs(difference):.4f} on {n} rows, p = {p:.2g}"
+    start = f"no significant difference in HR@1: {difference:+.4f} (B - A) on {n} rows, p = {p:.2g}"
+    if detectable > meaningful:
+        return (
+            f"{start}; n = {n} is too small to tell: only a difference of {detectable:.4f} or more would be "
+            f"found four times in five, {meaningful:.4f} is what one would not want to miss"
+        )
+    return f"{start}; a difference of {detectable:.4f} or more would most likely have been found"
+
+
+def _checked_ranks(ranks: Any, where: str) -> np.ndarray:
+    """Return ranks as a one-dimensional int64 array of numbers from 1 on."""
+    array = np.asarray(ranks)
+    if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu" or int(array.min()) < 1:
+        raise DataError(
+            f"{where}: ranks must be whole numbers from 1 on, one per row and at least one row, "
+            f"got {array.dtype} of shape {array.shape}"
+            + (f" with minimum {array.min()}" if array.size and array.dtype.kind in "iuf" else "")
+        )
+    return array.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What an evaluation leaves of every row: columns of length n; ``ranks`` is int32, from 1 on."""
+
+    row_ids: list[str]
+    user_ids: list[str]
+    ranks: np.ndarray
+
+
+def write_ranks(path: Path, row_ids: Sequence[str], user_ids: Sequence[str], ranks: Any) -> None:
+    """Write one row per evaluated prompt to a Parquet file, whole or not at all.
+
+    Raises:
+        DataError: if the columns differ in length, a row id occurs twice, or a rank is not from 1 on.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    checked = _checked_ranks(ranks, str(path)).astype(np.int32)
+    if not len(row_ids) == len(user_ids) == len(checked):
+        raise DataError(
+            f"{path}: columns must be equally long, got {len(row_ids)} row ids, {len(user_ids)} user ids "
+            f"and {len(checked)} ranks"
+        )
+    _refuse_repeats(path, row_ids)
+    table = pyarrow.table(
+        {
+            "row_id": pyarrow.array(list(row_ids), pyarrow.string()),
+            "user_id": pyarrow.array(list(user_ids), pyarrow.string()),
+            "rank": pyarrow.array(checked, pyarrow.int32()),
+        }
+    )
+    with atomic_file(Path(path), "wb") as handle:
+        parquet.write_table(table, handle)
+
+
+def read_ranks(path: Path) -> Ranks:
+    """Read a file of :func:`write_ranks`; ``path`` may also be a folder that holds ``ranks.parquet``.
+
+    Raises:
+        DataError: if there is no such Parquet file, or its columns are not those of :func:`write_ranks`.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    path = Path(path)
+    file = path / RANKS_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(
+            f"{file}: no such file; wanted the per-row ranks that an evaluation saves as {RANKS_FILE}"
+        )
+    try:
+        with parquet.ParquetFile(file) as handle:
+            table = handle.read()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{file}: not a readable Parquet file ({error})") from error
+    missing = [name for name in ("row_id", "user_id", "rank") if name not in table.column_names]
+    if missing:
+        raise DataError(f"{file}: wanted columns row_id, user_id and rank, {', '.join(missing)} missing")
+    if any(table.column(name).null_count for name in ("row_id", "user_id", "rank")):
+        raise DataError(f"{file}: an id or a rank is missing in some row")
+    ranks = _checked_ranks(table.column("rank").to_numpy(), str(file)).astype(np.int32)
+    row_ids = [str(value) for value in table.column("row_id").to_pylist()]
+    _refuse_repeats(file, row_ids)
+    return Ranks(row_ids, [str(value) for value in table.column("user_id").to_pylist()], ranks)
+
+
+def _refuse_repeats(path: Path, row_ids: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for row_id in row_ids:
+        if row_id in seen:
+            raise DataError(f"{path}: row id {row_id!r} occurs twice; ids must be unique to pair two runs")
+        seen.add(row_id)
+
+
+def compare_runs(path_a: Path, path_b: Path, *, seed: int = 0, draws: int = 2000) -> Comparison:
+    """Compare the ranks that two evaluations saved, paired by row id whatever the order of the rows.
+
+    Each path is a ranks file, or a folder that holds ``ranks.parquet``.
+
+    Raises:
+        DataError: if the two did not evaluate the same rows.
+    """
+    first, second = read_ranks(path_a), read_ranks(path_b)
+    place = {row_id: index for index, row_id in enumerate(second.row_ids)}
+    shared = sum(row_id in place for row_id in first.row_ids)
+    if not shared == len(first.row_ids) == len(second.row_ids):
+        raise DataError(
+            f"{path_a} has {len(first.row_ids)} rows and {path_b} has {len(second.row_ids)}, {shared} of "
+            f"them shared: a paired comparison needs both runs evaluated on the same rows"
+        )
+    order = [place[row_id] for row_id in first.row_ids]
+    return compare_ranks(first.ranks, second.ranks[order], seed=seed, draws=draws)

@@ -1,0 +1,117 @@
+"""A small offline world: a random two-layer language model, a byte-pair tokenizer, a synthetic data set."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+WORDS = (
+    "amber bear canyon delta ember forest glass harbor iron jungle kite lemon marble night ocean "
+    "pearl quiet river silver tiger under velvet winter yellow zebra"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def _own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RecBole's Config reads the command line of whatever process it runs in."""
+    monkeypatch.setattr(sys, "argv", ["test"])
+
+
+def make_tokenizer() -> Any:
+    """Return a byte-level tokenizer without merges: every string has one token per byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<eos>": 0, **{symbol: index + 1 for index, symbol in enumerate(alphabet)}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+
+
+def make_model(dtype: torch.dtype = torch.float32, layers: int = 2, seed: int = 0) -> Any:
+    """Return a random Llama with grouped key-value heads."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+        eos_token_id=0,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config).to(dtype).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random Llama and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    make_model().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_dataset(folder: Path, name: str = "toy", users: int = 12, items: int = 40, seed: int = 1) -> Path:
+    """Write a small RecBole data set with titles; times within a user are a few seconds apart."""
+    draw = random.Random(seed)
+    home = folder / name
+    home.mkdir(parents=True)
+    titles = [f"{a} {b}" for a in WORDS for b in WORDS]
+    draw.shuffle(titles)
+    item_lines = [f"i{index}\t{titles[index]}" for index in range(1, items + 1)]
+    (home / f"{name}.item").write_text("item_id:token\ttitle:token_seq\n" + "\n".join(item_lines) + "\n")
+    lines = []
+    for user in range(1, users + 1):
+        for position, item in enumerate(draw.sample(range(1, items + 1), 8)):
+            lines.append(f"u{user}\ti{item}\t{1_700_000_000 + 1000 * user + 3 * position}")
+    draw.shuffle(lines)
+    (home / f"{name}.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture()
+def toy_settings(tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings of a run that takes seconds, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECBOLE_DYNAMICPO_CACHE", str(tmp_path / "cache"))
+    return {
+        "data_path": str(write_dataset(tmp_path / "dataset")),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "backbone": str(tiny_backbone),
+        "dtype": "float32",
+        "num_candidates": 6,
+        "num_negatives": 4,
+        "max_history": 4,
+        "sft_rows": 12,
+        "preference_rows": 12,
+        "sft_batch_size": 4,
+        "train_batch_size": 4,
+        "valid_rows": 0,
+        "eval_rows": 0,
+        "sft_learning_rate": 0.01,
+        "learning_rate": 0.01,
+        "lora_rank": 4,
+        "lora_layers": 0,
+        "checkpoint_every": 3,
+        "show_progress": False,
+        "checkpoint_dir": str(tmp_path / "saved"),
+        "state": "WARNING",
+    }

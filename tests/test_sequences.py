@@ -1,0 +1,165 @@
+"""A team's own sequences: any row order, exact times, and rows that RecBole would not read back."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_dynamicpo.errors import DataError
+from recbole_dynamicpo.published import BadRows
+from recbole_dynamicpo.sequences import read_sequences, write_sequences
+
+
+def text_file(folder: Path, text: str, name: str = "own.csv") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def parquet_file(folder: Path, columns: dict[str, Any]) -> Path:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), folder / "own.parquet")
+    return folder / "own.parquet"
+
+
+def test_unordered_rows_come_out_by_user_and_exact_time(tmp_path: Path) -> None:
+    """Two times of u differ by 1e-8 of a second, which even 64-bit numbers do not tell apart."""
+    path = text_file(
+        tmp_path,
+        "user,item,time,title\n"
+        'u,i3,1600000000.00000002,"Third, ""quoted"""\n'
+        "v,i1,5,First\n"
+        "u,i1,1600000000.00000001,First\n"
+        "u,i2,1e3,NA\n",
+    )
+    found = read_sequences(path, BadRows())
+    assert found.interactions == [
+        ("u", "i2", "1e3"),
+        ("u", "i1", "1600000000.00000001"),
+        ("u", "i3", "1600000000.00000002"),
+        ("v", "i1", "5"),
+    ]
+    write_sequences(found, tmp_path, "own")
+    assert (tmp_path / "own.inter").read_text("utf-8").splitlines()[:3] == [
+        "user_id:token\titem_id:token\ttimestamp:float",
+        "u\ti2\t1e3",
+        "u\ti1\t1600000000.00000001",
+    ]
+    assert (tmp_path / "own.item").read_text("utf-8").split("\n") == [
+        "item_id:token\ttitle:token",
+        'i3\tThird, "quoted"',
+        "i1\tFirst",
+        "i2\tNA",
+        "",
+    ]
+
+
+def test_equal_times_keep_the_order_of_the_file(tmp_path: Path) -> None:
+    path = text_file(tmp_path, "user,item,time\nu,b,1\nu,a,1.0\nu,c,01\n")
+    assert [item for _, item, _ in read_sequences(path, BadRows()).interactions] == ["b", "a", "c"]
+
+
+def test_tab_separated_text_has_no_quoting_and_recbole_names_are_known(tmp_path: Path) -> None:
+    text = 'item_id:token\tuser_id:token\ttimestamp:float\ttitle:token\ni\tu\t3\t"Open quote\n'
+    found = read_sequences(text_file(tmp_path, text, "own.tsv"), BadRows())
+    assert (found.interactions, found.titles) == ([("u", "i", "3")], {"i": '"Open quote'})
+
+
+def test_without_titles_an_item_is_called_by_its_id(tmp_path: Path) -> None:
+    found = read_sequences(text_file(tmp_path, "\ufeffuser,item,time\r\nu,i 1,3\r\n"), BadRows())
+    assert found.titles == {"i 1": "i 1"}
+
+
+def test_parquet_numbers_and_time_stamps_are_exact(tmp_path: Path) -> None:
+    """2**53 + 1 is no 64-bit float; a time stamp becomes seconds with all its digits."""
+    import pyarrow
+
+    moment = datetime(2020, 1, 1, 0, 0, 1, 250_000, tzinfo=timezone.utc)
+    columns = {"user": [1, 2], "item": [10, 11], "time": [2**53 + 1, 2**53]}
+    found = read_sequences(parquet_file(tmp_path, columns), BadRows())
+    assert found.interactions == [("1", "10", "9007199254740993"), ("2", "11", "9007199254740992")]
+    stamps = pyarrow.array([moment], pyarrow.timestamp("us", "UTC"))
+    found = read_sequences(parquet_file(tmp_path, {"user": [b"u"], "item": ["i"], "time": stamps}), BadRows())
+    assert found.interactions == [("u", "i", "1577836801.250000")]
+
+
+BAD_ROWS = {
+    "no user": (",i,1,T", "user id '' is what RecBole reads as missing"),
+    "user NA": ("NA,i,1,T", "user id 'NA' is what RecBole reads as missing"),
+    "item padding": ("u,[PAD],1,T", r"item id '\[PAD\]' is what RecBole reads as missing"),
+    "quote in id": ('u,"i""",1,T', "item id .* has a quote"),
+    "tab in id": ("u,i\tj,1,T", "item id .* tab"),
+    "space around id": ("u , i,1,T", "user id 'u ' has .*space around it"),
+    "time a date": ("u,i,2020-01-01,T", "time must be a finite number.*'2020-01-01'"),
+    "time nan": ("u,i,nan,T", "time must be a finite number"),
+    "time too large": ("u,i,1e999,T", "time must be a finite number"),
+    "time empty": ("u,i,,T", "time must be a finite number.*''"),
+    "time underscored": ("u,i,1_0,T", "time must be a finite number"),
+    "empty title": ("u,i,1,", "a title is empty"),
+    "newline in title": ('u,i,1,"a\nb"', "tab or line break"),
+    "two titles": ("u,x,1,Other", "item 'x' has the title 'Other' here and 'X' before"),
+    "short": ("u,i", "wanted 4 cells as in the header, got 2"),
+    "comma in title": ("u,i,1,a,b", "wanted 4 cells as in the header, got 5"),
+    "no utf-8": ("u,i,1,caf\udce9", "not valid UTF-8"),
+    "id no utf-8": ("u,\udce9,1,T", "not valid UTF-8"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_bad_row_is_named_or_dropped_and_counted(tmp_path: Path, row: str, message: str) -> None:
+    path = tmp_path / "own.csv"
+    path.write_bytes(f"user,item,time,title\nu,x,1,X\n{row}\nu,y,2,Y\n".encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=rf"own\.csv, row 2: .*{message}"):
+        read_sequences(path, BadRows())
+    bad = BadRows(skip=True)
+    assert read_sequences(path, bad).titles == {"x": "X", "y": "Y"}
+    assert bad.count(path) == 1
+
+
+BAD_FILES = {
+    "empty": ("own.csv", "", "the file is empty"),
+    "header only": ("own.csv", "user,item,time\n", "no usable row, 0 dropped"),
+    "no time": ("own.csv", "user,item,tme\nu,i,1\n", "a column named time, got .*did you mean 'tme'"),
+    "two users": ("own.csv", "user,user_id,item,time\nu,u,i,1\n", "one column for user, got"),
+    "open quote": ("own.csv", 'user,item,time\nu,"i,1\n', "line 2: cannot be read as CSV"),
+    "no parquet": ("own.parquet", "user,item,time\n", "cannot be read as Parquet"),
+    "another suffix": ("own.txt", "user,item,time\n", r"ends in \.csv, \.tsv, \.parquet"),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_bad_file_is_an_error_even_when_rows_are_skipped(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read_sequences(text_file(tmp_path, text, name), BadRows(skip=True))
+
+
+def test_a_missing_file_and_missing_values_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.csv: cannot be read"):
+        read_sequences(tmp_path / "none.csv", BadRows())
+    path = parquet_file(tmp_path, {"user": ["u", None], "item": ["i", "i"], "time": [1, 2]})
+    with pytest.raises(DataError, match=r"own\.parquet, row 2: user id ''"):
+        read_sequences(path, BadRows())
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["u", "v"]), st.floats(0, 4e9, allow_nan=False)), min_size=1, max_size=20
+    )
+)
+def test_each_user_ends_up_in_time_order(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, float]]
+) -> None:
+    text = "user,item,time\n" + "".join(f"{user},i{n},{time!r}\n" for n, (user, time) in enumerate(rows))
+    found = read_sequences(text_file(tmp_path_factory.mktemp("own"), text), BadRows()).interactions
+    for name in ("u", "v"):
+        wanted = sorted((time, n) for n, (user, time) in enumerate(rows) if user == name)
+        assert [item for user, item, _ in found if user == name] == [f"i{n}" for _, n in wanted]

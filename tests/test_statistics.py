@@ -1,0 +1,219 @@
+"""Intervals, paired tests and the ranks file, against figures worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_dynamicpo.errors import DataError
+from recbole_dynamicpo.statistics import (
+    bootstrap_interval,
+    compare_ranks,
+    compare_runs,
+    detectable_difference,
+    hit_at,
+    mcnemar,
+    ndcg_at,
+    paired_bootstrap,
+    read_ranks,
+    reciprocal_rank,
+    wilson_interval,
+    write_ranks,
+)
+
+
+def test_wilson_by_hand() -> None:
+    """10 of 20 with z = 1.96: z^2 = 3.8415, centre (0.5 + 3.8415/40) / (1 + 3.8415/20) = 0.5.
+
+    half = 1.96 / 1.192073 * sqrt(0.25/20 + 3.8415/1600) = 1.644164 * sqrt(0.0149009) = 0.200702.
+    """
+    low, high = wilson_interval(10, 20)
+    assert low == pytest.approx(0.299298, abs=1e-6)
+    assert high == pytest.approx(0.700702, abs=1e-6)
+
+
+def test_wilson_at_the_ends() -> None:
+    """0 of n gives [0, z^2 / (n + z^2)]: for n = 10, 3.84146 / 13.84146 = 0.277533; n of n mirrors it."""
+    assert wilson_interval(0, 10) == (0.0, pytest.approx(0.277533, abs=1e-6))
+    assert wilson_interval(10, 10) == (pytest.approx(1 - 0.277533, abs=1e-6), 1.0)
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_the_share_inside_the_unit_interval(case: tuple[int, int]) -> None:
+    successes, n = case
+    low, high = wilson_interval(successes, n)
+    assert 0.0 <= low <= successes / n <= high <= 1.0
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_impossible_counts(successes: int, n: int) -> None:
+    with pytest.raises(DataError, match="successes"):
+        wilson_interval(successes, n)
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "p"),
+    [
+        (0, 0, 1.0),  # no row tells them apart
+        (3, 3, 1.0),  # 2 * (1 + 6 + 15 + 20) / 64 = 1.3, cut at 1
+        (1, 5, 14 / 64),  # 2 * (C(6,0) + C(6,1)) / 2^6 = 2 * 7 / 64
+        (0, 6, 2 / 64),  # 2 * 1 / 2^6: the fewest rows that can be significant
+        (0, 5, 2 / 32),  # one fewer cannot
+        (8, 2, 112 / 1024),  # 2 * (1 + 10 + 45) / 2^10
+    ],
+)
+def test_mcnemar_by_hand(only_a: int, only_b: int, p: float) -> None:
+    assert mcnemar(only_a, only_b) == pytest.approx(p, rel=1e-12)
+    assert mcnemar(only_b, only_a) == mcnemar(only_a, only_b)
+
+
+def test_mcnemar_of_many_rows_is_near_the_normal_limit() -> None:
+    """z = (|b - c| - 1) / sqrt(b + c) = 99 / sqrt(10000) = 0.99, whose two-sided p is 0.3222."""
+    assert mcnemar(5050, 4950) == pytest.approx(math.erfc(0.99 / math.sqrt(2)), abs=1e-4)
+
+
+def test_mcnemar_refuses_negative_counts() -> None:
+    with pytest.raises(DataError, match="-1"):
+        mcnemar(-1, 3)
+
+
+def test_row_metrics_by_hand() -> None:
+    ranks = np.array([1, 2, 3, 6])
+    assert hit_at(ranks, 2).tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert ndcg_at(ranks, 5) == pytest.approx([1.0, 1 / math.log2(3), 0.5, 0.0])
+    assert reciprocal_rank(ranks) == pytest.approx([1.0, 0.5, 1 / 3, 1 / 6])
+
+
+def test_bootstrap_is_repeatable_and_near_the_normal_interval() -> None:
+    """1,000 rows, half 0 and half 1: the mean's standard error is 0.5 / sqrt(1000) = 0.0158."""
+    values = np.tile([0.0, 1.0], 500)
+    low, high = bootstrap_interval(values, seed=3)
+    assert bootstrap_interval(values, seed=3) == (low, high)
+    assert (low, high) == pytest.approx((0.5 - 1.96 * 0.0158, 0.5 + 1.96 * 0.0158), abs=0.003)
+
+
+def test_bootstrap_of_equal_values_has_no_width() -> None:
+    assert bootstrap_interval(np.full(7, 0.25)) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize(("values", "draws"), [([], 10), ([[1.0]], 10), ([1.0], 0)])
+def test_bootstrap_refuses_nothing_to_draw(values: list[float], draws: int) -> None:
+    with pytest.raises(DataError, match="one number per row"):
+        bootstrap_interval(np.array(values), draws=draws)
+
+
+def test_pairing_removes_what_both_runs_share() -> None:
+    """B is exactly 0.1 better on each row, whatever the row: paired, that is certain."""
+    a = np.linspace(0, 1, 40)
+    assert paired_bootstrap(a, a + 0.1) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_pairing_refuses_other_shapes() -> None:
+    with pytest.raises(DataError, match="same rows"):
+        paired_bootstrap(np.zeros(2), np.zeros(3))
+
+
+def test_comparison_by_hand() -> None:
+    """20 rows: both right 5, only A 2, only B 8, neither 5; p = 112 / 1024 as above.
+
+    HR@1: A 7/20, B 13/20. A wrong answer has rank 2, so NDCG@5 differs by (8 - 2)(1 - 1/log2 3) / 20.
+    """
+    a = np.array([1] * 5 + [1] * 2 + [2] * 8 + [2] * 5)
+    b = np.array([1] * 5 + [2] * 2 + [1] * 8 + [2] * 5)
+    found = compare_ranks(a, b)
+    assert (found.n, found.only_a, found.only_b) == (20, 2, 8)
+    assert (found.hit_a, found.hit_b) == (0.35, 0.65)
+    assert found.p_value == pytest.approx(112 / 1024)
+    assert found.ndcg_difference == pytest.approx(6 * (1 - 1 / math.log2(3)) / 20)
+    assert found.ndcg_interval[0] < found.ndcg_difference < found.ndcg_interval[1]
+    assert found.hit_a_interval == wilson_interval(7, 20)
+    assert found.too_small
+    assert "n = 20 is too small to tell" in found.verdict
+
+
+def test_detectable_difference_by_hand() -> None:
+    """99 of 999 rows differ: q = 100/1000, so 2.80159 * sqrt(0.1 / 999) = 0.02803; with few rows 6 / n."""
+    assert detectable_difference(999, 99) == pytest.approx(0.028030, abs=1e-6)
+    assert detectable_difference(50, 0) == 6 / 50
+    assert detectable_difference(3, 0) == 1.0
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=50, max_size=50))
+def test_fifty_rows_are_too_few_whenever_nothing_is_significant(pairs: list[tuple[int, int]]) -> None:
+    a, b = np.array(pairs).T
+    found = compare_ranks(a, b, draws=2)
+    assert found.too_small == (found.p_value >= 0.05)
+    assert ("too small to tell" in found.verdict) == found.too_small
+    if found.too_small:
+        assert abs(found.hit_b - found.hit_a) < found.detectable
+
+
+def test_a_clear_difference_names_the_better_run() -> None:
+    good, poor = np.ones(50, dtype=int), np.full(50, 4)
+    assert compare_ranks(poor, good).verdict.startswith("B has a higher HR@1 than A: by 1.0000")
+    assert compare_ranks(good, poor).verdict.startswith("A has a higher HR@1 than B")
+
+
+def test_many_equal_rows_are_enough_to_say_that_there_is_no_difference() -> None:
+    ranks = np.tile([1, 2], 1000)
+    found = compare_ranks(ranks, ranks, draws=2)
+    assert not found.too_small
+    assert "most likely have been found" in found.verdict
+
+
+def test_ranks_survive_the_file_and_pair_by_row_id(tmp_path: Path) -> None:
+    write_ranks(tmp_path / "a.parquet", ["r1", "r2", "NA"], ["u", "u", "v"], [1, 2, 3])
+    write_ranks(tmp_path / "b" / "ranks.parquet", ["NA", "r1", "r2"], ["v", "u", "u"], np.array([1, 1, 2]))
+    found = read_ranks(tmp_path / "a.parquet")
+    assert (found.row_ids, found.user_ids) == (["r1", "r2", "NA"], ["u", "u", "v"])
+    assert (found.ranks.tolist(), found.ranks.dtype) == ([1, 2, 3], np.int32)
+    comparison = compare_runs(tmp_path / "a.parquet", tmp_path / "b")
+    assert (comparison.only_a, comparison.only_b) == (0, 1)
+
+
+def test_other_rows_cannot_be_compared(tmp_path: Path) -> None:
+    write_ranks(tmp_path / "a.parquet", ["r1", "r2", "r3"], ["u"] * 3, [1, 2, 3])
+    write_ranks(tmp_path / "b.parquet", ["r2", "r9"], ["u"] * 2, [1, 2])
+    with pytest.raises(DataError, match=r"a\.parquet has 3 rows and .*b\.parquet has 2, 1 of them shared"):
+        compare_runs(tmp_path / "a.parquet", tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize(
+    ("rows", "users", "ranks", "message"),
+    [
+        (["r", "r"], ["u", "u"], [1, 2], "'r' occurs twice"),
+        (["r"], ["u", "u"], [1], "1 row ids, 2 user ids"),
+        (["r"], ["u"], [0], "minimum 0"),
+        (["r"], ["u"], [1.5], "whole numbers"),
+        ([], [], [], "at least one row"),
+    ],
+)
+def test_impossible_ranks_are_not_written(
+    tmp_path: Path, rows: list[str], users: list[str], ranks: list[float], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        write_ranks(tmp_path / "ranks.parquet", rows, users, ranks)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unusable_rank_files_are_named(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    with pytest.raises(DataError, match=r"ranks\.parquet: no such file"):
+        read_ranks(tmp_path)
+    (tmp_path / "text.parquet").write_text("no")
+    with pytest.raises(DataError, match=r"text\.parquet: not a readable Parquet file"):
+        read_ranks(tmp_path / "text.parquet")
+    parquet.write_table(pyarrow.table({"row_id": ["r"], "rank": [1]}), tmp_path / "short.parquet")
+    with pytest.raises(DataError, match="user_id missing"):
+        read_ranks(tmp_path / "short.parquet")
+    holes = pyarrow.table({"row_id": ["r", None], "user_id": ["u", "u"], "rank": [1, 2]})
+    parquet.write_table(holes, tmp_path / "holes.parquet")
+    with pytest.raises(DataError, match="missing in some row"):
+        read_ranks(tmp_path / "holes.parquet")
