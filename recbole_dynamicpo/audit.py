@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from recbole_dynamicpo.catalogue import read_titles
 from recbole_dynamicpo.errors import DataError
 
 SPLITS = ("train", "valid", "test")
-CountTokens = Callable[[list[str]], list[int]]
-Render = Callable[[list[str], list[str]], str]
+Prompt = tuple[list[str], list[str]]  # history titles, oldest first, and candidate titles
 _SAMPLE = 2000  # prompts per split whose tokens are counted: the share is then known to about +-2 points
+_CANDIDATES = 20  # of a prompt, where the data leave them to the run
 _QUANTILES = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
 
 
-def audit(
-    folder: Path,
-    *,
-    count_tokens: CountTokens | None = None,
-    max_length: int | None = None,
-    render: Render | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PromptCheck:
+    """How long prompts are for a backbone.
+
+    Attributes:
+        described: what a reader has to know of it: the backbone, the template, the limits.
+        max_length: most tokens of a prompt and its longest candidate together.
+        measure: returns the tokens that each prompt and its longest candidate need.
+    """
+
+    described: dict[str, str | int]
+    max_length: int
+    measure: Callable[[list[Prompt]], list[int]]
+
+
+def audit(folder: Path, check: PromptCheck | None = None) -> dict[str, Any]:
     """Audit a folder that ``prepare`` wrote, published (pre-split) or plain sequences.
 
     Args:
         folder: holds ``<name>.item`` and the ``.inter`` files.
-        count_tokens: gives the number of tokens of each text; with it the share of prompts longer than
-            ``max_length`` tokens is reported, from at most 2,000 evenly spaced rows of each split.
-        max_length: tokens that a prompt may have.
-        render: makes the prompt of (history titles, candidate titles). By default the titles alone, a line
-            each, so that the share is a lower bound.
+        check: with it the share of prompts that would be truncated is reported, from at most 2,000 evenly
+            spaced rows of each split. Plain sequences have no candidates yet: random items stand for them,
+            and each user's last item for the target.
 
     Returns:
         Figures that JSON can hold; ``audit_table`` prints them.
@@ -45,41 +54,30 @@ def audit(
     """
     folder = Path(folder)
     name = _data_set_name(folder)
-    titles = read_titles(folder / f"{name}.item")
+    titles = read_titles(folder / f"{name}.item", id_field="item_id", title_field="title")
     inside = contained_titles(titles.values())
     report: dict[str, Any] = {"dataset": name, "items": len(titles), "titles": _title_figures(titles, inside)}
+    if check is not None:
+        report["prompts"] = check.described
     manifest = folder / "manifest.json"
     if manifest.is_file():
         report["test_from_validation"] = json.loads(manifest.read_text("utf-8")).get("test_from_validation")
     if (folder / f"{name}.inter").is_file():
-        report["sequences"] = _sequence_figures(folder / f"{name}.inter")
-        return report
-    splits = {split: _read_split(folder / f"{name}.{split}.inter", titles) for split in SPLITS}
-    report["splits"] = {
-        split: _split_figures(rows, splits["train"] if split != "train" else None, titles, inside)
-        for split, rows in splits.items()
-    }
-    if count_tokens and max_length:
-        for split, rows in splits.items():
-            texts = _prompts(rows, titles, render or _titles_only)
-            report["splits"][split]["prompts"] = _prompt_figures(texts, count_tokens, max_length)
+        users = _read_sequences(folder / f"{name}.inter")
+        report["sequences"] = _sequence_figures(users)
+        prompts = {"sequences": _sequence_prompts(users, titles)}
+    else:
+        splits = {split: _read_split(folder / f"{name}.{split}.inter", titles) for split in SPLITS}
+        report["splits"] = {
+            split: _split_figures(rows, splits["train"] if split != "train" else None, titles, inside)
+            for split, rows in splits.items()
+        }
+        prompts = {split: _split_prompts(rows, titles) for split, rows in splits.items()}
+    if check is not None:
+        columns = report.get("splits") or {"sequences": report["sequences"]}
+        for split, rendered in prompts.items():
+            columns[split]["prompts"] = _prompt_figures(rendered, check)
     return report
-
-
-def read_titles(path: Path) -> dict[str, str]:
-    """Return item id -> title of an ``.item`` file that ``prepare`` wrote, in file order.
-
-    The text between tabs and line feeds is taken as it is: no quoting, no missing values, no other line ends.
-
-    Raises:
-        DataError: if the file is missing, has another header, or a row is not an id and a title.
-    """
-    titles: dict[str, str] = {}
-    for number, cells in enumerate(_cells(path, ["item_id:token", "title:token"]), start=1):
-        if len(cells) != 2 or cells[0] in titles:
-            raise DataError(f"{path}, row {number}: wanted a new item id and its title, got {cells}")
-        titles[cells[0]] = cells[1]
-    return titles
 
 
 def contained_titles(titles: Iterable[str]) -> dict[str, set[str]]:
@@ -114,6 +112,9 @@ def audit_table(report: dict[str, Any]) -> str:
     lines += [f"  inside: {inner!r} in {outer!r}" for inner, outer in titles["contained_examples"]]
     if report.get("test_from_validation"):
         lines.append("  the test split was made from the validation rows: no test file was given")
+    if "prompts" in report:
+        described = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in report["prompts"].items())
+        lines.append(f"  prompts: {described}")
     columns = report.get("splits") or {"sequences": report["sequences"]}
     flat = {split: dict(_flat(figures)) for split, figures in columns.items()}
     labels = list(dict.fromkeys(label for figures in flat.values() for label in figures))
@@ -237,25 +238,27 @@ def _has_contained(candidates: list[str], inside: dict[str, set[str]]) -> bool:
     return any(not inside[title].isdisjoint(candidates) for title in candidates if title in inside)
 
 
-def _sequence_figures(path: Path) -> dict[str, Any]:
-    """Count what a plain .inter file holds."""
-    items: Counter[str] = Counter()
-    users: Counter[str] = Counter()
-    moments: set[tuple[str, str]] = set()
-    for number, cells in enumerate(
-        _cells(path, ["user_id:token", "item_id:token", "timestamp:float"]), start=1
-    ):
+def _read_sequences(path: Path) -> dict[str, list[tuple[str, str]]]:
+    """Read a plain .inter file as user -> (item, time), in file order."""
+    users: dict[str, list[tuple[str, str]]] = {}
+    header = ["user_id:token", "item_id:token", "timestamp:float"]
+    for number, cells in enumerate(_cells(path, header), start=1):
         if len(cells) != 3:
             raise DataError(f"{path}, row {number}: wanted a user, an item and a time, got {cells}")
-        users[cells[0]] += 1
-        items[cells[1]] += 1
-        moments.add((cells[0], cells[2]))
+        users.setdefault(cells[0], []).append((cells[1], cells[2]))
+    return users
+
+
+def _sequence_figures(users: dict[str, list[tuple[str, str]]]) -> dict[str, Any]:
+    """Count what a plain .inter file holds."""
+    lengths = [len(rows) for rows in users.values()]
+    moments = sum(len({time for _, time in rows}) for rows in users.values())
     return {
-        "rows": users.total(),
+        "rows": sum(lengths),
         "users": len(users),
-        "items": len(items),
-        "rows_at_a_moment_of_the_same_user": users.total() - len(moments),
-        "history_length": _quantiles(list(users.values())),
+        "items": len({item for rows in users.values() for item, _ in rows}),
+        "rows_at_a_moment_of_the_same_user": sum(lengths) - moments,
+        "history_length": _quantiles(lengths),
     }
 
 
@@ -264,24 +267,32 @@ def _quantiles(values: list[int]) -> dict[str, float]:
     return {**figures, "mean": float(np.mean(values))}
 
 
-def _titles_only(history: list[str], candidates: list[str]) -> str:
-    return "\n".join([*history, *candidates])
+def _spaced(values: Sequence[Any]) -> list[Any]:
+    """Return at most ``_SAMPLE`` of the values, evenly spaced."""
+    return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, _SAMPLE).astype(int))]
 
 
-def _prompts(rows: _Split, titles: dict[str, str], render: Render) -> list[str]:
-    """Render at most ``_SAMPLE`` evenly spaced rows."""
-    chosen = np.unique(np.linspace(0, len(rows.users) - 1, _SAMPLE).astype(int))
+def _split_prompts(rows: _Split, titles: dict[str, str]) -> list[Prompt]:
     return [
-        render([titles[item] for item in rows.histories[i]], [titles[item] for item in rows.candidates[i]])
-        for i in chosen
+        ([titles[item] for item in history], [titles[item] for item in candidates])
+        for history, candidates in _spaced(list(zip(rows.histories, rows.candidates, strict=True)))
     ]
 
 
-def _prompt_figures(texts: list[str], count_tokens: CountTokens, max_length: int) -> dict[str, Any]:
-    lengths = count_tokens(texts)
+def _sequence_prompts(users: dict[str, list[tuple[str, str]]], titles: dict[str, str]) -> list[Prompt]:
+    draw, every = random.Random(0), list(titles.values())
+    prompts = []
+    for rows in _spaced(list(users.values())):
+        *history, target = (titles.get(item, item) for item, _ in rows)
+        others = draw.sample(every, min(_CANDIDATES - 1, len(every)))
+        prompts.append((history, [*others, target]))
+    return prompts
+
+
+def _prompt_figures(prompts: list[Prompt], check: PromptCheck) -> dict[str, Any]:
+    lengths = check.measure(prompts)
     return {
-        "counted": len(texts),
-        "max_length": max_length,
-        "truncated_share": float(np.mean([length > max_length for length in lengths])),
+        "counted": len(prompts),
+        "truncated_share": float(np.mean([length > check.max_length for length in lengths])),
         "tokens": _quantiles(lengths),
     }

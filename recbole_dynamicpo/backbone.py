@@ -50,8 +50,16 @@ class Backbone:
 
     @property
     def max_length(self) -> int:
-        """Most tokens that the model was built for."""
-        return int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
+        """Most tokens that a row may have.
+
+        Beside the positions that the model knows, a sliding attention window limits rows that share
+        their prompt: the block mask replaces the model's own and would reach beyond the window.
+        """
+        config = self.model.config
+        limits = [getattr(config, "max_position_embeddings", None)]
+        if self.shares_prompt:
+            limits.append(getattr(config, "sliding_window", None))
+        return min((int(limit) for limit in limits if limit), default=1 << 30)
 
 
 def load_backbone(
@@ -187,17 +195,21 @@ def _from_pretrained(
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    extra: dict[str, Any] = {"device_map": {"": device}} if load_in_4bit else {}
+    extra: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
     if load_in_4bit:
-        extra["quantization_config"] = _nf4(device)
+        extra.update(device_map={"": device}, quantization_config=_nf4(device))
+    model: Any
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, **extra
-        )
+        try:
+            model = AutoModelForCausalLM.from_pretrained(place, attn_implementation="sdpa", **extra)
+        except ValueError:  # an architecture without that attention brings its own
+            model = AutoModelForCausalLM.from_pretrained(place, **extra)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise BackboneError(_not_loadable(name, error)) from error
-    return (model if load_in_4bit else model.to(device)), tokenizer
+    if not load_in_4bit:
+        model.to(device)
+    return model, tokenizer
 
 
 def _nf4(device: torch.device) -> Any:

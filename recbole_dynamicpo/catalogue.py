@@ -145,7 +145,7 @@ def build_catalogue(
     Raises:
         DataError: not one item has a title.
     """
-    missing = [token for token in tokens if not titles.get(token)]
+    missing = [token for token in tokens if not titles.get(token, "").strip()]
     if len(missing) == len(tokens):
         raise DataError(f"{source}: none of the {len(tokens)} items of the data set has a title there")
     if missing:
@@ -153,7 +153,8 @@ def build_catalogue(
             "%s: %d of %d items have no title and are called by their id, first item '%s'",
             source, len(missing), len(tokens), missing[0],
         )  # fmt: skip
-    named = tuple(titles.get(token) or token for token in tokens)
+    without = set(missing)
+    named = tuple(token if token in without else titles[token] for token in tokens)
     repeated = sum(count - 1 for count in Counter(named).values())
     if repeated:
         logger.info("%s: %d titles stand for more than one item", source, repeated)

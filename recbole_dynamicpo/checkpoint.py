@@ -30,6 +30,7 @@ class Progress:
         best_score: best validation score of the stage so far; None before the first validation.
         best_result: RecBole's metrics of that validation.
         worse: validations in a row that were not better.
+        stopped: whether the stage ended early.
         seconds: training time of each stage so far, resumed parts added up.
     """
 
@@ -38,6 +39,7 @@ class Progress:
     best_score: float | None = None
     best_result: dict[str, float] | None = None
     worse: int = 0
+    stopped: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+from .commands import add_commands
 from .errors import DynamicPOError
 
 
@@ -39,7 +39,9 @@ def _run_recbole(arguments: Sequence[str]) -> None:
         description="Train and test a RecBole model; settings are given as --key=value.",
         allow_abbrev=False,
     )
-    parser.add_argument("--model", "-m", default="BPR", help="DynamicPO, SFTRec, DMPO, MPPO, SDPO or any of RecBole's")
+    parser.add_argument(
+        "--model", "-m", default="BPR", help="DynamicPO, SFTRec, DMPO, MPPO, SDPO or any of RecBole's"
+    )
     parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the data set")
     parser.add_argument("--config_files", default="", help="YAML files, separated by spaces")
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine (stock models)")
@@ -60,22 +62,14 @@ def _run_recbole(arguments: Sequence[str]) -> None:
 
 
 def _main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="recbole-dynamicpo", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    rank = commands.add_parser("rank", help="rank titles with a saved adapter")
-    rank.add_argument("--model", required=True, type=Path, help="recommender folder of a run")
-    rank.add_argument("--history", required=True, help="titles, oldest first, separated by |")
-    rank.add_argument("--candidates", help="titles to rank, separated by |; default: popular ones")
-    rank.add_argument("-k", type=int, default=10, help="how many to print")
-    rank.set_defaults(action=_rank)
-    options = parser.parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        prog="recbole-dynamicpo",
+        description="Prepare data, evaluate, compare and use recommenders.",
+        allow_abbrev=False,
+    )
+    add_commands(parser)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not options.takes_settings:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.settings = rest
     options.action(options)
-
-
-def _rank(options: argparse.Namespace) -> None:
-    from .recommender import load_recommender
-
-    recommender = load_recommender(options.model)
-    candidates = options.candidates.split("|") if options.candidates is not None else None
-    for place, item in enumerate(recommender.rank(options.history.split("|"), candidates, options.k), start=1):
-        print(f"{place:3d}  {item.score:9.3f}  {item.title}  [{', '.join(item.ids) or 'not in the catalogue'}]")

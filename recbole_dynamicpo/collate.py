@@ -29,9 +29,7 @@ class Collator:
         max_history: most history titles in a prompt.
     """
 
-    def __init__(
-        self, tokenizer: Any, templates: Templates, *, max_length: int, max_history: int
-    ) -> None:
+    def __init__(self, tokenizer: Any, templates: Templates, *, max_length: int, max_history: int) -> None:
         self.tokenizer = tokenizer
         self.templates = templates
         self.max_length = max_length
@@ -71,7 +69,10 @@ class Collator:
         """Return the completion's tokens: a space, the title, end of sequence."""
         ids = self._titles.get(title)
         if ids is None:
-            encoded = self.tokenizer(" " + title, add_special_tokens=False).input_ids
+            # A title that spells a special token stays text.
+            encoded = self.tokenizer(
+                " " + title, add_special_tokens=False, split_special_tokens=True
+            ).input_ids
             ids = self._titles[title] = [*encoded, self.tokenizer.eos_token_id]
         return ids
 
@@ -84,10 +85,13 @@ class Collator:
                 self.max_length,
             )
         self.truncated_rows += 1
+        ids: list[int] = self.tokenizer(
+            self.templates.render(history, row.candidates, row.template)
+        ).input_ids
         for kept in range(len(history) - 1, -1, -1):
             newest = history[len(history) - kept :]
             text = self.templates.render(newest, row.candidates, row.template)
-            ids: list[int] = self.tokenizer(text).input_ids
+            ids = self.tokenizer(text).input_ids
             if len(ids) <= room:
                 return ids
         raise DataError(

@@ -7,7 +7,9 @@ not interacted with) with a fixed prompt template.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +18,10 @@ from recbole.data.dataloader import TrainDataLoader
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
+from .batches import PromptRow
 from .catalogue import Catalogue, build_catalogue, read_titles
-from .errors import DataError
+from .errors import DataError, SettingsError
+from .known_data import data_notes, require_data
 from .sampling import (
     TEMPLATE_DRAWS,
     IntArray,
@@ -40,10 +44,10 @@ PHASES = ("train", "valid", "test")
 _EXACT_FLOAT32 = 1 << 24
 
 # Read by RecBole although they stand in none of its lists or default files.
-_RECBOLE_EXTRAS = (
-    "model dataset config_files local_rank world_size nproc offset ip port embedding_size "
-    "numerical_features neg_sampling training_neg_sample_num single_spec"
-).split()
+_RECBOLE_EXTRAS = {
+    *("model", "dataset", "config_files", "local_rank", "world_size", "nproc", "offset", "ip", "port"),
+    *("embedding_size", "numerical_features", "neg_sampling", "training_neg_sample_num", "single_spec"),
+}
 
 
 def read_settings(config: Config) -> Settings:
@@ -57,18 +61,31 @@ def read_settings(config: Config) -> Settings:
     return Settings.from_mapping(config.final_config_dict, given=config.external_config_dict, known=known)
 
 
-class DynamicPODataset(SequentialDataset):  # type: ignore[misc]
+class DynamicPODataset(SequentialDataset):
     """Sequences with titles, exact order and fixed candidates.
+
+    Rows that carry candidates of their own (setting ``candidate_field``) keep these, in their order;
+    every other row gets candidates drawn by the seed.
+
+    Attributes:
+        settings: of the run; ``num_candidates`` is what the rows really have.
+        catalogue: titles of the items 1 to ``item_num`` - 1.
+        notes: what a reader of figures on these data has to know, a sentence each.
 
     Raises:
         SettingsError: a setting is wrong (checked before any file is read).
-        DataError: no titles, or too few items for the candidates.
+        DataError: no data, no titles, or too few items for the candidates.
     """
+
+    inter_feat: Any  # a DataFrame until build(), then an Interaction
 
     def __init__(self, config: Config) -> None:
         self.settings = read_settings(config)
+        require_data(config)
         super().__init__(config)
         self.catalogue = self._read_catalogue()
+        self.titles = np.array(["", *self.catalogue.titles], dtype=object)
+        self.notes = data_notes(config)
         # Filled by build(); the splits are shallow copies of this data set and share them.
         self.built: dict[str, DynamicPODataset] = {}
         self._used: list[tuple[IntArray, IntArray]] = []
@@ -90,11 +107,12 @@ class DynamicPODataset(SequentialDataset):  # type: ignore[misc]
         """Split as RecBole does; then cut valid and test to size and give them candidates."""
         parts: list[DynamicPODataset] = super().build()
         start = 0
-        for phase, part in zip(PHASES, parts, strict=True):
+        for part in parts:
             ids = torch.arange(start, start + len(part.inter_feat))
             part.inter_feat.update(Interaction({ROW_ID: ids}))
             start += len(ids)
         self.built.update(zip(PHASES, parts, strict=True))
+        self._check_fixed_candidates()
         self._used[:] = [self._used_until(phase) for phase in range(len(PHASES))]
         wanted = {"valid": self.settings.valid_rows, "test": self.settings.eval_rows}
         for phase, rows in wanted.items():
@@ -117,6 +135,20 @@ class DynamicPODataset(SequentialDataset):  # type: ignore[misc]
         ids = interaction[self.iid_field + self.config["LIST_SUFFIX"]].cpu().numpy()
         lengths = interaction[self.item_list_length_field].cpu().numpy()
         return [row[:length] for row, length in zip(ids, lengths, strict=True)]
+
+    def prompt_rows(self, interaction: Interaction, scored: IntArray) -> list[PromptRow]:
+        """Return the rows' prompts, with the items ``scored`` (B, any; 0: none) to be scored."""
+        candidates = interaction[CANDIDATE_IDS].cpu().numpy()
+        templates = interaction[TEMPLATE].tolist()
+        return [
+            PromptRow(
+                self.titles[history].tolist(),
+                self.titles[candidates[row][candidates[row] > 0]].tolist(),
+                self.titles[scored[row][scored[row] > 0]].tolist(),
+                templates[row],
+            )
+            for row, history in enumerate(self.history(interaction))
+        ]
 
     def popularity(self) -> IntArray:
         """Return (item_num,) training interactions of each item."""
@@ -149,6 +181,35 @@ class DynamicPODataset(SequentialDataset):  # type: ignore[misc]
         rows.update(Interaction({CANDIDATE_IDS: candidates, TEMPLATE: template}))
         return rows
 
+    def _check_fixed_candidates(self) -> None:
+        """Check the candidates that rows carry, and take their number for ``num_candidates``.
+
+        Raises:
+            DataError: naming the first row whose candidates repeat, or lack the item chosen.
+            SettingsError: no row has enough candidates for ``num_negatives``.
+        """
+        field, widest = self.settings.candidate_field, 0
+        for phase, part in self.built.items():
+            if field not in part.inter_feat.interaction:
+                return
+            ids, chosen = part.inter_feat[field].numpy(), part.inter_feat[self.iid_field].numpy()
+            in_order = np.sort(ids, axis=1)
+            repeated = ((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] > 0)).any(axis=1)
+            bad = np.flatnonzero(repeated | ~(ids == chosen[:, None]).any(axis=1))
+            if len(bad):
+                raise DataError(
+                    f"data set '{self.dataset_name}', {phase} row {bad[0] + 1}: {field} must hold distinct "
+                    f"items and the item chosen ({len(bad)} such rows)"
+                )
+            widest = max(widest, int((ids > 0).sum(axis=1).max(initial=0)))
+        if widest <= self.settings.num_negatives:
+            raise SettingsError(
+                f"num_negatives: got {self.settings.num_negatives}, but the rows of data set "
+                f"'{self.dataset_name}' carry {widest} candidates; wanted at most {widest - 1}"
+            )
+        for part in (self, *self.built.values()):
+            part.settings = dataclasses.replace(self.settings, num_candidates=widest)
+
     def _draw(self, rows: Interaction, index: int, draw: np.random.Generator, phase: int) -> IntArray:
         user = int(rows[self.uid_field][index])
         offsets, items = self._used[phase]
@@ -178,7 +239,8 @@ class DynamicPODataset(SequentialDataset):  # type: ignore[misc]
         path = Path(self.config["data_path"]) / f"{self.dataset_name}.item"
         titles = read_titles(
             path,
-            id_field=self.iid_field,
+            # RecBole's steam data call the id "product_id" in the one file and "id" in the other.
+            id_field=self.config["item_file_id_field"] or self.iid_field,
             title_field=self.settings.item_title_field,
             separator=self.config["field_separator"],
         )
@@ -186,7 +248,7 @@ class DynamicPODataset(SequentialDataset):  # type: ignore[misc]
         return build_catalogue(titles, tokens, [0] * len(tokens), path)
 
 
-class StageDataLoader(TrainDataLoader):  # type: ignore[misc]
+class StageDataLoader(TrainDataLoader):
     """RecBole's training loader over the rows of one epoch, in the order in which they lie.
 
     Args:
@@ -219,4 +281,3 @@ def scored_columns(rows: Interaction, item_field: str, negatives: int, seed: int
         row = int(rows[ROW_ID][int((~hit.any(axis=1)).argmax())])
         raise DataError(f"row {row}: the item chosen is not among the row's candidates")
     return torch.from_numpy(draw_scored(hit, candidates > 0, negatives, seed, epoch))
-

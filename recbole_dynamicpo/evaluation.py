@@ -33,11 +33,15 @@ class RankingMixin:
     config: Any
     device: Any
     run_folder: Path
-    final_stage: str
     seconds: dict[str, float]
     tot_item_num: int
     evaluator: Evaluator
     _validating = False
+
+    @property
+    def final_stage(self) -> str:
+        """Name of the stage whose adapter is the result."""
+        raise NotImplementedError
 
     @contextmanager
     def validating(self) -> Iterator[None]:
@@ -100,10 +104,14 @@ class RankingMixin:
         self._ranks: list[Tensor] = []
         self._row_ids: list[Tensor] = []
         self.model.voice = voice
+        draws = np.random.get_state()  # RecBole's uniN and popN modes draw candidates from it
+        np.random.seed(self.settings.seed)
+        eval_data.generator.manual_seed(self.settings.seed)
         try:
             result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)  # type: ignore[misc]
         finally:
             self.model.voice = "policy"
+            np.random.set_state(draws)
         return result, torch.cat(self._ranks).cpu().numpy()
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
@@ -145,9 +153,11 @@ class RankingMixin:
         write_json(self.run_folder / "report.json", {"contestants": summaries, "seconds": self.seconds})
         row_ids = torch.cat(self._row_ids).tolist()
         dataset = self.model.dataset
-        test = dataset.built["test"].inter_feat
-        users = dict(zip(test[ROW_ID].tolist(), test[dataset.uid_field].tolist(), strict=True))
-        tokens = dataset.id2token(dataset.uid_field, np.array([users.get(row, 0) for row in row_ids]))
+        users: dict[int, int] = {}
+        for phase in ("valid", "test"):
+            rows = dataset.built[phase].inter_feat
+            users.update(zip(rows[ROW_ID].tolist(), rows[dataset.uid_field].tolist(), strict=True))
+        tokens = dataset.id2token(dataset.uid_field, np.array([users[row] for row in row_ids]))
         write_ranks(
             self.run_folder / "ranks.parquet",
             [str(row) for row in row_ids],
@@ -157,7 +167,8 @@ class RankingMixin:
 
     def _notes(self) -> list[str]:
         used = self.model.dataset.subsampled()
-        notes = [f"{phase} rows: {kept} of {total}" for phase, (kept, total) in used.items()]
+        notes = list(self.model.dataset.notes)
+        notes += [f"{phase} rows: {kept} of {total}" for phase, (kept, total) in used.items()]
         if self.model.collator.truncated_rows:
             notes.append(f"prompts that lost old history: {self.model.collator.truncated_rows}")
         folder = self.run_folder / self.final_stage

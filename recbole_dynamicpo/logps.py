@@ -53,7 +53,8 @@ def shared_logps(model: Any, batch: TokenBatch) -> Tensor:
 def separate_logps(model: Any, batch: TokenBatch) -> Tensor:
     """Return what ``shared_logps`` returns, from one ordinary sequence per completion.
 
-    Slower by about the number of candidates and right for any causal language model.
+    Slower by about the number of candidates and right for any causal language model. ``batch`` lies
+    on the CPU, as the collator makes it.
     """
     device = model.get_output_embeddings().weight.device
     ids, targets, scored = _sequences(batch)
@@ -64,16 +65,15 @@ def separate_logps(model: Any, batch: TokenBatch) -> Tensor:
     goal = ids[:, 1:, None].to(device)
     token_logps = wide.gather(2, goal).squeeze(2) - wide.logsumexp(dim=2)
     total = (token_logps * scored[:, 1:].to(device)).sum(dim=1)
-    return total.view(batch.completion_length.shape)
+    result: Tensor = total.view(batch.completion_length.shape)
+    return result
 
 
 def _sequences(batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Return (B * C, P + L) ids, the same with -1 as padding, and which tokens are scored."""
     rows, count, length = batch.completions.shape
     width = batch.prompt.shape[1]
-    ids = torch.cat(
-        [batch.prompt[:, None].expand(-1, count, -1), batch.completions], dim=2
-    ).flatten(0, 1)
+    ids = torch.cat([batch.prompt[:, None].expand(-1, count, -1), batch.completions], dim=2).flatten(0, 1)
     in_prompt = torch.arange(width) < batch.prompt_length[:, None]
     in_completion = torch.arange(length) < batch.completion_length[:, :, None]
     present = torch.cat([in_prompt[:, None].expand(-1, count, -1), in_completion], dim=2).flatten(0, 1)
@@ -97,9 +97,7 @@ def pack(batch: TokenBatch) -> PackedBatch:
 
     tokens = torch.cat([batch.prompt, batch.completions[:, :, :-1].flatten(1)], dim=1)
     places = batch.prompt_length[:, None, None] + step[:-1].expand(rows, count, -1)
-    positions = torch.cat(
-        [torch.arange(width, device=device).expand(rows, -1), places.flatten(1)], dim=1
-    )
+    positions = torch.cat([torch.arange(width, device=device).expand(rows, -1), places.flatten(1)], dim=1)
     numbers = torch.arange(1, count + 1, device=device)[:, None].expand(rows, -1, length - 1)
     segments = torch.cat([torch.zeros_like(batch.prompt), numbers.flatten(1)], dim=1)
     segments = segments.masked_fill(~present, -1)

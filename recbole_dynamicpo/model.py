@@ -6,6 +6,7 @@ DynamicPO and its plain baselines are one class; properties/model/<Name>.yaml se
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,17 +26,17 @@ from .errors import DataError
 from .objectives import preference_loss, sft_loss
 from .policy import LoraShape, Policy
 from .prompts import load_templates
-from .shipped import properties_folder
 from .sampling import row_generator
 from .scorer import Scorer
 from .settings import Settings
+from .shipped import properties_folder
 
 logger = logging.getLogger(__name__)
 
 REFERENCE_LOGPS = "reference_logps"  # (n, C) column that the trainer adds to preference batches
 
 
-class DynamicPO(SequentialRecommender):  # type: ignore[misc]
+class DynamicPO(SequentialRecommender):
     """Language-model recommender aligned with boundary negatives and dual-margin betas.
 
     Attributes:
@@ -90,7 +91,10 @@ class DynamicPO(SequentialRecommender):  # type: ignore[misc]
             settings.lora_targets,
             settings.lora_layers,
         )
-        return Policy(backbone, shape, settings.seed)
+        policy = Policy(backbone, shape, settings.seed)
+        if settings.sft_adapter:
+            policy.load(Path(settings.sft_adapter))
+        return policy
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the batch's mean loss of the present stage, 0-d."""
@@ -217,14 +221,16 @@ class _OperationCount(nn.Module):
     2 operations per weight and token, the usual estimate of a forward pass.
     """
 
+    total_ops: Tensor  # made by the counter
+
     def __init__(self, model: DynamicPO) -> None:
         super().__init__()
-        self.type = model.type
         weights = sum(p.numel() for p in model.policy.parameters())
         self.operations = 2.0 * weights * model.collator.max_length
 
     def predict(self, interaction: Interaction) -> None:
-        self.total_ops += self.operations
+        """Add one row's operations to the counter."""
+        self.total_ops = self.total_ops + self.operations
 
 
 class DMPO(DynamicPO):

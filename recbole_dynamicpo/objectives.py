@@ -15,6 +15,8 @@ gap, and a row's negatives are one tensor instead of a dictionary of K.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,6 +56,10 @@ def preference_loss(
         ValueError: shapes that do not fit.
     """
     _check(policy_logps, reference_logps, objective, mask)
+    if mask is not None:  # absent ones may hold anything, -inf too
+        absent = F.pad(~mask, (1, 0))
+        policy_logps = policy_logps.masked_fill(absent, 0.0)
+        reference_logps = None if reference_logps is None else reference_logps.masked_fill(absent, 0.0)
     positive, negatives = policy_logps[:, 0], policy_logps[:, 1:]
     if mask is None:
         mask = torch.ones_like(negatives, dtype=torch.bool)
@@ -103,9 +109,20 @@ def sft_loss(logps: Tensor, token_counts: Tensor) -> Tensor:
     return -logps / token_counts
 
 
-def _gradient_weight(
-    logps: Tensor, ratios: Tensor, mask: Tensor, objective: str, beta: float
-) -> Tensor:
+def merge_diagnostics(parts: Sequence[Diagnostics], rows: Sequence[int]) -> Diagnostics:
+    """Return the diagnostics of several batches of one step.
+
+    Means are weighted by ``rows``; minimum and maximum stay what they say. (The mean beta is then a
+    mean over rows' batches, not over boundary sets; the difference is nil for batches of one size.)
+    """
+    stacked = torch.stack([torch.stack([value.float() for value in part]) for part in parts])
+    share = torch.tensor(rows, dtype=torch.float32, device=stacked.device) / sum(rows)
+    merged = Diagnostics(*(share @ stacked))
+    low, high = Diagnostics._fields.index("beta_min"), Diagnostics._fields.index("beta_max")
+    return merged._replace(beta_min=stacked[:, low].amin(), beta_max=stacked[:, high].amax())
+
+
+def _gradient_weight(logps: Tensor, ratios: Tensor, mask: Tensor, objective: str, beta: float) -> Tensor:
     """Return (B, K) each negative's share of sum |dL_plain / d lp(y_i)| of its row.
 
     The factor that all negatives of a row have in common cancels: what is left is uniform for
@@ -137,9 +154,7 @@ def _diagnose(rewards: Tensor, mask: Tensor, boundary: Boundary, weight: Tensor)
     )
 
 
-def _check(
-    policy_logps: Tensor, reference_logps: Tensor | None, objective: str, mask: Tensor | None
-) -> None:
+def _check(policy_logps: Tensor, reference_logps: Tensor | None, objective: str, mask: Tensor | None) -> None:
     if objective not in OBJECTIVES:
         hint = nearest(objective, OBJECTIVES)
         raise SettingsError(f"objective: got '{objective}', wanted one of {', '.join(OBJECTIVES)}{hint}")

@@ -63,20 +63,20 @@ class Policy(nn.Module):
 
         super().__init__()
         self.backbone = backbone
-        targets = "all-linear" if shape.targets == ("all-linear",) else list(shape.targets)
         depth = backbone.model.config.num_hidden_layers
         top = list(range(depth - shape.layers, depth)) if 0 < shape.layers < depth else None
-        config = LoraConfig(
-            r=shape.rank,
-            lora_alpha=shape.alpha,
-            lora_dropout=shape.dropout,
-            target_modules=targets,
-            layers_to_transform=top,
-            task_type="CAUSAL_LM",
-        )
+        targets = _target_modules(backbone.model, shape.targets, every_layer=top is None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
+                config = LoraConfig(
+                    r=shape.rank,
+                    lora_alpha=shape.alpha,
+                    lora_dropout=shape.dropout,
+                    target_modules=targets,
+                    layers_to_transform=top,
+                    task_type="CAUSAL_LM",
+                )
                 self.peft = get_peft_model(backbone.model, config, adapter_name=POLICY)
             except ValueError as error:
                 raise BackboneError(
@@ -124,7 +124,8 @@ class Policy(nn.Module):
         save_file(self._weights(POLICY), folder / WEIGHTS_FILE)
         config = self.peft.peft_config[POLICY].to_dict()
         config["base_model_name_or_path"] = self.backbone.name
-        config["target_modules"] = sorted(config["target_modules"])
+        targets = config["target_modules"]
+        config["target_modules"] = targets if isinstance(targets, str) else sorted(targets)
         config["inference_mode"] = True
         text = json.dumps(config, indent=2, sort_keys=True, default=str)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
@@ -169,6 +170,17 @@ class Policy(nn.Module):
             self.peft.add_adapter(adapter, self.peft.peft_config[POLICY])
             self.peft.set_adapter(POLICY)
         set_peft_model_state_dict(self.peft, weights, adapter_name=adapter)
+
+
+def _target_modules(model: Any, names: tuple[str, ...], *, every_layer: bool) -> str | list[str]:
+    """Return what peft is to adapt; its own ``all-linear`` knows no selection of layers."""
+    if names != ("all-linear",):
+        return list(names)
+    if every_layer:
+        return "all-linear"
+    head = model.get_output_embeddings()
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    return sorted({name.rpartition(".")[2] for name in linear})
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:

@@ -7,17 +7,18 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from recbole_dynamicpo.audit import audit, audit_table
+from recbole_dynamicpo.audit import PromptCheck, audit, audit_table
+from recbole_dynamicpo.converter import Converter
 from recbole_dynamicpo.download import HUB, find_sources, source_hashes
 from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.published import BadRows, HistorySplitter, read_rows, title_problem
+from recbole_dynamicpo.published import BadRows
 from recbole_dynamicpo.sequences import read_sequences, write_sequences
 from recbole_dynamicpo.storage import atomic_folder, restore_swapped, sha256_file, write_json
 
@@ -60,6 +61,7 @@ def prepare(
     seed: int = 2020,
     skip_bad_rows: bool = False,
     progress: bool = True,
+    check: PromptCheck | None = None,
 ) -> PreparedData:
     """Write ``<out>/<dataset>/``: all of it or nothing, and nothing if it is there from the same sources.
 
@@ -79,6 +81,7 @@ def prepare(
         seed: of the dealing.
         skip_bad_rows: drop and count rows that cannot be used, instead of stopping at the first.
         progress: show progress bars, where there is a terminal.
+        check: of the prompts' length, for the audit.
 
     Raises:
         DataError: naming the file and row, or what is missing; a folder from before is then untouched.
@@ -94,11 +97,11 @@ def prepare(
     known = _manifest_of(folder)
     if known and _is_unchanged(folder, known, settings, hashes):
         _log.info("%s is there already, from the same sources: nothing is written", folder)
-        return PreparedData(dataset, folder, known, _audit_of(folder), unchanged=True)
+        return PreparedData(dataset, folder, known, _audit_of(folder, check), unchanged=True)
     _refuse_foreign_files(folder, known)
     with atomic_folder(folder) as work:
         manifest = _fill(work, dataset, files, settings, hashes, progress)
-        report = audit(work)
+        report = audit(work, check)
         write_json(work / AUDIT, report)
     prepared = PreparedData(dataset, folder, manifest, report, unchanged=False)
     _log.info("wrote %s\n%s", folder, prepared.table())
@@ -122,7 +125,7 @@ def _fill(
     manifest = {
         "dataset": dataset,
         "version": VERSION,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": settings,
         "sources": {
             role: {"file": path.name, "sha256": hashes[role], "dropped": bad.count(path)}
@@ -145,14 +148,16 @@ def _manifest_of(folder: Path) -> dict[str, Any] | None:
     return manifest if ours else None
 
 
-def _audit_of(folder: Path) -> dict[str, Any]:
-    """Read a folder's audit, or make it again where it is missing or damaged."""
+def _audit_of(folder: Path, check: PromptCheck | None) -> dict[str, Any]:
+    """Read a folder's audit, or make it again where it is missing, damaged or lacks the prompts' check."""
     try:
-        stored = json.loads((folder / AUDIT).read_text("utf-8"))
-    except (OSError, ValueError):
-        stored = audit(folder)
+        stored = dict(json.loads((folder / AUDIT).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        stored = {}
+    if not stored or (check is not None and stored.get("prompts") != check.described):
+        stored = audit(folder, check)
         write_json(folder / AUDIT, stored)
-    return dict(stored)
+    return stored
 
 
 def _is_unchanged(
@@ -202,7 +207,7 @@ def _write_published(
     dataset: str, files: dict[str, Path], work: Path, seed: int, bad: BadRows, progress: bool
 ) -> dict[str, Any]:
     """Write benchmark files into ``work`` and return what the manifest says about them."""
-    converter = _Converter(files.values(), bad, progress)
+    converter = Converter(files.values(), bad, progress)
     halves = "val" in files and "test" not in files
     dealt_by = None
     rows: dict[str, int] = {}
@@ -273,43 +278,3 @@ def deal(users: Sequence[str], shares: dict[str, float], seed: int) -> tuple[lis
         if set(dealt.values()) == set(shares):
             return [dealt[group] for group in groups], by
     raise DataError(f"{len(users)} rows are too few to be dealt to {', '.join(shares)}; wanted at least 10")
-
-
-class _Converter:
-    """Turns published rows into lines of benchmark files; items are numbered in order of appearance."""
-
-    def __init__(self, files: Iterable[Path], bad: BadRows, progress: bool) -> None:
-        """Read all files once, because a history can only be split when all titles are known."""
-        self.bad, self.progress = bad, progress
-        self.items: dict[str, str] = {}
-        for path in files:
-            for row in read_rows(path, bad, progress=progress):
-                for title in row.candidates:
-                    self._item(title)
-        self.splitter = HistorySplitter(self.items)
-        self.ambiguous = 0
-        self.examples: list[str] = []
-
-    def lines(self, path: Path, role: str) -> Iterator[tuple[str, str]]:
-        """Yield (user, rest of the line) for each usable row of a file."""
-        number, expected = 0, [""]
-        for row in read_rows(path, self.bad, progress=self.progress):
-            split = self.splitter.split(row.history)
-            problem = next(filter(None, map(title_problem, split.titles)), None)
-            if problem:
-                self.bad.report(path, row.number, f"historyList: {problem}")
-                continue
-            if split.ambiguous:
-                self.ambiguous += 1
-                if len(self.examples) < 10:
-                    self.examples.append(f"{path.name}, row {row.number}: {row.history!r}")
-            history = [self._item(title) for title in split.titles]
-            if len(history) < 2 or history not in (expected, expected[1:]):
-                number += 1
-            target = self.items[row.target]
-            expected = [*history, target]
-            candidates = " ".join(self.items[title] for title in row.candidates)
-            yield f"{role}-{number:06d}", f"{' '.join(history)}\t{target}\t{candidates}"
-
-    def _item(self, title: str) -> str:
-        return self.items.setdefault(title, str(len(self.items) + 1))

@@ -66,7 +66,7 @@ class Templates:
                 return separator.join(titles)
             return "\n".join(f"- {title}" for title in titles)
 
-        return _PLACEHOLDER.sub(fill, self.texts[template % len(self.texts)])
+        return _PLACEHOLDER.sub(fill, self.texts[template % len(self.texts)]).rstrip()
 
 
 def load_templates(name: str, folder: Path) -> Templates:
@@ -84,7 +84,7 @@ def load_templates(name: str, folder: Path) -> Templates:
             f"or the path of a template file{nearest(name, shipped)}"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     return Templates(_SEPARATOR.split(text), str(path))

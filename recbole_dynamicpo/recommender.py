@@ -42,6 +42,7 @@ class Card:
         dtype: of the backbone's weights when it was trained, like ``float32``.
         max_length: most tokens of prompt and longest title together.
         max_history: most history titles in a prompt.
+        num_candidates: candidates in a prompt while it was trained.
         tokens_per_batch: padded tokens per forward pass.
         made_by: model and stage.
     """
@@ -51,6 +52,7 @@ class Card:
     dtype: str
     max_length: int
     max_history: int
+    num_candidates: int
     tokens_per_batch: int
     made_by: dict[str, str]
 
@@ -73,18 +75,28 @@ class Ranked:
 class Recommender:
     """A backbone with an adapter that ranks candidate titles.
 
+    Prompts are those of training. A list of more candidates than in training may use all the
+    length that the backbone has, because the limit of training would not hold it.
+
     Args:
         policy: backbone and adapter.
-        collator: writes the prompts.
+        templates: prompt templates; the first one is used.
         catalogue: known items.
-        tokens_per_batch: padded tokens per forward pass.
+        card: limits of the prompts.
     """
 
-    def __init__(
-        self, policy: Policy, collator: Collator, catalogue: Catalogue, tokens_per_batch: int
-    ) -> None:
+    def __init__(self, policy: Policy, templates: Templates, catalogue: Catalogue, card: Card) -> None:
         self.catalogue = catalogue
-        self.scorer = Scorer(policy, collator, tokens_per_batch)
+        self.card = card
+        tokenizer = policy.backbone.tokenizer
+        self.scorer, self.wide_scorer = (
+            Scorer(
+                policy,
+                Collator(tokenizer, templates, max_length=length, max_history=card.max_history),
+                card.tokens_per_batch,
+            )
+            for length in (min(card.max_length, policy.backbone.max_length), policy.backbone.max_length)
+        )
 
     def rank(
         self, history: Sequence[str], candidates: Sequence[str] | None = None, k: int = 10
@@ -113,7 +125,8 @@ class Recommender:
         for title in [*history, *shown]:
             if not isinstance(title, str) or not title.strip():
                 raise DataError(f"got {title!r} as a title, wanted a non-empty text")
-        scores = self.scorer([PromptRow(list(history), shown, shown)])[0].tolist()
+        scorer = self.scorer if len(shown) <= self.card.num_candidates else self.wide_scorer
+        scores = scorer([PromptRow(list(history), shown, shown)])[0].tolist()
         order = sorted(range(len(shown)), key=lambda index: (-scores[index], index))[:k]
         return [Ranked(shown[i], self.catalogue.items(shown[i]), scores[i]) for i in order]
 
@@ -127,6 +140,7 @@ def save_recommender(folder: Path, model: DynamicPO, made_by: dict[str, str]) ->
         dtype=str(backbone.dtype).removeprefix("torch."),
         max_length=model.collator.max_length,
         max_history=model.collator.max_history,
+        num_candidates=model.settings.num_candidates,
         tokens_per_batch=model.settings.tokens_per_batch,
         made_by=made_by,
     )
@@ -164,10 +178,7 @@ def load_recommender(
     policy = Policy(backbone, shape, seed=0)
     policy.load(folder)
     templates = Templates(_read_json(folder / TEMPLATES_FILE), str(folder / TEMPLATES_FILE))
-    collator = Collator(
-        backbone.tokenizer, templates, max_length=card.max_length, max_history=card.max_history
-    )
-    return Recommender(policy, collator, Catalogue.load(folder / CATALOGUE_FILE), card.tokens_per_batch)
+    return Recommender(policy, templates, Catalogue.load(folder / CATALOGUE_FILE), card)
 
 
 def _read_card(folder: Path) -> Card:
@@ -181,6 +192,8 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise AdapterError(f"{path}: cannot be read ({error.strerror}); wanted a recommender folder") from error
+        raise AdapterError(
+            f"{path}: cannot be read ({error.strerror}); wanted a recommender folder"
+        ) from error
     except ValueError as error:
         raise AdapterError(f"{path}: damaged JSON ({error})") from error

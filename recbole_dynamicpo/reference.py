@@ -49,7 +49,9 @@ class ReferenceCache:
                 shard = json.loads(path.read_text(encoding="utf-8"))
                 stored.update({str(key): [float(v) for v in values] for key, values in shard.items()})
             except (OSError, ValueError, TypeError, AttributeError) as error:
-                logger.warning("%s: not a readable cache shard (%r); its rows are computed again", path, error)
+                logger.warning(
+                    "%s: not a readable cache shard (%r); its rows are computed again", path, error
+                )
         return stored
 
     def store(self, rows: dict[str, list[float]]) -> None:

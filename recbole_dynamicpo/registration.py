@@ -3,7 +3,8 @@
 RecBole looks a model up as a module below ``recbole.model``, a trainer and a data set as attributes
 of its modules, and default settings in its own folder; it has no entry points. ``register`` only
 puts a finder on ``sys.meta_path``. RecBole's Config asks for the model class before it reads
-defaults, data set or trainer, so that is when the rest is attached. No installed file is touched.
+defaults, data set or trainer, so that is when the rest is attached. A second finder patches RecBole's
+trainer when it is imported, so that stock models load their own checkpoints. No installed file is touched.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import importlib
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 from .shipped import properties_folder
+from .stock import load_own_checkpoints
 
 MODEL_NAMES = ("DynamicPO", "SFTRec", "DMPO", "MPPO", "SDPO")
 
 _PACKAGE = "recbole.model.sequential_recommender."
 _MODULES = {_PACKAGE + name.lower() for name in MODEL_NAMES}
+_TRAINER = "recbole.trainer.trainer"
 
 
 class _ModelFinder(MetaPathFinder):
@@ -46,10 +49,34 @@ class _ModelLoader(Loader):
             setattr(module, name, getattr(source, name))
 
 
+class _TrainerFinder(MetaPathFinder):
+    """Lets the module of RecBole's trainers be found as ever, and patched once it has run."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _TRAINER:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_patch(module: ModuleType) -> None:
+                run(module)
+                load_own_checkpoints(module)
+
+            spec.loader.exec_module = run_and_patch  # type: ignore[method-assign]
+        return spec
+
+
 def register() -> None:
     """Let RecBole find our models by name; may be called any number of times."""
     if not any(isinstance(finder, _ModelFinder) for finder in sys.meta_path):
         sys.meta_path.append(_ModelFinder())
+    if not any(isinstance(finder, _TrainerFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TrainerFinder())  # before the finder that would find the real module
+    if _TRAINER in sys.modules:
+        load_own_checkpoints(sys.modules[_TRAINER])
 
 
 def attach() -> None:
@@ -79,9 +106,14 @@ def _attach_defaults() -> None:
         if model in MODEL_NAMES:
             for name in dict.fromkeys(["DynamicPO", model]):
                 self._update_internal_config_dict(str(properties_folder() / "model" / f"{name}.yaml"))
-            prompt = properties_folder() / "dataset" / f"{dataset}.yaml"
-            if prompt.is_file():
-                self._update_internal_config_dict(str(prompt))
+            read_dataset_defaults(self, dataset)
 
     load.reads_dynamicpo_defaults = True  # type: ignore[attr-defined]
     Config._load_internal_config_dict = load
+
+
+def read_dataset_defaults(config: Any, dataset: str) -> None:
+    """Let a RecBole Config read our file of a data set, if there is one, behind what it has read so far."""
+    path = properties_folder() / "dataset" / f"{dataset}.yaml"
+    if path.is_file():
+        config._update_internal_config_dict(str(path))

@@ -13,7 +13,7 @@ import yaml
 from recbole.config import Config
 
 from .errors import DataError, SettingsError
-from .registration import MODEL_NAMES, register
+from .registration import MODEL_NAMES, read_dataset_defaults, register
 
 # As RecBole reads numbers like 1e-4, which plain YAML takes for text.
 _FLOAT = re.compile(
@@ -30,12 +30,18 @@ class _SafeYaml(yaml.SafeLoader):
 _SafeYaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
-class PlainConfig(Config):  # type: ignore[misc]
+class PlainConfig(Config):
     """RecBole's configuration without its three surprises.
 
     It does not evaluate strings as Python, does not read the process's command line, and reads YAML
-    with the safe loader. Everything else is RecBole's.
+    with the safe loader. Stock models too get the defaults of our data sets (properties/dataset), behind
+    RecBole's own defaults and before the user's files. Everything else is RecBole's.
     """
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        if model not in MODEL_NAMES:
+            read_dataset_defaults(self, dataset)
 
     def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
         return _SafeYaml
@@ -56,7 +62,9 @@ class PlainConfig(Config):  # type: ignore[misc]
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise SettingsError(f"settings file {name}: not plain YAML: {error}") from error
             if content is not None and not isinstance(content, dict):
-                raise SettingsError(f"settings file {name}: got {type(content).__name__}, wanted key: value lines")
+                raise SettingsError(
+                    f"settings file {name}: got {type(content).__name__}, wanted key: value lines"
+                )
             merged.update(content or {})
         return merged
 
@@ -112,12 +120,16 @@ def run(
         DynamicPOError: anything wrong with settings, data, backbone or adapters.
     """
     register()
-    _check_model(model)
-    from recbole.data import create_dataset, data_preparation
+    check_model(model)
+    from recbole.data import data_preparation
     from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
+    from .histories import create_dataset
+    from .known_data import require_data
+
     config = PlainConfig(model, dataset, list(config_files), dict(overrides or {}))
-    _refuse_pickles(config)
+    require_data(config)
+    refuse_pickles(config)
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     logger = logging.getLogger()
@@ -167,8 +179,12 @@ def run_rank(
     run(model, dataset, config_files, {**overrides, "local_rank": rank})
 
 
-def _check_model(model: str) -> None:
-    """Refuse an unknown name by its own; RecBole would complain about lightgbm instead."""
+def check_model(model: str) -> None:
+    """Refuse an unknown model by its own name; RecBole would complain about lightgbm instead.
+
+    Raises:
+        SettingsError: naming the nearest known model.
+    """
     from importlib.util import find_spec
 
     from .errors import nearest
@@ -185,7 +201,7 @@ def _check_model(model: str) -> None:
                         f"{nearest(model, MODEL_NAMES)}")  # fmt: skip
 
 
-def _refuse_pickles(config: Config) -> None:
+def refuse_pickles(config: Config) -> None:
     """Stop before RecBole unpickles a saved data set or loader."""
     folder = Path(config["checkpoint_dir"])
     named = [config["dataset_save_path"], config["dataloaders_save_path"]]

@@ -57,9 +57,7 @@ class Settings:
 
     # backbone and adapter
     backbone: str = setting("smollm2-135m", "embedded name, local folder or hub id")
-    dtype: str = setting(
-        "auto", "of the frozen weights", choices=("auto", "float32", "bfloat16", "float64")
-    )
+    dtype: str = setting("auto", "of the frozen weights", choices=("auto", "float32", "bfloat16", "float64"))
     load_in_4bit: bool = setting(False, "nf4 backbone; needs CUDA and bitsandbytes")
     gradient_checkpointing: bool = setting(False, "recompute activations to save memory")
     lora_rank: int = setting(8, "r", low=1)
@@ -92,7 +90,7 @@ class Settings:
     eval_batch_size: int = setting(64, "rows that RecBole hands over at once", low=1)
     tokens_per_batch: int = setting(4096, "padded tokens per forward pass without gradient", low=1)
     compare_stages: bool = setting(True, "evaluate popularity, backbone and SFT beside the final model")
-    seed: int = setting(2020, "of everything that is drawn", low=0)
+    seed: int = setting(2020, "of everything that is drawn", low=0, high=2**32 - 1)
 
     @classmethod
     def from_mapping(
@@ -117,7 +115,7 @@ class Settings:
                 try:
                     kept[name] = _coerce(values[name], str(item.type))
                     _check_range(kept[name], item.metadata)
-                except ValueError as error:
+                except (ValueError, OverflowError) as error:
                     problems.append(f"{name}: got {values[name]!r}, wanted {error}")
         if not problems:
             settings = cls(**kept)

@@ -7,7 +7,6 @@ own best score; a killed run goes on from its last checkpoint along the same tra
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -22,33 +21,35 @@ from recbole.utils import calculate_valid_score, dict2str, early_stopping, get_l
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+from .batches import Diagnostics
 from .checkpoint import Progress, load_checkpoint, load_progress, save_checkpoint
-from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset, StageDataLoader, scored_columns
+from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, StageDataLoader, scored_columns
 from .embedded import cache_folder
-from .errors import CheckpointError, NumericsError, SettingsError
+from .errors import NumericsError, SettingsError
 from .evaluation import RankingMixin
 from .journal import Journal
 from .model import REFERENCE_LOGPS, DynamicPO
+from .objectives import merge_diagnostics
 from .recommender import save_recommender
 from .reference import ReferenceCache, row_key
-from .sampling import epoch_order
+from .run_folder import check_identity, identity, new_run_folder, write_identity
+from .sampling import epoch_order, row_generator
 from .stages import STAGES, StagePlan, plan_stages
-from .storage import sha256_json, write_json
+from .storage import sha256_json
 
 logger = logging.getLogger(__name__)
 
-# Settings that may differ between a run and its resumed part: none of them changes the trajectory.
-FREE_ON_RESUME = {"resume", "checkpoint_every", "compare_stages", "eval_rows", "tokens_per_batch"}
 
-
-class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
+class DynamicPOTrainer(RankingMixin, Trainer):
     """Trains and evaluates the models of this package."""
 
     def __init__(self, config: Any, model: DynamicPO) -> None:
         super().__init__(config, model)
         self.settings = model.settings
         self.plans = plan_stages(self.settings)
-        self.run_folder = self._open_run_folder()
+        name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
+        resume = self.settings.resume
+        self.run_folder = Path(resume) if resume else new_run_folder(Path(self.checkpoint_dir), name)
         self.saved_model_file = str(self.run_folder / self.final_stage)
         self.journal = Journal(self.run_folder / "metrics.jsonl")
         self.progress = Progress()
@@ -77,8 +78,6 @@ class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
         self.valid_data, self.show_progress = valid_data, show_progress
         self.callback, self.dataset = callback_fn, train_data._dataset
         resumed = self._resume() if self.settings.resume else None
-        if self.settings.sft_adapter:
-            self.model.policy.load(Path(self.settings.sft_adapter))
         if not self.plans or self.plans[0].name == "preference":
             self._save_adapter("sft")
         for plan in self.plans:
@@ -86,27 +85,27 @@ class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
                 self.model.policy.load(self.run_folder / plan.name)
                 continue
             at = resumed if resumed is not None and plan.name == resumed.stage else None
-            self._run_stage(plan, at)
+            # RecBole's SINE module turns anomaly detection on for the whole process when it is imported.
+            with torch.autograd.set_detect_anomaly(False):
+                self._run_stage(plan, at)
         score = self.progress.best_score
         return (self.best_valid_score if score is None else score), self.progress.best_result
 
-    def _open_run_folder(self) -> Path:
-        """Return the folder of a new run, or of the one to resume."""
-        if self.settings.resume:
-            return Path(self.settings.resume)
-        name = f"{self.config['model']}-{self.config['dataset']}-{get_local_time()}"
-        return Path(self.checkpoint_dir) / name
-
     def _identity(self) -> dict[str, Any]:
         """Return what decides the trajectory of the run."""
-        settings = dataclasses.asdict(self.settings)
-        kept = {name: value for name, value in settings.items() if name not in FREE_ON_RESUME}
         backbone = self.model.policy.backbone
-        kept.update(dtype=str(backbone.dtype), backbone=backbone.fingerprint)
-        kept.update(model=self.config["model"], dataset=self.config["dataset"])
-        kept.update(clip_grad_norm=self.clip_grad_norm, valid_metric=self.valid_metric)
-        kept["data"] = sha256_json(self.dataset.built["train"].inter_feat[self.model.ITEM_ID].tolist())
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in kept.items()}
+        targets = self.dataset.built["train"].inter_feat[self.model.ITEM_ID]
+        return identity(
+            self.settings,
+            model=self.config["model"],
+            dataset=self.config["dataset"],
+            data=sha256_json(targets.tolist()),
+            dtype=str(backbone.dtype),
+            backbone=backbone.fingerprint,
+            learner=self.learner,
+            clip_grad_norm=self.clip_grad_norm,
+            valid_metric=self.valid_metric,
+        )
 
     def _resume(self) -> Progress:
         """Check that the run folder belongs to these settings and return its progress.
@@ -114,23 +113,8 @@ class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
         Raises:
             CheckpointError: no checkpoint, or settings or data differ; names each difference.
         """
-        import json
-
         progress = load_progress(self.run_folder / "checkpoint")
-        try:
-            written = json.loads((self.run_folder / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.run_folder}/run.json: cannot be read ({error})") from error
-        now = self._identity()
-        different = [
-            f"{key}: then {written.get(key)!r}, now {now.get(key)!r}"
-            for key in sorted({*written, *now})
-            if written.get(key) != now.get(key)
-        ]
-        if different:
-            raise CheckpointError(
-                f"{self.run_folder}: cannot be resumed with other settings or data:\n  " + "\n  ".join(different)
-            )
+        check_identity(self.run_folder, self._identity())
         self.journal.rewind(progress.stage, progress.step, STAGES[: STAGES.index(progress.stage)])
         logger.info("resuming %s at step %d of stage %s", self.run_folder, progress.step, progress.stage)
         return progress
@@ -140,8 +124,9 @@ class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
         rows = self._stage_rows(plan)
         policy = self.model.policy
         self.model.stage = plan.name
-        if plan.name == "preference" and self.settings.objective != "mppo":
+        if plan.name == "preference":
             policy.freeze_reference()
+        if plan.name == "preference" and self.settings.objective != "mppo":
             rows.update(Interaction({REFERENCE_LOGPS: self._reference_logps(rows)}))
         self.optimizer = self._build_optimizer(learning_rate=plan.learning_rate)
         self.progress = resumed or Progress(stage=plan.name, seconds=self.progress.seconds)
@@ -150,7 +135,7 @@ class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
             load_checkpoint(self.run_folder / "checkpoint", policy, self.optimizer)
         else:
             if plan is self.plans[0]:
-                write_json(self.run_folder / "run.json", self._identity())
+                write_identity(self.run_folder, self._identity())
             self._checkpoint()
         self._train(plan, rows)
         if self.progress.best_score is None:
@@ -159,6 +144,8 @@ class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
 
     def _train(self, plan: StagePlan, rows: Interaction) -> None:
         """Take the steps that are left of a stage."""
+        if self.progress.stopped:
+            return
         per_epoch = plan.steps_per_epoch(len(rows[ROW_ID]))
         total = plan.epochs * per_epoch
         bar = tqdm(
@@ -209,7 +196,8 @@ class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
         """
         self.model.train()
         step = self.progress.step
-        torch.manual_seed((self.settings.seed, plan.number, step).__hash__() % (1 << 63))
+        draw = row_generator(self.settings.seed, 19, plan.number, step)
+        torch.manual_seed(int(draw.integers(1 << 62)))  # dropout; drawn by place, so resuming replays it
         rate = plan.learning_rate_at(step, total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -221,12 +209,11 @@ class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
             loss.backward()
             losses.append(loss.detach())
             if plan.name == "preference":
-                diagnostics.append(torch.stack([d.float() for d in self.model.diagnostics]) * len(batch) / count)
-        parameters = self.model.policy.trainable()
+                diagnostics.append(self.model.diagnostics)
         limit = self.clip_grad_norm or {"max_norm": float("inf")}
-        norm = clip_grad_norm_(parameters, **limit)
-        numbers = torch.stack([torch.stack(losses).sum(), norm, *(sum(diagnostics) if diagnostics else [])])
-        loss_value, norm_value, *rest = numbers.tolist()
+        norm = clip_grad_norm_(self.model.policy.trainable(), **limit)
+        merged = merge_diagnostics(diagnostics, [len(batch) for batch in batches]) if diagnostics else ()
+        loss_value, norm_value, *rest = torch.stack([torch.stack(losses).sum(), norm, *merged]).tolist()
         if not np.isfinite([loss_value, norm_value]).all():
             rows = sorted(int(row) for batch in batches for row in batch[ROW_ID])
             raise NumericsError(
@@ -235,9 +222,7 @@ class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
             )
         self.optimizer.step()
         values = {"loss": loss_value, "grad_norm": norm_value, "learning_rate": rate, "rows": count}
-        if rest:
-            values.update(zip(self.model.diagnostics._fields, rest, strict=True))
-        return values
+        return {**values, **dict(zip(Diagnostics._fields, rest, strict=False))}
 
     def _after_step(self, plan: StagePlan, per_epoch: int) -> bool:
         """Validate and write a checkpoint where they are due; return whether to stop early."""
@@ -248,10 +233,11 @@ class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
             due = step % every == 0 or step == plan.epochs * per_epoch
         else:
             due = self.config["eval_step"] > 0 and epoch_ends and epoch % self.config["eval_step"] == 0
-        stop = due and bool(self.valid_data) and self._validate(plan, epoch)
+        if due and self.valid_data:
+            self.progress.stopped = self._validate(plan, epoch)
         if due or step % self.settings.checkpoint_every == 0 or epoch_ends:
             self._checkpoint()
-        return stop
+        return self.progress.stopped
 
     def _validate(self, plan: StagePlan, epoch: int) -> bool:
         """Validate, keep the adapter if it is the best of its stage, and return whether to stop."""
@@ -285,7 +271,8 @@ class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Build RecBole's optimizer of setting ``learner`` over the adapter alone."""
         kwargs.setdefault("params", self.model.policy.trainable())
-        return super()._build_optimizer(**kwargs)
+        optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)
+        return optimizer
 
     def _stage_rows(self, plan: StagePlan) -> Interaction:
         rows = self.dataset.stage_rows(plan.rows, plan.skip)
@@ -302,9 +289,9 @@ class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
         """Return (n,) characters of the titles in each row's prompt."""
         characters = np.array([len(title) for title in self.model.titles])
         shown = characters[rows[CANDIDATE_IDS].numpy()].sum(axis=1)
-        history = self.dataset.history(rows)
         most = self.settings.max_history
-        return shown + np.array([characters[items[-most:]].sum() for items in history])
+        shown += np.array([characters[items[-most:]].sum() for items in self.dataset.history(rows)])
+        return np.asarray(shown)
 
     def _reference_logps(self, rows: Interaction) -> torch.Tensor:
         """Return (n, C) reference log-probabilities of all candidates, from the cache where known."""
@@ -321,9 +308,10 @@ class DynamicPOTrainer(RankingMixin, Trainer):  # type: ignore[misc]
         def score(indices: list[int]) -> torch.Tensor:
             model.voice = "reference"
             try:
-                return model.candidate_logps(rows[indices])
+                logps: torch.Tensor = model.candidate_logps(rows[indices])
             finally:
                 model.voice = "policy"
+            return logps
 
         with tqdm(total=len(keys), desc="reference", disable=not self.show_progress, unit="row") as bar:
             table, computed = cache.complete(keys, score, bar.update)

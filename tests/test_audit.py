@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_dynamicpo.audit import audit, audit_table, contained_titles, read_titles
+from recbole_dynamicpo.audit import Prompt, PromptCheck, audit, audit_table, contained_titles
 from recbole_dynamicpo.errors import DataError
 
 HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\tcandidate_id_list:token_seq\n"
-ITEMS = 'item_id:token\ttitle:token\n1\tIt\n2\tLost It\n3\t"Air\n4\tNA\n5\tAir\x85\r\u2028It\n6\tIt\n'
+ITEMS = 'item_id:token\ttitle:token\n1\tIt\n2\tLost It\n3\t"Air\n4\tNA\n5\tAir\x85\u2028It\n6\tIt\n'
 
 
 @pytest.fixture
@@ -32,13 +32,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_titles_are_read_byte_for_byte(folder: Path) -> None:
-    """Quotes, NA, a carriage return and Unicode's other line ends are all part of a title."""
-    assert read_titles(folder / "toy.item") == {
-        "1": "It", "2": "Lost It", "3": '"Air', "4": "NA", "5": "Air\x85\r\u2028It", "6": "It",
-    }  # fmt: skip
-
-
 def test_figures_by_hand(folder: Path) -> None:
     """ "It" (items 1 and 6) is inside "Lost It" (2) and item 5's title; no title is inside '"Air' (3).
 
@@ -53,7 +46,7 @@ def test_figures_by_hand(folder: Path) -> None:
         "items_sharing_a_title": 2,
         "contained": 1,
         "contained_pairs": 2,
-        "contained_examples": [["It", "Air\x85\r\u2028It"], ["It", "Lost It"]],
+        "contained_examples": [["It", "Air\x85\u2028It"], ["It", "Lost It"]],
     }
     assert report["splits"]["train"] == {
         "rows": 3,
@@ -90,26 +83,33 @@ def test_the_table_shows_each_split_and_where_the_test_rows_came_from(folder: Pa
     assert ["rows", "also", "in", "train", "-", "0", "1"] in [line.split() for line in lines]
 
 
+def letters(prompts: list[Prompt]) -> list[int]:
+    return [sum(map(len, [*history, *candidates])) for history, candidates in prompts]
+
+
 def test_share_of_truncated_prompts(folder: Path) -> None:
-    """A token a letter; by default a prompt is the titles, a line each. The three training prompts:
-
-    Row 1: It | It, Lost It, "Air = 15 + 3 line ends = 18; row 2: It, Lost It | "Air, NA, It = 17 + 4 = 21;
-    row 3: "Air, NA, item 5's 8 letters | It, NA = 18 + 4 = 22.
+    """A token a letter. Row 1: It | It, Lost It, "Air = 15; row 2: It, Lost It | "Air, NA, It = 17; row 3:
+    "Air, NA, item 5's 7 letters | It, NA = 17.
     """
-    lengths = [18.0, 21.0, 22.0]
-    report = audit(folder, count_tokens=lambda texts: [len(text) for text in texts], max_length=20)
+    check = PromptCheck({"backbone": "letters", "max_length": 16}, 16, letters)
+    report = audit(folder, check)
     prompts = report["splits"]["train"]["prompts"]
-    assert [prompts["tokens"][name] for name in ("min", "median", "max")] == lengths
-    assert (prompts["counted"], prompts["max_length"]) == (3, 20)
+    assert [prompts["tokens"][name] for name in ("min", "median", "max")] == [15.0, 17.0, 17.0]
+    assert prompts["counted"] == 3
     assert prompts["truncated_share"] == pytest.approx(2 / 3)
+    assert "  prompts: backbone letters, max length 16" in audit_table(report).split("\n")
+    assert "prompts" not in audit(folder)["splits"]["train"]
 
-    def render(history: list[str], candidates: list[str]) -> str:
-        return "x" * (len(history) + 10 * len(candidates))
 
-    report = audit(
-        folder, count_tokens=lambda texts: [len(text) for text in texts], max_length=31, render=render
-    )
-    assert report["splits"]["train"]["prompts"]["truncated_share"] == pytest.approx(1 / 3)
+def test_share_of_truncated_prompts_of_plain_sequences(tmp_path: Path) -> None:
+    """Titles of one letter: u's prompt is 2 of history and 2 random candidates and the target, v's 0 + 3."""
+    (tmp_path / "own.item").write_text("item_id:token\ttitle:token\n1\tA\n2\tB\n")
+    rows = "u\t1\t5\nu\t2\t5\nu\t1\t6\nv\t1\t5\n"
+    (tmp_path / "own.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + rows)
+    report = audit(tmp_path, PromptCheck({"backbone": "letters"}, 4, letters))
+    prompts = report["sequences"]["prompts"]
+    assert (prompts["tokens"]["min"], prompts["tokens"]["max"]) == (3.0, 5.0)
+    assert prompts["truncated_share"] == 0.5
 
 
 def test_plain_sequences(tmp_path: Path) -> None:
@@ -141,9 +141,9 @@ def test_contained_titles_of_many_that_begin_alike() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("toy.item", "item_id\ttitle\n", r"toy\.item: wanted the columns"),
-        ("toy.item", ITEMS + "1\tAgain\n", r"toy\.item, row 7: wanted a new item id"),
-        ("toy.item", ITEMS + "7\tA\tB\n", r"toy\.item, row 7"),
+        ("toy.item", "item_id\tname\n", r"toy\.item: has the columns item_id, name; wanted 'item_id' and a"),
+        ("toy.item", ITEMS + "1\tAgain\n", r"toy\.item, line 8: item '1' has two titles"),
+        ("toy.item", ITEMS + "7\n", r"toy\.item, line 8: got 1 columns"),
         (
             "toy.test.inter",
             HEADER + "d\t1\t9\t9 1\n",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def test_parquet_numbers_and_time_stamps_are_exact(tmp_path: Path) -> None:
     """2**53 + 1 is no 64-bit float; a time stamp becomes seconds with all its digits."""
     import pyarrow
 
-    moment = datetime(2020, 1, 1, 0, 0, 1, 250_000, tzinfo=timezone.utc)
+    moment = datetime(2020, 1, 1, 0, 0, 1, 250_000, tzinfo=UTC)
     columns = {"user": [1, 2], "item": [10, 11], "time": [2**53 + 1, 2**53]}
     found = read_sequences(parquet_file(tmp_path, columns), BadRows())
     assert found.interactions == [("1", "10", "9007199254740993"), ("2", "11", "9007199254740992")]

@@ -1,0 +1,198 @@
+"""The subcommands of ``recbole-dynamicpo``: each takes parsed options and prints its result."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import SettingsError
+
+if TYPE_CHECKING:
+    from .statistics import Comparison
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands; the parsed options' ``action`` runs the one that was called."""
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_prepare(commands)
+    _add_evaluate(commands)
+    _add_baselines(commands)
+    _add_compare(commands)
+    _add_rank(commands)
+
+
+def _command(commands: Any, name: str, action: Any, text: str, settings: bool = False) -> Any:
+    """Add one subcommand; one with ``settings`` also takes --key=value arguments."""
+    more = " Further --key=value arguments are settings, as for run_recbole." if settings else ""
+    parser = commands.add_parser(name, help=text, description=f"{text}.{more}", allow_abbrev=False)
+    parser.set_defaults(action=action, takes_settings=settings)
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, help="name of the data set")
+    parser.add_argument("--data-path", help="folder of the data sets (default: dataset/)")
+    parser.add_argument("--config_files", default="", help="YAML files, separated by spaces")
+
+
+def _add_prepare(commands: Any) -> None:
+    parser = _command(commands, "prepare", _prepare, "write a data set's RecBole files and audit them")
+    parser.add_argument("--dataset", required=True, help="lastfm, goodreads, steam, or a name of your own")
+    parser.add_argument(
+        "--source",
+        default="hub",
+        help="folder with NAME-train.json, NAME-val.json and perhaps NAME-test.json (or .json.gz), one such "
+        "file, a CSV, TSV or Parquet file with user, item, time[, title], or hub (default): download",
+    )
+    parser.add_argument("--out", default="dataset/", type=Path, help="folder of the data sets")
+    parser.add_argument("--seed", default=2020, type=int, help="of what is dealt at random")
+    parser.add_argument(
+        "--skip-bad-rows", action="store_true", help="drop and count them instead of stopping"
+    )
+    parser.add_argument(
+        "--backbone",
+        help="count the prompts that are too long for it (default: the embedded one, if it is in the cache)",
+    )
+    parser.add_argument("--max-length", default=0, type=int, help="tokens of a prompt (default: the setting)")
+
+
+def _add_evaluate(commands: Any) -> None:
+    text = "evaluate a saved adapter on a data set's test rows"
+    parser = _command(commands, "evaluate", _evaluate, text, settings=True)
+    parser.add_argument(
+        "--model", required=True, type=Path, help="folder of a run, or recommender folder in it"
+    )
+    _add_data(parser)
+    parser.add_argument(
+        "--protocol",
+        choices=("likelihood", "generate"),
+        default="likelihood",
+        help="rank candidates by log-probability, or judge greedy answers as the paper does",
+    )
+    parser.add_argument("--rows", type=int, help="test rows, drawn by the seed; 0: all (default: eval_rows)")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows per batch of generation")
+    parser.add_argument("--out", type=Path, help="folder for the rows' ranks, the figures and the answers")
+
+
+def _add_baselines(commands: Any) -> None:
+    text = "rank the same candidates by popularity and by one of RecBole's models"
+    parser = _command(commands, "baselines", _baselines, text, settings=True)
+    _add_data(parser)
+    parser.add_argument("--model", default="SASRec", help="a sequential model of RecBole (default: SASRec)")
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _command(commands, "compare", _compare, "test whether one run ranks better than another")
+    parser.add_argument("run_a", type=Path, help="folder that holds ranks.parquet, or such a file")
+    parser.add_argument("run_b", type=Path, help="likewise")
+
+
+def _add_rank(commands: Any) -> None:
+    parser = _command(commands, "rank", _rank, "rank titles with a saved adapter")
+    parser.add_argument(
+        "--model", required=True, type=Path, help="folder of a run, or recommender folder in it"
+    )
+    parser.add_argument("--history", required=True, help="titles, oldest first, separated by |")
+    parser.add_argument("--candidates", help="titles to rank, separated by |; default: popular ones")
+    parser.add_argument("-k", type=int, default=10, help="how many to print")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from .prepare import prepare
+    from .prompt_check import load_prompt_check
+
+    if options.max_length < 0:
+        raise SettingsError(f"--max-length: got {options.max_length}, wanted at least 1")
+    check = load_prompt_check(options.dataset, options.backbone, options.max_length)
+    found = prepare(
+        options.dataset,
+        options.source,
+        options.out,
+        seed=options.seed,
+        skip_bad_rows=options.skip_bad_rows,
+        check=check,
+    )
+    print(found.table())
+    if check is None:
+        print("prompts that are too long were not counted: name a backbone with --backbone")
+    print(f"{'unchanged' if found.unchanged else 'written'}: {found.folder}")
+
+
+def _settings(options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    """Return the settings files and the overrides of a subcommand that takes settings."""
+    from .runner import parse_overrides
+
+    overrides = parse_overrides(options.settings)
+    if options.data_path is not None:
+        overrides["data_path"] = options.data_path
+    return options.config_files.split(), overrides
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from .saved_evaluation import evaluate_saved
+
+    files, overrides = _settings(options)
+    if options.rows is not None:
+        overrides["eval_rows"] = options.rows
+    text = evaluate_saved(
+        options.model,
+        options.dataset,
+        options.protocol,
+        config_files=files,
+        overrides=overrides,
+        batch_size=options.batch_size,
+        out=options.out,
+    )
+    print(text)
+
+
+def _baselines(options: argparse.Namespace) -> None:
+    from .baselines import run_baselines
+
+    files, overrides = _settings(options)
+    found = run_baselines(options.dataset, files, overrides, options.model)
+    print(found.table)
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in found.result.items())
+    print(f"{options.model}, RecBole's metrics over the candidates: {figures}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from .statistics import compare_runs
+
+    print(comparison_table(compare_runs(options.run_a, options.run_b), options.run_a, options.run_b))
+
+
+def comparison_table(found: Comparison, run_a: Path, run_b: Path) -> str:
+    """Return a comparison of two runs as text."""
+    return "\n".join(
+        [
+            f"A = {run_a}",
+            f"B = {run_b}",
+            f"the same {found.n} rows; 95 % intervals in brackets",
+            f"HR@1 of A        {found.hit_a:.4f}  {_interval(found.hit_a_interval)}",
+            f"HR@1 of B        {found.hit_b:.4f}  {_interval(found.hit_b_interval)}",
+            f"rows that only A ranks first: {found.only_a}; only B: {found.only_b}; "
+            f"McNemar p = {found.p_value:.3g}",
+            f"NDCG@5, B - A   {found.ndcg_difference:+.4f}  {_interval(found.ndcg_interval)}  (bootstrap)",
+            found.verdict,
+        ]
+    )
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"[{interval[0]:.4f}, {interval[1]:.4f}]"
+
+
+def _rank(options: argparse.Namespace) -> None:
+    from .recommender import load_recommender
+    from .saved_folders import recommender_folder
+
+    recommender = load_recommender(recommender_folder(options.model))
+    candidates = options.candidates.split("|") if options.candidates is not None else None
+    for place, item in enumerate(
+        recommender.rank(options.history.split("|"), candidates, options.k), start=1
+    ):
+        print(
+            f"{place:3d}  {item.score:9.3f}  {item.title}  [{', '.join(item.ids) or 'not in the catalogue'}]"
+        )

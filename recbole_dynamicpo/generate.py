@@ -1,0 +1,212 @@
+"""The paper's evaluation: the model writes an answer, and the answer must name exactly one candidate.
+
+An answer is *valid* if exactly one of the candidates' titles occurs in it as a substring. HR@1 is the share
+of all rows whose valid answer names the true title, ValidRatio the share of valid answers. Judging works on
+strings alone; decoding is greedy and apart from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from .batches import PromptRow
+from .errors import DataError
+from .statistics import wilson_interval
+
+if TYPE_CHECKING:
+    from .scorer import Scorer
+
+ANSWER_TOKENS = 20  # the paper's; a longer title is cut off and can no longer be named
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What an answer says.
+
+    Attributes:
+        named: places of the candidates whose titles occur in the answer.
+        valid: exactly one does.
+        hit: it is the true title.
+    """
+
+    named: tuple[int, ...]
+    valid: bool
+    hit: bool
+
+
+def judge(answer: str, candidates: Sequence[str], target: str) -> Judgement:
+    """Judge one answer; letter case and white space count, as in the published evaluation.
+
+    Two candidates of one title are named together, so an answer with that title is not valid.
+    """
+    named = tuple(place for place, title in enumerate(candidates) if title in answer)
+    valid = len(named) == 1
+    return Judgement(named, valid, valid and candidates[named[0]] == target)
+
+
+def overlapping(candidates: Sequence[str]) -> bool:
+    """Say whether a candidate's title is part of another's: then the longer one cannot be named alone."""
+    return any(
+        inner in outer for i, inner in enumerate(candidates) for j, outer in enumerate(candidates) if i != j
+    )
+
+
+def hides_target(candidates: Sequence[str], target: str) -> bool:
+    """Say whether the true title holds another candidate's: then even the right answer is not valid."""
+    return sum(title in target for title in candidates) > 1
+
+
+@torch.no_grad()
+def write_answers(
+    scorer: Scorer, rows: Sequence[PromptRow], *, batch_size: int = 16, progress: bool = True
+) -> list[str]:
+    """Return the greedy continuation of each row's prompt, at most ``ANSWER_TOKENS`` tokens, as text.
+
+    The prompts are those that the likelihood evaluation scores, cut to ``max_length`` in the same way.
+    Rows of similar length share a batch; prompts are padded on the left.
+
+    Args:
+        scorer: the policy that speaks and the collator that writes its prompts.
+        rows: with the candidates as completions, which decide how much of the prompt fits.
+        batch_size: rows per batch.
+        progress: show a bar that counts rows, where there is a terminal.
+
+    Raises:
+        DataError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size: got {batch_size}, wanted at least 1")
+    sizes = [sum(map(len, [*row.history, *row.candidates])) for row in rows]
+    order = sorted(range(len(rows)), key=lambda index: (-sizes[index], index))
+    answers = [""] * len(rows)
+    policy = scorer.policy
+    policy.eval()
+    with tqdm(total=len(rows), desc="generate", unit=" rows", disable=None if progress else True) as bar:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            for index, answer in zip(chosen, _continue(scorer, [rows[i] for i in chosen]), strict=True):
+                answers[index] = answer
+            bar.update(len(chosen))
+    return answers
+
+
+def _continue(scorer: Scorer, rows: list[PromptRow]) -> list[str]:
+    """Decode one batch."""
+    from transformers import GenerationConfig
+
+    tokenizer = scorer.collator.tokenizer
+    batch = scorer.collator(rows)
+    width = int(batch.prompt_length.max())
+    # The collator pads on the right; each row is turned until its last token stands at the end.
+    place = (torch.arange(width) - (width - batch.prompt_length)[:, None]) % width
+    mask = torch.arange(width) >= (width - batch.prompt_length)[:, None]
+    end = tokenizer.eos_token_id
+    settings = GenerationConfig(
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=end,
+        pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+    )
+    model = scorer.policy.peft
+    device = next(model.parameters()).device
+    written = model.generate(
+        input_ids=batch.prompt[:, :width].gather(1, place).to(device),
+        attention_mask=mask.long().to(device),
+        generation_config=settings,
+    )
+    texts: list[str] = tokenizer.batch_decode(
+        written[:, width:].cpu(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return texts
+
+
+@dataclass(frozen=True)
+class Protocols:
+    """Both evaluations of the same n rows.
+
+    Attributes:
+        rows: n.
+        valid: rows with a valid answer.
+        generated_hits: rows whose valid answer is right.
+        likelihood_hits: rows whose true title has the highest log-probability.
+        agreeing: rows whose valid answer is also the title of the highest log-probability.
+        overlapping: rows in which one candidate's title is part of another's.
+        hidden: of these, rows whose true title holds another candidate's, so that no answer can be right.
+        cut: rows whose true title has more tokens than an answer may have.
+    """
+
+    rows: int
+    valid: int
+    generated_hits: int
+    likelihood_hits: int
+    agreeing: int
+    overlapping: int
+    hidden: int
+    cut: int
+
+    def table(self) -> str:
+        """Return the figures as text."""
+        return "\n".join(
+            [
+                f"rows                {self.rows}",
+                _line("HR@1, generated", self.generated_hits, self.rows),
+                _line("ValidRatio", self.valid, self.rows),
+                _line("HR@1, likelihood", self.likelihood_hits, self.rows),
+                f"agreement           {self.agreeing} of {self.valid} valid answers name the title that "
+                "likelihood ranks first",
+                f"ambiguous           in {self.overlapping} rows a candidate's title is part of another's; "
+                f"in {self.hidden} of them the true title holds another one, so that no answer is right",
+                f"too long            in {self.cut} rows the true title has more than {ANSWER_TOKENS} tokens",
+            ]
+        )
+
+
+def _line(name: str, count: int, rows: int) -> str:
+    low, high = wilson_interval(count, rows)
+    return f"{name:<20}{count / rows:.4f}  95 % interval [{low:.4f}, {high:.4f}]  ({count} rows)"
+
+
+def compare_protocols(
+    rows: Sequence[PromptRow],
+    targets: Sequence[str],
+    answers: Sequence[str],
+    scores: NDArray[np.floating],
+    title_tokens: Sequence[int],
+) -> Protocols:
+    """Count what generated answers and likelihoods say of the same rows.
+
+    Args:
+        rows: the prompts.
+        targets: (n,) the true titles.
+        answers: (n,) what was generated.
+        scores: (n, C) log-probabilities of the candidates in prompt order; -inf where a row has fewer.
+        title_tokens: (n,) tokens of the true titles, end of sequence not counted.
+
+    Raises:
+        DataError: there are no rows.
+    """
+    if not rows:
+        raise DataError("there are no rows to evaluate")
+    judged = [judge(a, row.candidates, t) for a, row, t in zip(answers, rows, targets, strict=True)]
+    first = [int(place) for place in scores.argmax(axis=1)]
+    pairs = list(zip(rows, targets, strict=True))
+    return Protocols(
+        rows=len(rows),
+        valid=sum(j.valid for j in judged),
+        generated_hits=sum(j.hit for j in judged),
+        likelihood_hits=sum(
+            row.candidates[place] == target for (row, target), place in zip(pairs, first, strict=True)
+        ),
+        agreeing=sum(j.named == (place,) for j, place in zip(judged, first, strict=True)),
+        overlapping=sum(overlapping(row.candidates) for row in rows),
+        hidden=sum(hides_target(row.candidates, target) for row, target in pairs),
+        cut=sum(count > ANSWER_TOKENS for count in title_tokens),
+    )

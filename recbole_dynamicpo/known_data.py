@@ -1,0 +1,162 @@
+"""Data sets that are known by name: where they have to lie, and how to get those that can be fetched.
+
+The names ``lastfm``, ``goodreads`` and ``steam`` mean the published data, which ``prepare`` writes. RecBole
+downloads other data under them; those are called ``<name>-recbole`` here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zipfile
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import recbole
+import yaml
+from recbole.utils import ModelType
+from recbole.utils.url import decide_download, download_url, extract_zip
+
+from .download import HUB_DATA_SETS
+from .errors import DataError, nearest
+from .storage import atomic_folder
+
+logger = logging.getLogger(__name__)
+
+# Our name -> RecBole's download entry.
+RECBOLE_ENTRIES = {
+    "lastfm-recbole": "lastfm",
+    "goodreads-recbole": "goodreads",
+    "steam-recbole": "steam-merged",
+}
+_ATOMIC_SUFFIXES = (".inter", ".item", ".user", ".net")
+
+
+def require_data(config: Any) -> None:
+    """See to it that the files of a configuration's data set are there and have its columns.
+
+    A data set that RecBole can download is downloaded, whole or not at all. (RecBole's own download ends
+    in an error of torch.distributed outside of distributed runs.)
+
+    Raises:
+        DataError: what is missing where, and how to get it.
+    """
+    name, folder = config["dataset"], Path(config["data_path"])
+    if not folder.is_dir():
+        if name in HUB_DATA_SETS:
+            raise DataError(f"{folder}: no such folder. {_how_to_prepare(name, folder)}")
+        if config["MODEL_TYPE"] == ModelType.KNOWLEDGE or not config["single_spec"]:
+            return  # RecBole fetches the knowledge graph too, and only it can wait for other processes
+        fetch(name, folder)
+    splits = config["benchmark_filename"]
+    files = [folder / f"{name}.{part}.inter" for part in splits] if splits else [folder / f"{name}.inter"]
+    for path in files:
+        if not path.is_file():
+            hint = _how_to_prepare(name, folder) if name in HUB_DATA_SETS and splits else ""
+            raise DataError(f"{path}: no such file. {hint}".rstrip(". ") + ".")
+    _check_columns(config, files[0])
+
+
+def data_notes(config: Any) -> list[str]:
+    """Return, and log, what a reader of figures on a data set has to know, a sentence each.
+
+    It stands in the data set's settings (``data_note``) and in the manifest that ``prepare`` leaves.
+
+    Raises:
+        DataError: the manifest is damaged.
+    """
+    notes = [config["data_note"]] if config["data_note"] else []
+    manifest = Path(config["data_path"]) / "manifest.json"
+    if config["benchmark_filename"] and manifest.is_file():
+        try:
+            facts = json.loads(manifest.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{manifest}: damaged JSON ({error}); run prepare again") from error
+        if isinstance(facts, dict) and facts.get("test_from_validation"):
+            notes.append("the test rows were made from the validation rows: no test file was given")
+    for note in notes:
+        logger.info("data set '%s': %s", config["dataset"], note)
+    return notes
+
+
+def _how_to_prepare(name: str, folder: Path) -> str:
+    command = f"recbole-dynamicpo prepare --dataset {name} --out {folder.parent}"
+    return (
+        f"Run `{command}` first (with --source for files that you have already); "
+        f"RecBole's other data of that name are called {name}-recbole"
+    )
+
+
+def fetch(name: str, folder: Path) -> None:
+    """Download RecBole's atomic files of a data set into ``folder``, whole or not at all.
+
+    Raises:
+        DataError: RecBole knows no such data set, it cannot be reached, or the archive holds something else.
+    """
+    entries = download_entries()
+    entry = RECBOLE_ENTRIES.get(name, name)
+    if entry not in entries:
+        known = {*entries, *HUB_DATA_SETS, *RECBOLE_ENTRIES}
+        raise DataError(
+            f"data set '{name}': there is no folder {folder}, and RecBole has no download of that name"
+            f"{nearest(name, known)}"
+        )
+    logger.info("downloading RecBole's data set '%s' into %s", entry, folder)
+    try:
+        if not decide_download(entries[entry]):
+            raise DataError(f"data set '{name}': the download was declined")
+        with atomic_folder(folder) as work:
+            archive = Path(download_url(entries[entry], str(work)))
+            extract_zip(str(archive), str(work))
+            archive.unlink()
+            _name_files(work, name)
+    except (OSError, EOFError, RuntimeError, HTTPException, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"data set '{name}': RecBole's data set '{entry}' cannot be downloaded ({error!r}); check the "
+            f"network, or get its atomic files elsewhere and put them into {folder} as {name}.inter and "
+            f"{name}.item"
+        ) from error
+
+
+def download_entries() -> dict[str, str]:
+    """Return RecBole's download entries: name -> address."""
+    path = Path(recbole.__file__).parent / "properties" / "dataset" / "url.yaml"
+    entries: dict[str, str] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return entries
+
+
+def _name_files(work: Path, name: str) -> None:
+    """Call the atomic files of an unpacked archive ``<name>.<suffix>``, whatever folder they lie in."""
+    for path in sorted(work.rglob("*")):
+        if path.is_file() and path.suffix in _ATOMIC_SUFFIXES and not path.name.startswith("."):
+            target = work / f"{name}{path.suffix}"
+            if target.exists() and target != path:
+                raise DataError(f"data set '{name}': the archive holds several {path.suffix} files")
+            path.rename(target)
+    if not (work / f"{name}.inter").is_file():
+        raise DataError(f"data set '{name}': the archive holds no .inter file")
+
+
+def _check_columns(config: Any, path: Path) -> None:
+    """Check that the columns that make a sequence are in the file and are loaded."""
+    wanted = [name for name in (config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]) if name]
+    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not config["benchmark_filename"]:
+        wanted.append(config["TIME_FIELD"])
+    with path.open(encoding="utf-8", errors="replace") as handle:
+        head = handle.readline().removesuffix("\n").split(config["field_separator"])
+    columns = [column.partition(":")[0] for column in head]
+    settings = "settings USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD"
+    for column in wanted:
+        if column not in columns:
+            raise DataError(
+                f"{path}: has the columns {', '.join(columns)}; wanted '{column}' too ({settings})"
+                f"{nearest(column, columns)}"
+            )
+    loaded = (config["load_col"] or {"inter": "*"}).get("inter", [])
+    for column in wanted:
+        if loaded != "*" and column not in loaded:
+            raise DataError(
+                f"load_col: of the columns of {path.name} it loads {', '.join(loaded) or 'none'}; "
+                f"wanted '{column}' too (in YAML: load_col: {{inter: [{', '.join(wanted)}]}})"
+            )

@@ -1,0 +1,86 @@
+"""How many tokens the prompts of a data set need for a backbone; only its tokenizer is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .audit import Prompt, PromptCheck
+from .backbone import resolve_backbone
+from .collate import Collator
+from .embedded import EMBEDDED, EMBEDDED_SHA256, LAYOUT, cache_folder
+from .errors import BackboneError
+from .prompts import load_templates
+from .settings import Settings
+from .shipped import properties_folder
+
+
+def load_prompt_check(dataset: str, backbone: str | None = None, max_length: int = 0) -> PromptCheck | None:
+    """Return the check of a data set's prompts as a run with default settings would write them.
+
+    Args:
+        dataset: its name, which decides the template.
+        backbone: name of a backbone. None takes the embedded one, but only where it lies in the cache
+            already: nothing is downloaded for this alone.
+        max_length: most tokens of prompt and longest title; 0 takes the default setting.
+
+    Returns:
+        The check, or None where no backbone is named and the embedded one is not in the cache.
+
+    Raises:
+        BackboneError: the named backbone has no usable tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    place = resolve_backbone(backbone) if backbone else _embedded_in_cache()
+    if place is None:
+        return None
+    name = backbone or EMBEDDED
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise BackboneError(f"backbone '{name}': its tokenizer cannot be loaded ({reason})") from error
+    settings = Settings.from_mapping(_defaults(dataset))
+    limit = max_length or settings.max_length
+    collator = Collator(
+        tokenizer,
+        load_templates(settings.prompt, properties_folder() / "prompts"),
+        max_length=limit,
+        max_history=settings.max_history,
+    )
+    described: dict[str, str | int] = {
+        "backbone": name,
+        "template": settings.prompt,
+        "max_history": settings.max_history,
+        "max_length": limit,
+    }
+    return PromptCheck(described, limit, lambda prompts: _measure(collator, prompts))
+
+
+def _embedded_in_cache() -> str | None:
+    folder = cache_folder() / f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}-v{LAYOUT}"
+    return str(folder) if (folder / "config.json").is_file() else None
+
+
+def _defaults(dataset: str) -> dict[str, Any]:
+    """Return DynamicPO's default settings of prompts on a data set."""
+    values: dict[str, Any] = {}
+    for path in (Path("model", "DynamicPO.yaml"), Path("dataset", f"{dataset}.yaml")):
+        file = properties_folder() / path
+        if file.is_file():
+            values.update(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+    return {key: values[key] for key in ("prompt", "max_history", "max_length") if key in values}
+
+
+def _measure(collator: Collator, prompts: list[Prompt]) -> list[int]:
+    """Return the tokens of each prompt and its longest candidate, before any truncation."""
+    texts = [
+        collator.templates.render(history[-collator.max_history :], candidates)
+        for history, candidates in prompts
+    ]
+    longest = [max(len(collator.title_ids(title)) for title in candidates) for _, candidates in prompts]
+    tokens = collator.tokenizer(texts).input_ids
+    return [len(ids) + more for ids, more in zip(tokens, longest, strict=True)]

@@ -1,0 +1,63 @@
+"""Backbones that cannot be used are refused with a message that names them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_dynamicpo.backbone import backbone_fingerprint, choose_dtype, load_backbone
+from recbole_dynamicpo.errors import BackboneError
+
+
+def test_a_local_folder_loads_frozen(tiny_backbone: Path) -> None:
+    backbone = load_backbone(str(tiny_backbone), dtype="float64")
+    assert backbone.dtype == torch.float64
+    assert backbone.shares_prompt
+    assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "name", ["no-such-model", "__import__('os').system('true')", "../../no-such", "a/b/c", "../x"]
+)
+def test_a_name_that_is_nothing_is_refused(name: str) -> None:
+    with pytest.raises(BackboneError, match="wanted 'smollm2-135m'"):
+        load_backbone(name)
+
+
+def test_an_unreachable_hub_model_says_so() -> None:
+    with pytest.raises(BackboneError, match=r"'nobody/nothing' cannot be loaded.*network"):
+        load_backbone("nobody/nothing")
+
+
+def test_a_model_that_is_not_causal_is_refused(tmp_path: Path) -> None:
+    config = {"model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 10}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BackboneError, match="got BertForMaskedLM, wanted a causal language model"):
+        load_backbone(str(tmp_path))
+
+
+def test_a_folder_without_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"no config\.json"):
+        load_backbone(str(tmp_path))
+
+
+def test_four_bit_needs_cuda(tiny_backbone: Path) -> None:
+    with pytest.raises(BackboneError, match=r"load_in_4bit.*wanted CUDA"):
+        load_backbone(str(tiny_backbone), load_in_4bit=True)
+
+
+def test_other_weights_have_another_fingerprint(tiny_backbone: Path, tmp_path: Path) -> None:
+    from .conftest import make_model
+
+    make_model(seed=9).save_pretrained(tmp_path)
+    name = str(tiny_backbone)
+    assert backbone_fingerprint(name, name) == backbone_fingerprint(name, "another name")
+    assert backbone_fingerprint(name, name) != backbone_fingerprint(str(tmp_path), str(tmp_path))
+
+
+def test_dtype_auto_is_one_of_two() -> None:
+    assert choose_dtype(torch.device("cpu")) in (torch.float32, torch.bfloat16)
+    assert choose_dtype(torch.device("cuda")) == torch.bfloat16

@@ -1,0 +1,307 @@
+"""Scoring all completions in one pass: same values and gradients as one ordinary sequence each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from recbole_dynamicpo import logps
+from recbole_dynamicpo.backbone import Backbone, load_backbone
+from recbole_dynamicpo.batches import TokenBatch
+from recbole_dynamicpo.logps import separate_logps, shared_logps, sharing_works, vocabulary_logsumexp
+from recbole_dynamicpo.policy import LoraShape, Policy
+
+from .conftest import make_model, make_tokenizer
+
+Score = Callable[[Any, TokenBatch], Tensor]
+
+SIZES = {
+    "vocab_size": 257,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "eos_token_id": 0,
+    "bos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+
+def make_gpt2() -> Any:
+    """Return a random GPT-2 with 16 positions and a head of its own."""
+    return build("GPT2LMHeadModel/GPT2Config", n_positions=16, tie_word_embeddings=False)
+
+
+def ragged_batch(seed: int = 0) -> TokenBatch:
+    """Prompts of 7, 4 and 1 tokens; titles of 1 to 5; the second row has two candidates, the third one."""
+    draw = torch.Generator().manual_seed(seed)
+    return TokenBatch(
+        torch.randint(1, 257, (3, 7), generator=draw),
+        torch.tensor([7, 4, 1]),
+        torch.randint(1, 257, (3, 4, 5), generator=draw),
+        torch.tensor([[5, 3, 1, 4], [2, 5, 0, 0], [4, 0, 0, 0]]),
+    )
+
+
+def one_by_one(model: Any, batch: TokenBatch) -> Tensor:
+    """Return (B, C) log-probabilities, each from an unpadded sequence of its own."""
+    rows = []
+    for row, length in enumerate(batch.prompt_length.tolist()):
+        prompt = batch.prompt[row, :length]
+        for column, count in enumerate(batch.completion_length[row].tolist()):
+            title = batch.completions[row, column, :count]
+            ids = torch.cat([prompt, title])[None]
+            logits = model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+            steps = logits[length - 1 : length - 1 + count].log_softmax(dim=1)
+            rows.append(steps.gather(1, title[:, None]).sum())
+    return torch.stack(rows).view(batch.completion_length.shape)
+
+
+def gradients(model: Any, score: Score, batch: TokenBatch) -> dict[str, Tensor]:
+    """Return the gradients of a weighted sum of scores; the head is frozen, as it is in training."""
+    model.requires_grad_(True)
+    model.lm_head.requires_grad_(False)
+    model.zero_grad()
+    values = score(model, batch)
+    weights = torch.arange(1, values.numel() + 1, dtype=values.dtype).view(values.shape).sin()
+    (values * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("score", [shared_logps, separate_logps])
+@torch.no_grad()
+def test_values_equal_one_sequence_per_completion(score: Score, seed: int) -> None:
+    model, batch = make_model(torch.float64, seed=seed), ragged_batch(seed)
+    found = score(model, batch)
+    torch.testing.assert_close(found, one_by_one(model, batch), rtol=0, atol=1e-6)
+    assert (found[batch.completion_length == 0] == 0).all()
+
+
+@pytest.mark.parametrize("score", [shared_logps, separate_logps])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_gradients_equal_one_sequence_per_completion(kind: str, score: Score) -> None:
+    """Of every decoder weight and of the input embeddings.
+
+    Llama normalises in float32 whatever its weights are, which leaves about 1e-7; GPT-2 does not.
+    """
+    model = make_model(torch.float64) if kind == "llama" else make_gpt2().double()
+    tolerance, batch = 1e-6 if kind == "llama" else 1e-12, ragged_batch()
+    wanted = gradients(model, one_by_one, batch)
+    found = gradients(model, score, batch)
+    assert len(wanted) == len(list(model.parameters())) - 1
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        largest = gradient.abs().max().item()
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance * largest, msg=name)
+
+
+@torch.no_grad()
+def test_rows_and_padding_do_not_matter() -> None:
+    """A row alone, and with other numbers in the padding, scores the same."""
+    model, batch = make_model(torch.float64), ragged_batch()
+    whole = shared_logps(model, batch)
+    dirty = TokenBatch(batch.prompt.clone(), batch.prompt_length, batch.completions.clone(), batch[3])
+    dirty.prompt[torch.arange(7) >= batch.prompt_length[:, None]] = 9
+    dirty.completions[torch.arange(5) >= batch.completion_length[:, :, None]] = 9
+    torch.testing.assert_close(shared_logps(model, dirty), whole, rtol=0, atol=1e-12)
+    for row in range(3):
+        alone = TokenBatch(*(tensor[[row]] for tensor in batch))
+        torch.testing.assert_close(shared_logps(model, alone), whole[[row]], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("score", [shared_logps, separate_logps])
+@torch.no_grad()
+def test_a_uniform_model_by_hand(score: Score) -> None:
+    """With a head of zeros every token has probability 1/257: a title of n tokens has -n log 257."""
+    model, batch = make_model(torch.float64), ragged_batch()
+    model.lm_head.weight.zero_()
+    wanted = -batch.completion_length.double() * math.log(257)
+    torch.testing.assert_close(score(model, batch), wanted, rtol=1e-12, atol=0)
+
+
+def test_one_pass_over_prompt_and_completions() -> None:
+    """A completion's last token is only predicted: 7 + 4 + 2 + 0 + 3 = 16 inputs in row 1, the longest.
+
+    Row 2 has 4 + 1 + 4 = 9 and row 3 has 1 + 3 = 4, so the pass is over 3 x 16 tokens. One sequence
+    per candidate would take 12 of 12.
+    """
+    model, batch = make_model(), ragged_batch()
+    calls: list[tuple[int, ...]] = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda _module, _args, options: calls.append(tuple(options["input_ids"].shape)), with_kwargs=True
+    )
+    shared_logps(model, batch)
+    assert calls == [(3, 16)]
+    separate_logps(model, batch)
+    assert calls == [(3, 16), (12, 12)]
+
+
+class _VocabularyWatch(TorchDispatchMode):
+    """Notes the largest number of rows of any (..., V) tensor that an operation returns."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.rows = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            if isinstance(tensor, Tensor) and tensor.dim() > 1 and tensor.shape[-1] >= self.vocabulary:
+                self.rows = max(self.rows, tensor.shape[:-1].numel())
+        return result
+
+
+def test_no_tensor_of_tokens_by_vocabulary_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward; the transposed head (32, V) is the only thing as wide as the vocabulary."""
+    monkeypatch.setattr(logps, "VOCABULARY_SLICE", 50)
+    model = make_model()
+    model.requires_grad_(True)
+    model.lm_head.requires_grad_(False)
+    batch = TokenBatch(*(torch.cat([tensor] * 5) for tensor in ragged_batch()))
+    with _VocabularyWatch(257) as fast:
+        shared_logps(model, batch).sum().backward()
+    with _VocabularyWatch(257) as slow:
+        separate_logps(model, batch).sum()
+    assert fast.rows == 0
+    assert slow.rows == 5 * 12 * 12
+
+
+@pytest.mark.parametrize("width", [1, 7, 64, 257, 8192])
+def test_sliced_logsumexp(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices that divide the vocabulary or leave a short last one; states up to +-1000."""
+    monkeypatch.setattr(logps, "VOCABULARY_SLICE", width)
+    draw = torch.Generator().manual_seed(1)
+    weight = torch.randn(257, 8, generator=draw, dtype=torch.float64)
+    states = torch.randn(6, 8, generator=draw, dtype=torch.float64)
+    states *= torch.tensor([1.0, 0.0, 1e-3, 30.0, 1e3, -1e3], dtype=torch.float64)[:, None]
+    states.requires_grad_()
+    found, wanted = vocabulary_logsumexp(states, weight), (states @ weight.T).logsumexp(dim=1)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
+    factors = torch.arange(1.0, 7.0, dtype=torch.float64)
+    (actual,) = torch.autograd.grad((found * factors).sum(), states)
+    (expected,) = torch.autograd.grad((wanted * factors).sum(), states)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_sliced_logsumexp_is_wide_for_narrow_weights() -> None:
+    weight = torch.ones(300, 4, dtype=torch.bfloat16)
+    found = vocabulary_logsumexp(torch.zeros(2, 4, dtype=torch.bfloat16), weight)
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx([math.log(300)] * 2, rel=1e-6)
+
+
+def test_sharing_works_on_an_ordinary_model() -> None:
+    assert sharing_works(make_model())
+    assert sharing_works(make_model(torch.float64))
+
+
+def _hide(model: Any, change: Callable[[dict[str, Any]], None]) -> Any:
+    """Let the decoder see its arguments only after ``change``."""
+    decoder = model.get_decoder()
+    original = decoder.forward
+
+    def forward(*args: Any, **options: Any) -> Any:
+        change(options)
+        return original(*args, **options)
+
+    decoder.forward = forward
+    return model
+
+
+def ignores_the_block_mask() -> Any:
+    def change(options: dict[str, Any]) -> None:
+        mask = options.get("attention_mask")
+        if mask is not None and mask.dim() == 4:
+            options["attention_mask"] = None
+
+    return _hide(make_model(), change)
+
+
+def ignores_positions() -> Any:
+    return _hide(make_model(), lambda options: options.pop("position_ids", None))
+
+
+def clamps_positions() -> Any:
+    def change(options: dict[str, Any]) -> None:
+        ids = options["input_ids"]
+        options["position_ids"] = torch.arange(ids.shape[1]).clamp(max=8).expand(ids.shape)
+
+    return _hide(make_model(), change)
+
+
+def build(name: str, **sizes: Any) -> Any:
+    """Return a random model of a transformers architecture."""
+    import transformers
+
+    torch.manual_seed(0)
+    model_type, _, config_type = name.partition("/")
+    config = getattr(transformers, config_type)(**{**SIZES, **sizes})
+    return getattr(transformers, model_type)(config).eval()
+
+
+def has_a_head_bias() -> Any:
+    model = build("PhiForCausalLM/PhiConfig", num_key_value_heads=4)
+    torch.nn.init.normal_(model.lm_head.bias)
+    return model
+
+
+def caps_its_logits() -> Any:
+    return build("Gemma3ForCausalLM/Gemma3TextConfig", head_dim=8, final_logit_softcapping=2.0)
+
+
+def scales_its_logits() -> Any:
+    return build("GraniteForCausalLM/GraniteConfig", logits_scaling=8.0)
+
+
+def biases_by_distance() -> Any:
+    """ALiBi is made from a 2-D mask; a 4-D one raises."""
+    return build("BloomForCausalLM/BloomConfig", n_layer=2, n_head=4)
+
+
+UNSHARED = [
+    ignores_the_block_mask,
+    ignores_positions,
+    clamps_positions,
+    has_a_head_bias,
+    caps_its_logits,
+    scales_its_logits,
+    biases_by_distance,
+]
+
+
+@pytest.mark.parametrize("make", UNSHARED)
+@torch.no_grad()
+def test_other_models_are_found_out_and_scored_one_by_one(make: Callable[[], Any]) -> None:
+    model, batch = make(), ragged_batch()
+    wanted = one_by_one(model, batch)
+    works = sharing_works(model)
+    assert not works
+    shape = LoraShape(rank=2, alpha=4.0, dropout=0.0, targets=("all-linear",), layers=0)
+    policy = Policy(Backbone(model, make_tokenizer(), "odd", "0" * 64, works), shape, seed=0)
+    torch.testing.assert_close(policy.logps(batch), wanted, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_model_with_learned_positions_can_share() -> None:
+    """GPT-2 takes a 4-D mask and position numbers; restarted ones stay below its 16 positions."""
+    model, batch = make_gpt2(), ragged_batch()
+    assert sharing_works(model)
+    torch.testing.assert_close(shared_logps(model, batch), one_by_one(model, batch), rtol=0, atol=1e-4)
+
+
+def test_loading_says_that_sharing_does_not_work(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    has_a_head_bias().save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), dtype="float32")
+    assert not backbone.shares_prompt
+    assert "each candidate is scored in a sequence of its own" in caplog.text

@@ -1,0 +1,287 @@
+"""Policy, reference and bare backbone on one model; adapter folders that are whole, damaged or foreign."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from recbole_dynamicpo.backbone import Backbone
+from recbole_dynamicpo.batches import TokenBatch
+from recbole_dynamicpo.errors import AdapterError, BackboneError, NumericsError
+from recbole_dynamicpo.logps import shared_logps
+from recbole_dynamicpo.policy import LoraShape, Policy, read_adapter, read_lora_shape
+
+from .conftest import make_model, make_tokenizer
+
+BATCH = TokenBatch(
+    torch.tensor([[5, 6, 7], [8, 9, 0]]),
+    torch.tensor([3, 2]),
+    torch.tensor([[[10, 11, 0], [12, 13, 0]], [[14, 0, 0], [15, 16, 17]]]),
+    torch.tensor([[2, 3], [1, 3]]),
+)
+WEIGHTS = "adapter_model.safetensors"
+
+
+def make_policy(
+    targets: tuple[str, ...] = ("q_proj", "v_proj"), layers: int = 0, rank: int = 2, seed: int = 1
+) -> Policy:
+    """Return a policy on a tiny three-layer model; its adapter adds nothing yet."""
+    backbone = Backbone(make_model(layers=3), make_tokenizer(), "tiny", "0" * 64, True)
+    return Policy(backbone, LoraShape(rank, 8.0, 0.0, targets, layers), seed)
+
+
+def disturb(policy: Policy, seed: int = 0) -> None:
+    """Move the adapter away from where it is, as training would."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=draw))
+
+
+@torch.no_grad()
+def speak(policy: Policy, voice: str = "policy") -> Tensor:
+    with policy.speaking_as(voice):
+        return policy.logps(BATCH)
+
+
+@pytest.fixture
+def policy() -> Policy:
+    made = make_policy()
+    disturb(made)
+    return made
+
+
+def test_a_new_adapter_adds_nothing() -> None:
+    """LoRA's second matrix starts at zero, so the policy is the bare backbone, to the bit."""
+    bare = shared_logps(make_model(layers=3), BATCH).detach()
+    made = make_policy()
+    assert torch.equal(speak(made), bare)
+    assert torch.equal(speak(made, "backbone"), bare)
+
+
+def test_the_backbone_stays_what_it_was(policy: Policy) -> None:
+    bare = shared_logps(make_model(layers=3), BATCH).detach()
+    before = speak(policy)
+    assert torch.equal(speak(policy, "backbone"), bare)
+    assert torch.equal(speak(policy), before)
+    assert (before - bare).abs().min() > 1e-3
+
+
+def test_policy_equals_reference_when_frozen(policy: Policy) -> None:
+    before = speak(policy)
+    assert not policy.has_reference
+    policy.freeze_reference()
+    assert policy.has_reference
+    assert torch.equal(speak(policy, "reference"), before)
+    assert torch.equal(speak(policy), before)
+
+
+def test_the_reference_stays_while_the_policy_learns(policy: Policy) -> None:
+    policy.freeze_reference()
+    frozen = speak(policy, "reference")
+    optimizer = torch.optim.SGD(policy.trainable(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        policy.logps(BATCH).sum().backward()
+        optimizer.step()
+        assert torch.equal(speak(policy, "reference"), frozen)
+    assert (speak(policy) - frozen).abs().min() > 1e-3
+
+
+def test_freezing_again_replaces_the_reference(policy: Policy) -> None:
+    policy.freeze_reference()
+    disturb(policy, seed=1)
+    policy.freeze_reference()
+    assert torch.equal(speak(policy, "reference"), speak(policy))
+
+
+def test_only_the_policy_learns(policy: Policy) -> None:
+    """Also after the reference has spoken, and when it is made or speaks in between."""
+    policy.freeze_reference()
+    speak(policy, "reference")
+    speak(policy, "backbone")
+    policy.logps(BATCH).sum().backward()
+    learning = {name for name, p in policy.named_parameters() if p.requires_grad}
+    assert learning
+    assert all(".policy." in name for name in learning)
+    assert {name for name, p in policy.named_parameters() if p.grad is not None} == learning
+    assert len(policy.trainable()) == len(learning) == 3 * 2 * 2  # layers, targets, two matrices
+
+
+def test_the_policy_speaks_again_after_an_error(policy: Policy) -> None:
+    before = speak(policy)
+    policy.freeze_reference()
+    disturb(policy, seed=1)
+    changed = speak(policy)
+    for voice in ("reference", "backbone"):
+        with pytest.raises(KeyError), policy.speaking_as(voice):
+            raise KeyError
+        assert torch.equal(speak(policy), changed)
+    assert torch.equal(speak(policy, "reference"), before)
+
+
+def test_the_seed_decides_the_first_weights() -> None:
+    first, second, third = make_policy(seed=3), make_policy(seed=3), make_policy(seed=4)
+    assert first.digest() == second.digest() != third.digest()
+
+
+def test_the_draws_of_the_process_go_on_undisturbed() -> None:
+    backbone = Backbone(make_model(), make_tokenizer(), "tiny", "0" * 64, True)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    Policy(backbone, LoraShape(2, 8.0, 0.0, ("q_proj",), 0), seed=3)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_save_and_load(policy: Policy, tmp_path: Path) -> None:
+    """Bit for bit, into a policy that began elsewhere, and as the reference too."""
+    policy.save(tmp_path)
+    other = make_policy(seed=9)
+    assert other.digest() != policy.digest()
+    other.load(tmp_path)
+    assert other.digest() == policy.digest()
+    assert torch.equal(speak(other), speak(policy))
+    third = make_policy(seed=9)
+    untouched = speak(third)
+    third.load(tmp_path, "reference")
+    assert torch.equal(speak(third, "reference"), speak(policy))
+    assert torch.equal(speak(third), untouched)
+
+
+def test_an_adapter_folder_is_an_ordinary_peft_folder(policy: Policy, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    policy.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", WEIGHTS]
+    loaded = PeftModel.from_pretrained(make_model(layers=3), tmp_path)
+    with torch.no_grad():
+        assert torch.equal(shared_logps(loaded.get_base_model(), BATCH), speak(policy))
+    assert read_lora_shape(tmp_path) == LoraShape(2, 8.0, 0.0, ("q_proj", "v_proj"), 0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "wanted"), [(0, {0, 1, 2}), (1, {2}), (2, {1, 2}), (3, {0, 1, 2}), (9, {0, 1, 2})]
+)
+def test_only_the_topmost_layers_carry_lora(layers: int, wanted: set[int], tmp_path: Path) -> None:
+    made = make_policy(layers=layers)
+    names = [name for name, p in made.named_parameters() if p.requires_grad]
+    assert {int(name.split(".layers.")[1].split(".")[0]) for name in names} == wanted
+    made.save(tmp_path)
+    made.load(tmp_path)
+    assert read_lora_shape(tmp_path).layers == (layers if 0 < layers < 3 else 0)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_all_linear_layers(layers: int) -> None:
+    """Seven linear layers in each of the transformer layers, and never the head."""
+    made = make_policy(targets=("all-linear",), layers=layers)
+    names = [name for name, p in made.named_parameters() if p.requires_grad]
+    assert len(names) == (layers or 3) * 7 * 2
+    assert not any("lm_head" in name for name in names)
+
+
+def test_layers_that_are_not_there_are_named() -> None:
+    with pytest.raises(BackboneError, match=r"'tiny' cannot carry LoRA on \['no_such_proj'\].*lora_targets"):
+        make_policy(targets=("no_such_proj",))
+
+
+def edit(folder: Path, change: dict[str, Tensor | None]) -> str:
+    """Replace (or, by None, drop) tensors of a saved adapter; return the first tensor's name."""
+    weights = load_file(folder / WEIGHTS)
+    weights.update({name: value for name, value in change.items() if value is not None})
+    kept = {name: value for name, value in weights.items() if change.get(name, value) is not None}
+    save_file(kept, folder / WEIGHTS)
+    return sorted(kept)[0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(policy: Policy, tmp_path: Path, value: float) -> None:
+    policy.save(tmp_path)
+    name = edit(tmp_path, {})
+    broken = load_file(tmp_path / WEIGHTS)[name]
+    broken[0, 0] = value
+    edit(tmp_path, {name: broken})
+    before = speak(policy)
+    with pytest.raises(NumericsError, match=f"{WEIGHTS}: tensor {name} holds NaN or infinity"):
+        policy.load(tmp_path)
+    assert torch.equal(speak(policy), before)
+
+
+def test_a_wrong_shape_is_named(policy: Policy, tmp_path: Path) -> None:
+    policy.save(tmp_path)
+    name = edit(tmp_path, {})
+    edit(tmp_path, {name: torch.zeros(2, 5)})
+    with pytest.raises(AdapterError, match=rf"1 of 12 tensors differ, first {name}: got \(2, 5\), wanted"):
+        policy.load(tmp_path)
+
+
+def test_missing_and_additional_tensors_are_named(policy: Policy, tmp_path: Path) -> None:
+    policy.save(tmp_path)
+    name = edit(tmp_path, {"zzz": torch.zeros(1)})
+    with pytest.raises(AdapterError, match=r"first zzz: got \(1,\), wanted None"):
+        policy.load(tmp_path)
+    edit(tmp_path, {"zzz": None, name: None})
+    with pytest.raises(AdapterError, match=f"first {name}: got None, wanted"):
+        policy.load(tmp_path)
+
+
+def test_an_adapter_of_another_size_does_not_fit(policy: Policy, tmp_path: Path) -> None:
+    make_policy(rank=3).save(tmp_path)
+    with pytest.raises(AdapterError, match=r"not an adapter for backbone 'tiny' .* 12 of 12 tensors differ"):
+        policy.load(tmp_path)
+
+
+class _Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> object:
+        return os.mkdir, (self.mark,)
+
+
+def test_a_pickle_is_refused_and_not_opened(policy: Policy, tmp_path: Path) -> None:
+    folder, mark = tmp_path / "adapter", tmp_path / "unpickled"
+    folder.mkdir()
+    policy.save(folder)
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(_Trap(str(mark))))
+    with pytest.raises(AdapterError, match=f"{WEIGHTS}; found: adapter_config.json, adapter_model.bin"):
+        policy.load(folder)
+    assert not mark.exists()
+
+
+def test_damaged_and_missing_folders(policy: Policy, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no such folder"):
+        read_adapter(tmp_path / "nowhere")
+    policy.save(tmp_path)
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    for damaged in (b"", whole[:100], whole[:-1]):
+        (tmp_path / WEIGHTS).write_bytes(damaged)
+        with pytest.raises(AdapterError, match="damaged safetensors file"):
+            policy.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"r": 8}', '{"r": "x", "target_modules": []}'])
+def test_a_damaged_configuration(tmp_path: Path, text: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(AdapterError, match=r"adapter_config\.json: not a LoRA configuration"):
+        read_lora_shape(tmp_path)
+
+
+def test_a_saved_configuration_names_the_backbone(policy: Policy, tmp_path: Path) -> None:
+    policy.save(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "tiny"
+    assert config["peft_type"] == "LORA"
+    with pytest.raises(AdapterError, match="cannot be read"):
+        read_lora_shape(tmp_path / "nowhere")
