@@ -7,7 +7,6 @@ is built and trained follows RecBole.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +23,14 @@ from recbole.utils import ModelType, get_local_time, get_model, init_logger, ini
 from .dataset import CANDIDATE_IDS, ROW_ID, DynamicPODataset
 from .errors import SettingsError
 from .histories import fit_histories
+from .model import popularity_scores
 from .registration import MODEL_NAMES, read_dataset_defaults, register
 from .report import Contestant, render, summarize
 from .runner import PlainConfig, check_model, refuse_pickles
+from .saved_evaluation import candidate_ranks
 from .shipped import properties_folder
 from .statistics import RANKS_FILE, write_ranks
 from .storage import write_json
-
-logger = logging.getLogger(__name__)
 
 
 class BaselineConfig(PlainConfig):
@@ -150,7 +149,6 @@ def run_baselines(
         seconds=seconds,
         notes=[*data.notes, f"test rows: {used} of {total}", f"ranks: {folder}, a folder each"],
     )
-    logger.info("baselines\n%s", table)
     return Baselines(contestants, result, table, folder)
 
 
@@ -172,11 +170,9 @@ def _configure(
 def popularity_ranks(data: DynamicPODataset) -> NDArray[np.int64]:
     """Return (n,) ranks of the test rows' items among their candidates by training interactions."""
     rows = data.built["test"].inter_feat
-    candidates, chosen = rows[CANDIDATE_IDS].numpy(), rows[data.iid_field].numpy()
-    counts = data.popularity()
-    better = (counts[candidates] > counts[chosen][:, None]) & (candidates > 0)
-    ranks: NDArray[np.int64] = 1 + better.sum(axis=1)
-    return ranks
+    candidates, chosen = rows[CANDIDATE_IDS], rows[data.iid_field].numpy()
+    scores = popularity_scores(torch.from_numpy(data.popularity())[candidates], candidates > 0)
+    return candidate_ranks(scores.numpy(), (candidates.numpy() == chosen[:, None]).argmax(axis=1))
 
 
 def _save(

@@ -105,7 +105,7 @@ def read_titles(
         DataError: no such file, not UTF-8, no such column, a short or repeated row.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8").split("\n")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; wanted an .item file with a title column") from error
     except UnicodeDecodeError as error:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from .commands import add_commands
 from .errors import DynamicPOError
+
+# Read when torch loads its OpenMP runtime. Where other processes are busy, its threads wait for one another
+# in loops that take the core from the very thread they wait for; a short spin costs a quiet machine nothing.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def run_recbole(arguments: Sequence[str] | None = None) -> int:

@@ -24,7 +24,12 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 
 def _command(commands: Any, name: str, action: Any, text: str, settings: bool = False) -> Any:
     """Add one subcommand; one with ``settings`` also takes --key=value arguments."""
-    more = " Further --key=value arguments are settings, as for run_recbole." if settings else ""
+    more = ""
+    if settings:
+        more = (
+            " Further --key=value arguments are settings, as for run_recbole; those that choose and filter "
+            "the data must be the ones of the run that the figures are compared with."
+        )
     parser = commands.add_parser(name, help=text, description=f"{text}.{more}", allow_abbrev=False)
     parser.set_defaults(action=action, takes_settings=settings)
     return parser
@@ -117,6 +122,9 @@ def _prepare(options: argparse.Namespace) -> None:
     if check is None:
         print("prompts that are too long were not counted: name a backbone with --backbone")
     print(f"{'unchanged' if found.unchanged else 'written'}: {found.folder}")
+    columns = "{'inter': ['user_id', 'item_id', 'timestamp']}"
+    load = f' --load_col="{columns}"' if "sequences" in found.audit else ""
+    print(f"next: run_recbole --model=DynamicPO --dataset={options.dataset} --data_path={options.out}{load}")
 
 
 def _settings(options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:

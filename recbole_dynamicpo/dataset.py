@@ -240,7 +240,7 @@ class DynamicPODataset(SequentialDataset):
         titles = read_titles(
             path,
             # RecBole's steam data call the id "product_id" in the one file and "id" in the other.
-            id_field=self.config["item_file_id_field"] or self.iid_field,
+            id_field=self.settings.item_file_id_field or self.iid_field,
             title_field=self.settings.item_title_field,
             separator=self.config["field_separator"],
         )

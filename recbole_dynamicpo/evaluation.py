@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.evaluator import Evaluator
+from recbole.evaluator import Collector, Evaluator
 from torch import Tensor
 
 from .dataset import ROW_ID
@@ -19,6 +19,25 @@ from .statistics import write_ranks
 from .storage import write_json
 
 logger = logging.getLogger(__name__)
+
+
+class RankingCollector(Collector):
+    """RecBole's collector, without its stumble over metrics that need plain numbers or counters.
+
+    RecBole 1.2.1 moves everything that it collected to the CPU, also the item counts of ItemCoverage,
+    GiniIndex, ShannonEntropy, AveragePopularity and TailPercentage, which are no tensors.
+    """
+
+    def get_data_struct(self) -> Any:
+        """Return what was collected for the metrics, and start anew."""
+        collected = self.data_struct._data_dict
+        plain = {key: value for key, value in collected.items() if not isinstance(value, Tensor)}
+        for key in plain:
+            del collected[key]
+        result = super().get_data_struct()
+        collected.update(plain)
+        result._data_dict.update(plain)
+        return result
 
 
 class RankingMixin:

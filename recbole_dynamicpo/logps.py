@@ -71,7 +71,7 @@ def separate_logps(model: Any, batch: TokenBatch) -> Tensor:
 
 def _sequences(batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Return (B * C, P + L) ids, the same with -1 as padding, and which tokens are scored."""
-    rows, count, length = batch.completions.shape
+    _, count, length = batch.completions.shape
     width = batch.prompt.shape[1]
     ids = torch.cat([batch.prompt[:, None].expand(-1, count, -1), batch.completions], dim=2).flatten(0, 1)
     in_prompt = torch.arange(width) < batch.prompt_length[:, None]

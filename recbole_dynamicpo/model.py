@@ -21,7 +21,7 @@ from .backbone import load_backbone
 from .batches import Diagnostics, PromptRow
 from .catalogue import Catalogue
 from .collate import Collator
-from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, TEMPLATE, DynamicPODataset
+from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset
 from .errors import DataError
 from .objectives import preference_loss, sft_loss
 from .policy import LoraShape, Policy
@@ -62,7 +62,7 @@ class DynamicPO(SequentialRecommender):
         self.popularity = torch.from_numpy(dataset.popularity())
         known = dataset.catalogue
         self.catalogue = Catalogue(known.ids, known.titles, tuple(self.popularity[1:].tolist()))
-        self.titles = np.array(["", *known.titles], dtype=object)
+        self.titles = dataset.titles
         self.policy = self._load_policy()
         self.collator = Collator(
             self.policy.backbone.tokenizer,
@@ -109,12 +109,12 @@ class DynamicPO(SequentialRecommender):
         """
         if self.stage == "sft":
             target = interaction[self.POS_ITEM_ID].cpu().numpy()[:, None]
-            batch = self.collator(self.prompt_rows(interaction, target))
+            batch = self.collator(self.dataset.prompt_rows(interaction, target))
             logps = self.policy.logps(batch)[:, 0]
             return sft_loss(logps, batch.completion_length[:, 0].to(logps.device))
         columns = interaction[SCORED].cpu()
         ids = interaction[CANDIDATE_IDS].cpu().gather(1, columns)
-        logps = self.policy.logps(self.collator(self.prompt_rows(interaction, ids.numpy())))
+        logps = self.policy.logps(self.collator(self.dataset.prompt_rows(interaction, ids.numpy())))
         reference = None
         if self.settings.objective != "mppo":
             reference = interaction[REFERENCE_LOGPS].to(logps).gather(1, columns.to(logps.device))
@@ -131,30 +131,14 @@ class DynamicPO(SequentialRecommender):
         self.diagnostics = result.diagnostics
         return result.loss
 
-    def prompt_rows(self, interaction: Interaction, scored: np.ndarray[Any, Any]) -> list[PromptRow]:
-        """Return the rows' prompts, with the items ``scored`` (B, any; 0: none) to be scored."""
-        candidates = interaction[CANDIDATE_IDS].cpu().numpy()
-        templates = interaction[TEMPLATE].tolist()
-        histories = self.dataset.history(interaction)
-        return [
-            PromptRow(
-                self.titles[histories[row]].tolist(),
-                self.titles[candidates[row][candidates[row] > 0]].tolist(),
-                self.titles[scored[row][scored[row] > 0]].tolist(),
-                templates[row],
-            )
-            for row in range(len(candidates))
-        ]
-
     @torch.no_grad()
     def candidate_logps(self, interaction: Interaction) -> Tensor:
         """Return (B, C) log-probabilities of all candidates, -inf where a row has fewer."""
         candidates = interaction[CANDIDATE_IDS].cpu()
         if self.voice == "popularity":
-            counts = self.popularity[candidates].float()
-            return counts.masked_fill(candidates == 0, -torch.inf)
+            return popularity_scores(self.popularity[candidates], candidates > 0)
         present = candidates > 0
-        found = self.scorer(self.prompt_rows(interaction, candidates.numpy()), self.voice)
+        found = self.scorer(self.dataset.prompt_rows(interaction, candidates.numpy()), self.voice)
         scores = torch.full(candidates.shape, -torch.inf)
         scores[present] = found[torch.isfinite(found)]
         return scores
@@ -212,6 +196,18 @@ class DynamicPO(SequentialRecommender):
     def __str__(self) -> str:
         trainable = sum(p.numel() for p in self.policy.trainable())
         return f"{type(self).__name__}(backbone={self.settings.backbone}, trainable parameters={trainable:,})"
+
+
+def popularity_scores(counts: Tensor, present: Tensor) -> Tensor:
+    """Return (B, C) scores that rise with ``counts``, no two equal, -inf where not ``present``.
+
+    Equally popular candidates rank in their order in the prompt, which is random: were they left tied,
+    the item chosen would win every tie and popularity would look better than it is.
+    """
+    width = counts.shape[1]
+    keys = counts.double() * width - torch.arange(width)
+    order = keys.masked_fill(~present, -torch.inf).argsort(dim=1, stable=True)
+    return order.argsort(dim=1).float().masked_fill(~present, -torch.inf)
 
 
 class _OperationCount(nn.Module):

@@ -10,7 +10,7 @@ import yaml
 from .audit import Prompt, PromptCheck
 from .backbone import resolve_backbone
 from .collate import Collator
-from .embedded import EMBEDDED, EMBEDDED_SHA256, LAYOUT, cache_folder
+from .embedded import EMBEDDED, embedded_in_cache
 from .errors import BackboneError
 from .prompts import load_templates
 from .settings import Settings
@@ -34,7 +34,7 @@ def load_prompt_check(dataset: str, backbone: str | None = None, max_length: int
     """
     from transformers import AutoTokenizer
 
-    place = resolve_backbone(backbone) if backbone else _embedded_in_cache()
+    place = resolve_backbone(backbone) if backbone else embedded_in_cache()
     if place is None:
         return None
     name = backbone or EMBEDDED
@@ -58,11 +58,6 @@ def load_prompt_check(dataset: str, backbone: str | None = None, max_length: int
         "max_length": limit,
     }
     return PromptCheck(described, limit, lambda prompts: _measure(collator, prompts))
-
-
-def _embedded_in_cache() -> str | None:
-    folder = cache_folder() / f"{EMBEDDED}-{EMBEDDED_SHA256[:12]}-v{LAYOUT}"
-    return str(folder) if (folder / "config.json").is_file() else None
 
 
 def _defaults(dataset: str) -> dict[str, Any]:

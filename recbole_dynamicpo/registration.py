@@ -106,10 +106,20 @@ def _attach_defaults() -> None:
         if model in MODEL_NAMES:
             for name in dict.fromkeys(["DynamicPO", model]):
                 self._update_internal_config_dict(str(properties_folder() / "model" / f"{name}.yaml"))
+            _load_times(self.internal_config_dict)
             read_dataset_defaults(self, dataset)
 
     load.reads_dynamicpo_defaults = True  # type: ignore[attr-defined]
     Config._load_internal_config_dict = load
+
+
+def _load_times(values: dict[str, Any]) -> None:
+    """Let the time column be loaded where RecBole's defaults would load users and items only.
+
+    They are meant for models without order; a sequence cannot be made of them.
+    """
+    if values.get("load_col") == {"inter": ["user_id", "item_id"]}:
+        values["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
 
 
 def read_dataset_defaults(config: Any, dataset: str) -> None:

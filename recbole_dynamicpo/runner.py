@@ -119,17 +119,12 @@ def run(
     Raises:
         DynamicPOError: anything wrong with settings, data, backbone or adapters.
     """
-    register()
-    check_model(model)
     from recbole.data import data_preparation
     from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
     from .histories import create_dataset
-    from .known_data import require_data
 
-    config = PlainConfig(model, dataset, list(config_files), dict(overrides or {}))
-    require_data(config)
-    refuse_pickles(config)
+    config = _checked_config(model, dataset, config_files, overrides or {})
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     logger = logging.getLogger()
@@ -152,6 +147,23 @@ def run(
         "best_valid_result": best_result,
         "test_result": test_result,
     }
+
+
+def _checked_config(
+    model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
+) -> PlainConfig:
+    """Return the configuration of a run after everything that can be checked without loading data."""
+    from .dataset import read_settings
+    from .known_data import require_data
+
+    register()
+    check_model(model)
+    config = PlainConfig(model, dataset, list(config_files), dict(overrides))
+    if model in MODEL_NAMES:
+        read_settings(config)  # wrong settings are named before any file is looked for
+    require_data(config)
+    refuse_pickles(config)
+    return config
 
 
 def run_distributed(

@@ -135,7 +135,7 @@ def evaluate_saved(
     recommender = load_recommender(folder, device="cuda" if torch.cuda.is_available() else "cpu")
     rows = read_test_rows(dataset, config_files, overrides, path if folder != path else path.parent)
     scores = _score(recommender.scorer, rows.prompts, progress)
-    contestant = Contestant(str(folder), _ranks(scores, rows.targets))
+    contestant = Contestant(str(folder), candidate_ranks(scores, rows.targets))
     figures: dict[str, Any] = {"likelihood": summarize(contestant)}
     if protocol == "likelihood":
         width = max(len(row.candidates) for row in rows.prompts)
@@ -164,8 +164,13 @@ def _score(scorer: Scorer, rows: Sequence[PromptRow], progress: bool) -> NDArray
     return scores
 
 
-def _ranks(scores: NDArray[np.floating], targets: Sequence[int]) -> NDArray[np.int64]:
-    """Return 1 + candidates that score strictly higher than the target."""
+def candidate_ranks(scores: NDArray[Any], targets: Sequence[int]) -> NDArray[np.int64]:
+    """Return (n,) 1 + candidates that score strictly higher than the target, as in a run's own evaluation.
+
+    Args:
+        scores: (n, C), -inf where a row has fewer candidates.
+        targets: (n,) places of the targets.
+    """
     chosen = np.take_along_axis(scores, np.array(targets)[:, None], axis=1)
     ranks: NDArray[np.int64] = 1 + (scores > chosen).sum(axis=1)
     return ranks

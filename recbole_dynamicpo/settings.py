@@ -49,6 +49,8 @@ class Settings:
     max_length: int = setting(512, "most tokens of prompt and longest title together", low=16)
     prompt: str = setting("neutral", "template of properties/prompts, or the path of a template file")
     item_title_field: str | None = setting(None, "title column of the .item file")
+    item_file_id_field: str | None = setting(None, "id column of the .item file, where it differs")
+    data_note: str | None = setting(None, "what a reader of figures on the data set has to know")
     candidate_field: str = setting("candidate_id_list", "column of the .inter files with fixed candidates")
     sft_rows: int = setting(0, "training rows of the SFT stage", low=0)
     preference_rows: int = setting(0, "training rows of the preference stage", low=0)
@@ -136,6 +138,11 @@ class Settings:
                 f"num_negatives: got {self.num_negatives}, wanted at most num_candidates - 1 = "
                 f"{self.num_candidates - 1}"
             )
+        if self.epochs and not self.sft_epochs and not self.sft_adapter and self.objective != "mppo":
+            problems.append(
+                "sft_epochs: got 0 without sft_adapter; the reference must be an SFT policy, never the bare "
+                "backbone, so wanted at least 1 or the folder of an SFT adapter"
+            )
         return problems
 
 
@@ -147,12 +154,11 @@ def _coerce(value: Any, kind: str) -> Any:
         kind = kind.removesuffix("| None").strip()
     if kind == "bool" and isinstance(value, bool):
         return value
-    if kind == "int" and isinstance(value, int | float) and not isinstance(value, bool):
-        if float(value).is_integer():
-            return int(value)
-    if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isfinite(value):
-            return float(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind == "int" and number and float(value).is_integer():
+        return int(value)
+    if kind == "float" and number and math.isfinite(value):
+        return float(value)
     if kind == "str" and isinstance(value, str) and value:
         return value
     if kind.startswith("tuple"):

@@ -26,7 +26,7 @@ from .checkpoint import Progress, load_checkpoint, load_progress, save_checkpoin
 from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, StageDataLoader, scored_columns
 from .embedded import cache_folder
 from .errors import NumericsError, SettingsError
-from .evaluation import RankingMixin
+from .evaluation import RankingCollector, RankingMixin
 from .journal import Journal
 from .model import REFERENCE_LOGPS, DynamicPO
 from .objectives import merge_diagnostics
@@ -46,6 +46,7 @@ class DynamicPOTrainer(RankingMixin, Trainer):
     def __init__(self, config: Any, model: DynamicPO) -> None:
         super().__init__(config, model)
         self.settings = model.settings
+        self.eval_collector = RankingCollector(config)
         self.plans = plan_stages(self.settings)
         name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
         resume = self.settings.resume
@@ -243,7 +244,8 @@ class DynamicPOTrainer(RankingMixin, Trainer):
         """Validate, keep the adapter if it is the best of its stage, and return whether to stop."""
         started = time.perf_counter()
         with self.validating():
-            result = dict(self.evaluate(self.valid_data, load_best_model=False, show_progress=False))
+            found = self.evaluate(self.valid_data, load_best_model=False, show_progress=False)
+        result = {name: float(value) for name, value in found.items()}  # some are numpy numbers
         score = float(calculate_valid_score(result, self.valid_metric))
         best = self.progress.best_score
         worst = -np.inf if self.valid_metric_bigger else np.inf
@@ -301,7 +303,7 @@ class DynamicPOTrainer(RankingMixin, Trainer):
             policy.backbone.shares_prompt, self.settings.load_in_4bit,
         ])  # fmt: skip
         cache = ReferenceCache(cache_folder() / "reference" / key[:24])
-        prompts = model.prompt_rows(rows, rows[CANDIDATE_IDS].numpy())
+        prompts = self.dataset.prompt_rows(rows, rows[CANDIDATE_IDS].numpy())
         keys = [row_key(model.collator.texts(row)) for row in prompts]
         started = time.perf_counter()
 

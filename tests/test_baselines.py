@@ -50,8 +50,18 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_settings_are_dynamicpos_but_for_the_training() -> None:
-    config = BaselineConfig("SASRec", "ml-100k", [], {})
-    assert (config["eval_rows"], config["topk"], config["prompt"]) == (200, [1, 5, 10], "movie")
+    config, ours = BaselineConfig("SASRec", "ml-100k", [], {}), PlainConfig("DynamicPO", "ml-100k", [], {})
+    for key in (
+        "eval_rows",
+        "num_candidates",
+        "seed",
+        "topk",
+        "metrics",
+        "valid_metric",
+        "eval_args",
+        "prompt",
+    ):
+        assert config[key] == ours[key]
     assert (config["learner"], config["epochs"], config["train_batch_size"]) == ("adam", 300, 2048)
     assert (config["learning_rate"], config["hidden_size"], config["loss_type"]) == (0.001, 64, "CE")
     pairs = BaselineConfig("SASRec", "ml-100k", [], {"loss_type": "BPR"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def trained(
     assert "lastfm: " in printed
     assert "the test split was made from the validation rows" in printed
     assert "prompts that are too long were not counted: name a backbone with --backbone" in printed
-    assert printed.rstrip().endswith(f"written: {data / 'lastfm'}")
+    assert f"written: {data / 'lastfm'}\n" in printed
+    assert printed.endswith(f"next: run_recbole --model=DynamicPO --dataset=lastfm --data_path={data}\n")
     kept = {k: v for k, v in toy_settings.items() if k not in ("load_col", "data_path", "num_candidates")}
     kept |= {"data_path": data, "seed": 11, "eval_rows": 9}
     assert run_recbole(["--model=DynamicPO", "--dataset=lastfm", *flags(kept)]) == 0
@@ -119,15 +121,13 @@ def test_prompts_are_counted_for_a_named_backbone(
     for limit, share in ((40, 1.0), (4000, 0.0)):
         assert main([*command, str(limit)]) == 0
         printed = capsys.readouterr().out
-        assert (
-            f"  prompts: backbone {tiny_backbone}, template music, max history 10, max length {limit}"
-            in printed
-        )
+        assert f"  prompts: backbone {tiny_backbone}, template music, max history " in printed
+        assert f", max length {limit}\n" in printed
         assert "prompts, truncated share" in printed
         assert json.loads(audit.read_text())["splits"]["test"]["prompts"]["truncated_share"] == share
     stamp = audit.stat().st_mtime_ns
     assert main([*command, "4000"]) == 0
-    assert capsys.readouterr().out.rstrip().endswith(f"unchanged: {tmp_path / 'data' / 'lastfm'}")
+    assert f"unchanged: {tmp_path / 'data' / 'lastfm'}\n" in capsys.readouterr().out
     assert audit.stat().st_mtime_ns == stamp
 
 
@@ -164,6 +164,19 @@ def test_prepare_reports_bad_rows_and_drops_them_when_told(
     assert not list((tmp_path / "data").iterdir())
     assert main([*command, "--skip-bad-rows"]) == 0
     assert "bad rows dropped: 1" in capsys.readouterr().out
+
+
+def test_plain_sequences_run_by_the_command_that_is_printed(
+    toy_settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"u{user},Film {(5 * user + step) % 30},{step}" for user in range(9) for step in range(6)]
+    (tmp_path / "own.csv").write_text("user,item,time\n" + "\n".join(lines) + "\n")
+    command = ["prepare", "--dataset", "own", "--source", str(tmp_path / "own.csv"), "--out", str(tmp_path)]
+    assert main(command) == 0
+    printed = shlex.split(capsys.readouterr().out.rstrip().split("\n")[-1])
+    assert printed[:2] == ["next:", "run_recbole"]
+    own = {key: value for key, value in toy_settings.items() if key not in ("load_col", "data_path")}
+    assert run_recbole([*printed[2:], *flags({**own, "compare_stages": False})]) == 0
 
 
 # --- compare ---
