@@ -113,10 +113,11 @@ def read_titles(
     columns = [name.partition(":")[0] for name in lines[0].lstrip("\ufeff").split(separator)]
     id_column, title_column = _columns(path, columns, id_field, title_field)
     titles: dict[str, str] = {}
-    for number, line in enumerate(lines[1:], start=2):
+    for number, whole in enumerate(lines[1:], start=2):
+        line = whole.removesuffix("\r")
         if not line:
             continue
-        cells = line.removesuffix("\r").split(separator)
+        cells = line.split(separator)
         if len(cells) <= max(id_column, title_column):
             raise DataError(f"{path}, line {number}: got {len(cells)} columns, wanted {len(columns)}")
         if titles.setdefault(cells[id_column], cells[title_column]) != cells[title_column]:

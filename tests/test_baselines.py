@@ -70,7 +70,7 @@ def test_settings_are_dynamicpos_but_for_the_training() -> None:
 
 def test_popularity_by_hand(small: dict[str, Any]) -> None:
     """A title is as popular as training rows have it as their target, and count it as first of a history
-    of one, of which there are none here.
+    of one, of which there are none here. Equally popular titles rank in their order in the list.
     """
     data = BaselineDataset(BaselineConfig("SASRec", "lastfm", [], {**small, "num_negatives": 1}))
     data.build()
@@ -78,8 +78,10 @@ def test_popularity_by_hand(small: dict[str, Any]) -> None:
     rows = published_rows(3, 3)
     by_hand = []
     for row in rows:
-        own = targets.count(row["trueSelection"])
-        by_hand.append(1 + sum(targets.count(title) > own for title in row["itemList"]))
+        own, place = targets.count(row["trueSelection"]), row["itemList"].index(row["trueSelection"])
+        above = sum(targets.count(title) > own for title in row["itemList"])
+        before = sum(targets.count(title) == own for title in row["itemList"][:place])
+        by_hand.append(1 + above + before)
     assert popularity_ranks(data).tolist() == by_hand
 
 

@@ -214,14 +214,16 @@ def test_beta_keeps_the_dtype(dtype: torch.dtype) -> None:
     assert dual_margin_beta(positive, negatives, members, mask, beta=1.0, margin=6.0).dtype == dtype
 
 
-@pytest.mark.parametrize("case", golden_cases())
-def test_golden_boundary_and_betas(case: dict[str, Any]) -> None:
-    found = select(
-        case["positive"],
-        case["negatives"],
-        beta=case["beta"],
-        margin=case["margin"],
-        clusters=case["clusters"],
-    )
-    assert indices(found.members[0]) == case["boundary"]
-    assert found.beta[0, case["boundary"]].tolist() == pytest.approx(case["betas"], rel=1e-9)
+if golden_cases():  # worked cases of one's own, named by an environment variable
+
+    @pytest.mark.parametrize("case", golden_cases())
+    def test_golden_boundary_and_betas(case: dict[str, Any]) -> None:
+        found = select(
+            case["positive"],
+            case["negatives"],
+            beta=case["beta"],
+            margin=case["margin"],
+            clusters=case["clusters"],
+        )
+        assert indices(found.members[0]) == case["boundary"]
+        assert found.beta[0, case["boundary"]].tolist() == pytest.approx(case["betas"], rel=1e-9)

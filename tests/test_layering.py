@@ -21,7 +21,7 @@ NAME = PACKAGE.name
 _ORDER = """
     errors shipped stock histories storage journal reference
     batches boundary objectives logps prompts collate settings stages
-    embedded backbone policy checkpoint scorer
+    embedded backbone policy checkpoint run_folder scorer
     catalogue sampling statistics report generate
     published converter sequences audit download prepare prompt_check known_data
     dataset model recommender evaluation trainer registration runner

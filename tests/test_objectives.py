@@ -92,21 +92,23 @@ def test_every_form_equals_the_oracle(
         assert found.boundary[0].nonzero().flatten().tolist() == wanted.boundary
 
 
-@pytest.mark.parametrize("case", golden_cases())
-def test_golden_losses(case: dict[str, Any]) -> None:
-    """Both the package and the oracle agree with the worked cases."""
-    options = {name: case[name] for name in ("beta", "margin", "clusters")}
-    names = ("positive", "negatives", "positive_ref", "negatives_ref")
-    oracle = expect(*(case[name] for name in names), **options)
-    assert oracle.boundary == case["boundary"]
-    assert oracle.betas == pytest.approx(case["betas"], rel=1e-9)
-    assert oracle.losses == pytest.approx(case["expected"], rel=1e-9)
-    policy = torch.tensor([[case["positive"], *case["negatives"]]], dtype=torch.float64)
-    reference = torch.tensor([[case["positive_ref"], *case["negatives_ref"]]], dtype=torch.float64)
-    for name, wanted in case["expected"].items():
-        objective, _, dynamic = name.partition("+")
-        found = preference_loss(policy, reference, objective=objective, dynamic=bool(dynamic), **options)
-        assert found.loss.item() == pytest.approx(wanted, rel=1e-9), name
+if golden_cases():  # worked cases of one's own, named by an environment variable
+
+    @pytest.mark.parametrize("case", golden_cases())
+    def test_golden_losses(case: dict[str, Any]) -> None:
+        """Both the package and the oracle agree with the worked cases."""
+        options = {name: case[name] for name in ("beta", "margin", "clusters")}
+        names = ("positive", "negatives", "positive_ref", "negatives_ref")
+        oracle = expect(*(case[name] for name in names), **options)
+        assert oracle.boundary == case["boundary"]
+        assert oracle.betas == pytest.approx(case["betas"], rel=1e-9)
+        assert oracle.losses == pytest.approx(case["expected"], rel=1e-9)
+        policy = torch.tensor([[case["positive"], *case["negatives"]]], dtype=torch.float64)
+        reference = torch.tensor([[case["positive_ref"], *case["negatives_ref"]]], dtype=torch.float64)
+        for name, wanted in case["expected"].items():
+            objective, _, dynamic = name.partition("+")
+            found = preference_loss(policy, reference, objective=objective, dynamic=bool(dynamic), **options)
+            assert found.loss.item() == pytest.approx(wanted, rel=1e-9), name
 
 
 @pytest.mark.parametrize("objective", ["dmpo", "sdpo"])
