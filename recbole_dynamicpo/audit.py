@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_dynamicpo.catalogue import read_titles
-from recbole_dynamicpo.errors import DataError
+from .catalogue import read_titles
+from .errors import DataError
 
 SPLITS = ("train", "valid", "test")
 Prompt = tuple[list[str], list[str]]  # history titles, oldest first, and candidate titles

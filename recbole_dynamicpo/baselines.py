@@ -22,6 +22,7 @@ from recbole.utils import ModelType, get_local_time, get_model, init_logger, ini
 
 from .dataset import CANDIDATE_IDS, ROW_ID, DynamicPODataset
 from .errors import SettingsError
+from .evaluation import RankingCollector, ranks_of
 from .histories import fit_histories
 from .model import popularity_scores
 from .registration import MODEL_NAMES, read_dataset_defaults, register
@@ -66,6 +67,10 @@ class CandidateTrainer(Trainer):
         row_ids: (n,) the rows they belong to.
     """
 
+    def __init__(self, config: BaselineConfig, model: Any) -> None:
+        super().__init__(config, model)
+        self.eval_collector = RankingCollector(config)
+
     def evaluate(
         self,
         eval_data: Any,
@@ -85,8 +90,7 @@ class CandidateTrainer(Trainer):
         shown = torch.full_like(scores, -torch.inf)
         shown.scatter_(1, candidates, scores.gather(1, candidates))
         shown[:, 0] = -torch.inf  # absent candidates
-        chosen = shown.gather(1, items.to(scores.device)[:, None])
-        self._ranks.append(1 + (shown > chosen).sum(dim=1).cpu())
+        self._ranks.append(ranks_of(shown, rows, items).cpu())
         self._rows.append(interaction[ROW_ID].cpu())
         return interaction, shown, rows, items
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from recbole_dynamicpo.published import BadRows, HistorySplitter, read_rows, title_problem
+from .published import BadRows, HistorySplitter, read_rows, title_problem
 
 
 class Converter:

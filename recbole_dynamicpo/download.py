@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.sequences import SUFFIXES
-from recbole_dynamicpo.storage import sha256_file
+from .errors import DataError
+from .sequences import SUFFIXES
+from .storage import sha256_file
 
 HUB = "xingyuHuxingyu/DynamicPO-Data"
 HUB_DATA_SETS = ("goodreads", "lastfm", "steam")

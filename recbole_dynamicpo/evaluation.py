@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.evaluator import Collector, Evaluator
+from recbole.evaluator import Collector
 from torch import Tensor
 
 from .dataset import ROW_ID
@@ -40,6 +40,18 @@ class RankingCollector(Collector):
         return result
 
 
+def ranks_of(scores: Tensor, rows: Tensor, items: Tensor) -> Tensor:
+    """Return (n,) 1 + how many items of a row score strictly higher than the one chosen.
+
+    Args:
+        scores: (B, item_num), -inf for what is no candidate.
+        rows: (n,) rows of ``scores``.
+        items: (n,) the items chosen.
+    """
+    mine = scores[rows.to(scores.device)]
+    return 1 + (mine > mine.gather(1, items.to(scores.device)[:, None])).sum(dim=1)
+
+
 class RankingMixin:
     """Adds ranks, the comparison of the stages and the final table to a RecBole trainer.
 
@@ -54,7 +66,6 @@ class RankingMixin:
     run_folder: Path
     seconds: dict[str, float]
     tot_item_num: int
-    evaluator: Evaluator
     _validating = False
 
     @property
@@ -153,10 +164,7 @@ class RankingMixin:
         return interaction, scores, positive_rows, positive_items
 
     def _note_ranks(self, scores: Tensor, rows: Tensor, items: Tensor, row_ids: Tensor) -> None:
-        """Keep 1 + the number of candidates that score strictly higher than the item chosen."""
-        rows, items = rows.to(scores.device), items.to(scores.device)
-        mine = scores[rows]
-        self._ranks.append(1 + (mine > mine.gather(1, items[:, None])).sum(dim=1))
+        self._ranks.append(ranks_of(scores, rows, items))
         self._row_ids.append(row_ids)
 
     def _report(self, contestants: list[Contestant]) -> None:

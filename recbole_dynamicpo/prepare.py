@@ -14,13 +14,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from recbole_dynamicpo.audit import PromptCheck, audit, audit_table
-from recbole_dynamicpo.converter import Converter
-from recbole_dynamicpo.download import HUB, find_sources, source_hashes
-from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.published import BadRows
-from recbole_dynamicpo.sequences import read_sequences, write_sequences
-from recbole_dynamicpo.storage import atomic_folder, restore_swapped, sha256_file, write_json
+from .audit import PromptCheck, audit, audit_table
+from .converter import Converter
+from .download import HUB, find_sources, source_hashes
+from .errors import DataError
+from .published import BadRows
+from .sequences import read_sequences, write_sequences
+from .storage import atomic_folder, restore_swapped, sha256_file, write_json
 
 VERSION = 1  # of what is written; a higher one makes prepare write again what an older one wrote
 MANIFEST, AUDIT = "manifest.json", "audit.json"

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 
 from tqdm import tqdm
 
-from recbole_dynamicpo.errors import DataError
+from .errors import DataError
 
 SEPARATOR = "::"
 _CHUNK = 1 << 20  # bytes read at a time

@@ -17,8 +17,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recbole_dynamicpo.errors import DataError, nearest
-from recbole_dynamicpo.published import BadRows, title_problem
+from .errors import DataError, nearest
+from .published import BadRows, title_problem
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _NAMES = {

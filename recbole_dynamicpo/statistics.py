@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.storage import atomic_file
+from .errors import DataError
+from .storage import atomic_file
 
 Z95 = 1.959963984540054  # the normal quantile of 0.975
 Z80 = 0.8416212335729143  # the normal quantile of 0.80

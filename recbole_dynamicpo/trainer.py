@@ -149,13 +149,14 @@ class DynamicPOTrainer(RankingMixin, Trainer):
             return
         per_epoch = plan.steps_per_epoch(len(rows[ROW_ID]))
         total = plan.epochs * per_epoch
+        lengths = self._text_lengths(rows)
         bar = tqdm(
             total=total, initial=self.progress.step, desc=plan.name, disable=not self.show_progress,
             dynamic_ncols=True, unit="step",
         )  # fmt: skip
         with bar:
             for epoch in range(self.progress.step // per_epoch, plan.epochs):
-                for batches in self._steps(plan, rows, epoch, self.progress.step - epoch * per_epoch):
+                for batches in self._steps(plan, rows, lengths, epoch):
                     started = time.perf_counter()
                     values = self._step(plan, batches, total)
                     spent = self.seconds.get(plan.name, 0.0) + time.perf_counter() - started
@@ -168,10 +169,10 @@ class DynamicPOTrainer(RankingMixin, Trainer):
                         return
 
     def _steps(
-        self, plan: StagePlan, rows: Interaction, epoch: int, done: int
+        self, plan: StagePlan, rows: Interaction, lengths: np.ndarray[Any, Any], epoch: int
     ) -> Iterator[list[Interaction]]:
-        """Yield the batches of each optimizer step of an epoch that is not yet ``done``."""
-        lengths = self._text_lengths(rows)
+        """Yield the batches of each optimizer step of an epoch that is not yet done."""
+        done = self.progress.step - epoch * plan.steps_per_epoch(len(lengths))
         order = epoch_order(lengths, plan.batch_size, self.settings.seed, plan.number, epoch)
         if plan.name == "preference":
             columns = scored_columns(

@@ -84,6 +84,12 @@ def test_the_adapter_of_the_best_validation_is_kept(
     assert kept == [("sft", 3), ("sft", 6), ("preference", 3), ("preference", 6)]
 
 
+def test_validation_each_n_steps_and_at_the_end_of_a_stage(settings: dict[str, Any]) -> None:
+    """Two epochs of 3 steps, every 4 steps: after step 4 and after the last, 6."""
+    run("SFTRec", "toy", overrides={**settings, "sft_epochs": 2, "validate_every": 4})
+    assert [e["step"] for e in entries(settings, "valid")] == [4, 6]
+
+
 def test_early_stopping_ends_a_stage_only(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate = DynamicPOTrainer.evaluate
 
