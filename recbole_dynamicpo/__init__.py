@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .registration import MODEL_NAMES, register
+from .version import __version__
 
 if TYPE_CHECKING:
     from .recommender import Recommender, load_recommender
 
-__version__ = "0.1.0"
 __all__ = ["MODEL_NAMES", "Recommender", "__version__", "load_recommender", "register"]
 
 register()

@@ -86,7 +86,7 @@ def load_backbone(
     device = torch.device(device)
     place = resolve_backbone(name)
     _check_causal(place, name)
-    weight_dtype = choose_dtype(device) if dtype == "auto" else DTYPES[dtype]
+    weight_dtype = resolve_dtype(dtype, device)
     model, tokenizer = _from_pretrained(place, name, weight_dtype, device, load_in_4bit)
     if tokenizer.eos_token_id is None:
         raise BackboneError(f"backbone '{name}': its tokenizer has no end-of-sequence token")
@@ -112,7 +112,7 @@ def resolve_backbone(name: str) -> str:
     """
     if name == EMBEDDED:
         return str(embedded_folder())
-    if Path(name).is_dir():
+    if _is_folder(name):
         if not (Path(name) / "config.json").is_file():
             raise BackboneError(f"backbone '{name}': the folder has no config.json")
         return name
@@ -123,6 +123,13 @@ def resolve_backbone(name: str) -> str:
             f"wanted '{EMBEDDED}', a local folder or a hub id like 'owner/model'{hint}"
         )
     return name
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # such as a text that is too long for a path
+        return False
 
 
 def backbone_fingerprint(place: str, name: str) -> str:
@@ -144,6 +151,21 @@ def backbone_fingerprint(place: str, name: str) -> str:
         with path.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()
+
+
+def check_backbone(name: str) -> None:
+    """See whether ``name`` can be loaded, by its configuration alone; the embedded one always can.
+
+    Raises:
+        BackboneError: not found, or not a causal language model.
+    """
+    if name != EMBEDDED:
+        _check_causal(resolve_backbone(name), name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that setting ``dtype`` stands for; ``auto`` is measured."""
+    return choose_dtype(device) if name == "auto" else DTYPES[name]
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
@@ -181,7 +203,7 @@ def _check_causal(place: str, name: str) -> None:
 
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what a damaged file raises there is not documented
         raise BackboneError(_not_loadable(name, error)) from error
     declared = getattr(config, "architectures", None) or []
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
@@ -194,19 +216,25 @@ def _from_pretrained(
     place: str, name: str, dtype: torch.dtype, device: torch.device, load_in_4bit: bool
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hub_logging
 
-    extra: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
+    extra: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     if load_in_4bit:
         extra.update(device_map={"": device}, quantization_config=_nf4(device))
     model: Any
+    shows_bars = hub_logging.is_progress_bar_enabled()
+    hub_logging.disable_progress_bar()  # a second's worth of "Loading weights" in every log
     try:
         try:
             model = AutoModelForCausalLM.from_pretrained(place, attn_implementation="sdpa", **extra)
         except ValueError:  # an architecture without that attention brings its own
             model = AutoModelForCausalLM.from_pretrained(place, **extra)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what a damaged file raises there is not documented
         raise BackboneError(_not_loadable(name, error)) from error
+    finally:
+        if shows_bars:
+            hub_logging.enable_progress_bar()
     if not load_in_4bit:
         model.to(device)
     return model, tokenizer

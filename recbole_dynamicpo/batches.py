@@ -65,6 +65,15 @@ class TokenBatch(NamedTuple):
     completions: Tensor  # (B, C, L) int64
     completion_length: Tensor  # (B, C) int64; 0 marks an absent candidate
 
+    def tokens(self) -> int:
+        """Return the tokens in the batch without padding; it lies on the CPU, where it was made."""
+        return int(self.prompt_length.sum() + self.completion_length.sum())
+
+    def padded_tokens(self) -> int:
+        """Return the tokens of the packed batch, padding included."""
+        widest = (self.prompt_length + self.completion_length.sum(dim=1)).max()
+        return int(widest) * len(self.prompt_length)
+
     def to(self, device: torch.device) -> TokenBatch:
         return TokenBatch(*(tensor.to(device) for tensor in self))
 

@@ -12,9 +12,12 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from .errors import DataError
+from .storage import load_json
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +63,13 @@ class Catalogue:
     def popular(self, count: int, without: Sequence[str] = ()) -> list[str]:
         """Return up to ``count`` distinct titles by falling popularity, none of ``without``."""
         skip = set(without)
+        return list(islice((title for title in self._by_popularity if title not in skip), count))
+
+    @cached_property
+    def _by_popularity(self) -> tuple[str, ...]:
+        """Distinct titles by falling popularity; sorted once, since a server asks at every request."""
         order = sorted(range(len(self)), key=lambda index: (-self.popularity[index], index))
-        titles = dict.fromkeys(self.titles[i] for i in order if self.titles[i] not in skip)
-        return list(titles)[:count]
+        return tuple(dict.fromkeys(self.titles[index] for index in order))
 
     def save(self, path: Path) -> None:
         """Write the catalogue as one compact JSON file."""
@@ -77,12 +84,13 @@ class Catalogue:
             DataError: the file is missing or not a catalogue.
         """
         try:
-            columns = json.loads(path.read_text(encoding="utf-8"))
-            catalogue = cls(
-                tuple(map(str, columns["ids"])),
-                tuple(map(str, columns["titles"])),
-                tuple(map(int, columns["popularity"])),
-            )
+            columns = load_json(path)
+            kinds = {"ids": str, "titles": str, "popularity": int}
+            for name, kind in kinds.items():
+                cells = columns[name]
+                if not isinstance(cells, list) or not all(type(cell) is kind for cell in cells):
+                    raise ValueError(f"wanted {name} as a list of {kind.__name__}")
+            catalogue = cls(*(tuple(columns[name]) for name in kinds))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a readable catalogue ({error!r})") from error
         if not len(catalogue.ids) == len(catalogue.titles) == len(catalogue.popularity):

@@ -6,7 +6,8 @@ progress (JSON), replaced as a whole. The random draws need no state: each is se
 
 from __future__ import annotations
 
-import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import torch
 
 from .errors import CheckpointError
-from .policy import Policy
-from .storage import atomic_folder, restore_swapped, write_json
+from .policy import CONFIG_FILE, WEIGHTS_FILE, Policy, write_tensors
+from .stages import STAGES
+from .storage import atomic_folder, load_json, restore_swapped, sha256_file, write_json
 
 STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
+CHECKPOINT = "checkpoint"  # folder within the folder of a run
 
 
 @dataclass
@@ -47,8 +50,6 @@ def save_checkpoint(
     folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
     """Replace the checkpoint in ``folder``."""
-    from safetensors.torch import save_file
-
     state = optimizer.state_dict()["state"]
     tensors = {
         f"{index}.{name}": value.detach().cpu().contiguous()
@@ -57,8 +58,15 @@ def save_checkpoint(
     }
     with atomic_folder(folder) as work:
         policy.save(work)
-        save_file(tensors, work / OPTIMIZER_FILE)
-        write_json(work / STATE_FILE, asdict(progress))
+        write_tensors(work / OPTIMIZER_FILE, tensors)
+        sums = {name: sha256_file(work / name) for name in (WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE)}
+        write_json(work / STATE_FILE, {**asdict(progress), "sha256": sums})
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Say whether the run in ``folder`` left a checkpoint."""
+    restore_swapped(folder / CHECKPOINT)
+    return (folder / CHECKPOINT / STATE_FILE).is_file()
 
 
 def load_progress(folder: Path) -> Progress:
@@ -68,25 +76,64 @@ def load_progress(folder: Path) -> Progress:
         CheckpointError: no checkpoint there, or a damaged one.
     """
     restore_swapped(folder)
+    return _read_state(folder)[0]
+
+
+def _read_state(folder: Path) -> tuple[Progress, dict[str, str]]:
+    """Return the progress and the SHA-256 of the other files of a checkpoint."""
     path = folder / STATE_FILE
     try:
-        return Progress(**json.loads(path.read_text(encoding="utf-8")))
+        state = dict(load_json(path))
+        sums = dict(state.pop("sha256"))
+        wrong = [name for name, valid in _VALID.items() if not valid(state[name])]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {state[wrong[0]]!r}")
+        return Progress(**state), sums
     except OSError as error:
         raise CheckpointError(f"{path}: no checkpoint to resume from ({error.strerror})") from error
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged checkpoint ({error})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: damaged checkpoint ({error!r})") from error
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_number, value.values()))
+
+
+# What each entry of the state may be.
+_VALID: dict[str, Callable[[Any], bool]] = {
+    "stage": lambda value: value in STAGES,
+    "step": _count,
+    "best_score": lambda value: value is None or _number(value),
+    "best_result": lambda value: value is None or _numbers(value),
+    "worse": _count,
+    "stopped": lambda value: isinstance(value, bool),
+    "seconds": _numbers,
+}
 
 
 def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
     """Put the saved adapter and optimizer state in place.
 
     Raises:
-        AdapterError, NumericsError: the adapter is damaged or does not fit.
-        CheckpointError: the optimizer's state is damaged or does not fit.
+        AdapterError, NumericsError: the adapter does not fit.
+        CheckpointError: a file is not the one that was written, or the optimizer's state does not fit.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    for name, wanted in _read_state(folder)[1].items():
+        if name in (WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE) and _sum_of(folder / name) != wanted:
+            raise CheckpointError(
+                f"{folder / name}: damaged checkpoint (its SHA-256 is not that in {STATE_FILE})"
+            )
     policy.load(folder)
     path = folder / OPTIMIZER_FILE
     try:
@@ -96,10 +143,21 @@ def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimiz
     state: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
         index, _, key = name.partition(".")
+        if not index.isdecimal() or not value.is_floating_point() or not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: {name} is no finite optimizer state of a numbered parameter")
         state.setdefault(int(index), {})[key] = value
     shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
     for index, values in state.items():
+        if values.keys() != state[min(state)].keys():
+            raise CheckpointError(f"{path}: parameter {index} has other optimizer state than the rest")
         saved = [tuple(v.shape) for v in values.values() if v.dim()]
         if index >= len(shapes) or any(shape != shapes[index] for shape in saved):
             raise CheckpointError(f"{path}: optimizer state of parameter {index} does not fit this adapter")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _sum_of(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 from .commands import add_commands
-from .errors import DynamicPOError
+from .errors import DynamicPOError, StoppedError
 
 # Read when torch loads its OpenMP runtime. Where other processes are busy, its threads wait for one another
 # in loops that take the core from the very thread they wait for; a short spin costs a quiet machine nothing.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# What a disk that is full, read-only, not ours or damaged, or a file in a folder's place, answers to a write.
+_STORAGE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
 
 
 def run_recbole(arguments: Sequence[str] | None = None) -> int:
@@ -27,15 +37,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _guarded(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None) -> int:
     """Turn the errors that a user can cause into one line and exit status 2."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
     try:
         command(sys.argv[1:] if arguments is None else arguments)
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        return 128 + signal.SIGTERM
     except DynamicPOError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _STORAGE or not error.filename:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise StoppedError("stopped by SIGTERM")
 
 
 def _run_recbole(arguments: Sequence[str]) -> None:

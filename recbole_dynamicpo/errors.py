@@ -9,6 +9,10 @@ from collections.abc import Iterable
 class DynamicPOError(Exception):
     """Base of every error that this package raises on purpose."""
 
+    def __str__(self) -> str:
+        """Return the message; what it quotes of a damaged file may be no valid Unicode."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 class SettingsError(DynamicPOError):
     """A setting is unknown, of the wrong type or out of range; all problems are in one message."""
@@ -30,8 +34,20 @@ class CheckpointError(DynamicPOError):
     """A training checkpoint is partial, damaged, or belongs to another run."""
 
 
+class TrackingError(DynamicPOError):
+    """MLflow cannot be reached, or refuses what is sent to it."""
+
+
 class NumericsError(DynamicPOError):
     """A loss, gradient or log-probability is not finite; the message names the rows."""
+
+
+class LockedError(DynamicPOError):
+    """Another process works in the folder; the message names it."""
+
+
+class StoppedError(DynamicPOError):
+    """The run was asked to stop; it saved what it had, and the message says how to go on."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

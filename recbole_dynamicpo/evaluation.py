@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,16 @@ from recbole.evaluator import Collector
 from torch import Tensor
 
 from .dataset import ROW_ID
-from .report import Contestant, render, summarize
+from .journal import Journal
+from .packaging import portable_backbone
+from .report import REPORT_FILE, Contestant, metric_name, render, summarize
 from .statistics import write_ranks
 from .storage import write_json
 
 logger = logging.getLogger(__name__)
+
+# Scores compared at once: a copy of all scores of a large catalogue would take as much memory again.
+_COMPARED = 1 << 22
 
 
 class RankingCollector(Collector):
@@ -48,8 +53,14 @@ def ranks_of(scores: Tensor, rows: Tensor, items: Tensor) -> Tensor:
         rows: (n,) rows of ``scores``.
         items: (n,) the items chosen.
     """
-    mine = scores[rows.to(scores.device)]
-    return 1 + (mine > mine.gather(1, items.to(scores.device)[:, None])).sum(dim=1)
+    rows, items = rows.to(scores.device), items.to(scores.device)
+    mine = scores[rows, items]
+    some = max(1, _COMPARED // scores.shape[1])
+    better = [
+        (scores[rows[start : start + some]] > mine[start : start + some, None]).sum(dim=1)
+        for start in range(0, len(rows), some)
+    ]
+    return 1 + torch.cat(better) if better else rows
 
 
 class RankingMixin:
@@ -64,6 +75,8 @@ class RankingMixin:
     config: Any
     device: Any
     run_folder: Path
+    adapters: dict[str, Path]
+    journal: Journal
     seconds: dict[str, float]
     tot_item_num: int
     _validating = False
@@ -71,6 +84,12 @@ class RankingMixin:
     @property
     def final_stage(self) -> str:
         """Name of the stage whose adapter is the result."""
+        raise NotImplementedError
+
+    def _recorded(self, stage: str) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+    def _publish(self) -> None:
         raise NotImplementedError
 
     @contextmanager
@@ -107,23 +126,31 @@ class RankingMixin:
         if not eval_data:
             return None
         if load_best_model:
-            folder = Path(model_file) if model_file else self.run_folder / self.final_stage
+            folder = Path(model_file) if model_file else self.adapters[self.final_stage]
             self.model.policy.load(folder)
             logger.info("evaluating the adapter in %s", folder)
         if self._validating:
             return self._evaluate_voice("policy", eval_data, False)[0]
         contestants = []
-        for voice, name in self._voices():
-            result, ranks = self._evaluate_voice(voice, eval_data, show_progress)
-            contestants.append(Contestant(name, ranks))
-        self._report(contestants)
+        with self._recorded("evaluate"):
+            voices = self._voices()
+            self.model.will_answer_as([voice for voice, _ in voices if voice != "popularity"])
+            for voice, name in voices:
+                result, ranks = self._evaluate_voice(voice, eval_data, show_progress)
+                contestants.append(Contestant(name, ranks))
+            self.model.will_answer_as([])
+            self._report(contestants, result)
+        self._publish()
         return result
 
     def _voices(self) -> list[tuple[str, str]]:
         """Return who is evaluated and under which name, the final model last."""
         voices = []
         if self.settings.compare_stages:
-            voices = [("popularity", "popularity"), ("backbone", f"{self.settings.backbone} zero-shot")]
+            voices = [
+                ("popularity", "popularity"),
+                ("backbone", f"{portable_backbone(self.settings.backbone)} zero-shot"),
+            ]
             if self.model.policy.has_reference:
                 voices.append(("reference", "after SFT"))
         return [*voices, ("policy", f"after {self.config['model']}")]
@@ -167,8 +194,8 @@ class RankingMixin:
         self._ranks.append(ranks_of(scores, rows, items))
         self._row_ids.append(row_ids)
 
-    def _report(self, contestants: list[Contestant]) -> None:
-        """Print the final table and write it and the ranks into the run folder."""
+    def _report(self, contestants: list[Contestant], result: Mapping[str, Any]) -> None:
+        """Print the final table and write it, the ranks and the metrics into the run folder."""
         table = render(
             contestants,
             candidates=self.settings.num_candidates,
@@ -177,7 +204,7 @@ class RankingMixin:
         )
         logger.info("final result\n%s", table)
         summaries = [summarize(contestant) for contestant in contestants]
-        write_json(self.run_folder / "report.json", {"contestants": summaries, "seconds": self.seconds})
+        write_json(self.run_folder / REPORT_FILE, {"contestants": summaries, "seconds": self.seconds})
         row_ids = torch.cat(self._row_ids).tolist()
         dataset = self.model.dataset
         users: dict[int, int] = {}
@@ -191,6 +218,10 @@ class RankingMixin:
             [str(token) for token in tokens],
             contestants[-1].ranks,
         )
+        figures = {metric_name(name): float(value) for name, value in result.items()}
+        figures.update({key: value for key, value in summaries[-1].items() if key not in ("name", *figures)})
+        earlier = [e for e in self.journal.entries() if (e["stage"], e["kind"]) == ("evaluate", "test")]
+        self.journal.write("evaluate", len(earlier), "test", figures)
 
     def _notes(self) -> list[str]:
         used = self.model.dataset.subsampled()
@@ -198,10 +229,10 @@ class RankingMixin:
         notes += [f"{phase} rows: {kept} of {total}" for phase, (kept, total) in used.items()]
         if self.model.collator.truncated_rows:
             notes.append(f"prompts that lost old history: {self.model.collator.truncated_rows}")
-        folder = self.run_folder / self.final_stage
+        folder = self.adapters[self.final_stage]
         return [
             *notes,
-            f"adapters: {self.run_folder}/sft (reference), {folder} (final)",
+            f"adapters: {self.adapters['sft']} (reference), {folder} (final)",
             f'rank with it: recbole-dynamicpo rank --model {folder} --history "TITLE|TITLE" '
             '--candidates "TITLE|TITLE"',
         ]

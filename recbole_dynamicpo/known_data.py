@@ -6,7 +6,6 @@ downloads other data under them; those are called ``<name>-recbole`` here.
 
 from __future__ import annotations
 
-import json
 import logging
 import zipfile
 from http.client import HTTPException
@@ -18,9 +17,11 @@ import yaml
 from recbole.utils import ModelType
 from recbole.utils.url import decide_download, download_url, extract_zip
 
-from .download import HUB_DATA_SETS
+from .download import HUB_DATA_SETS, check_name
 from .errors import DataError, nearest
-from .storage import atomic_folder
+from .inter_file import check_inter_file
+from .locks import locked
+from .storage import atomic_folder, load_json, sha256_file, sha256_json
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,17 @@ def require_data(config: Any) -> None:
         DataError: what is missing where, and how to get it.
     """
     name, folder = config["dataset"], Path(config["data_path"])
+    check_name(name)
+    for part in config["benchmark_filename"] or []:
+        check_name(part)
     if not folder.is_dir():
         if name in HUB_DATA_SETS:
             raise DataError(f"{folder}: no such folder. {_how_to_prepare(name, folder)}")
         if config["MODEL_TYPE"] == ModelType.KNOWLEDGE or not config["single_spec"]:
             return  # RecBole fetches the knowledge graph too, and only it can wait for other processes
-        fetch(name, folder)
+        with locked(folder, wait=True):
+            if not folder.is_dir():
+                fetch(name, folder)
     splits = config["benchmark_filename"]
     files = [folder / f"{name}.{part}.inter" for part in splits] if splits else [folder / f"{name}.inter"]
     for path in files:
@@ -56,6 +62,26 @@ def require_data(config: Any) -> None:
             hint = _how_to_prepare(name, folder) if name in HUB_DATA_SETS and splits else ""
             raise DataError(f"{path}: no such file. {hint}".rstrip(". ") + ".")
     _check_columns(config, files[0])
+    for path in files:
+        _check_rows(config, path)
+
+
+def can_be_fetched(name: str) -> bool:
+    """Say whether a data set of that name can be had without the user's help."""
+    return name in HUB_DATA_SETS or RECBOLE_ENTRIES.get(name, name) in download_entries()
+
+
+def data_files(config: Any) -> list[Path]:
+    """Return the files that a data set is read from: ``<name>*.inter`` and ``<name>.item``."""
+    name, folder = config["dataset"], Path(config["data_path"])
+    splits = config["benchmark_filename"]
+    parts = [f"{name}.{part}.inter" for part in splits] if splits else [f"{name}.inter"]
+    return [path for path in (folder / file for file in [*parts, f"{name}.item"]) if path.is_file()]
+
+
+def data_digest(config: Any) -> str:
+    """Return the SHA-256 over the data set's files."""
+    return sha256_json({path.name: sha256_file(path) for path in data_files(config)})
 
 
 def data_notes(config: Any) -> list[str]:
@@ -70,10 +96,12 @@ def data_notes(config: Any) -> list[str]:
     manifest = Path(config["data_path"]) / "manifest.json"
     if config["benchmark_filename"] and manifest.is_file():
         try:
-            facts = json.loads(manifest.read_text(encoding="utf-8"))
-        except ValueError as error:
+            facts = load_json(manifest)
+            if not isinstance(facts, dict):
+                raise ValueError("no JSON object")
+        except (OSError, ValueError) as error:
             raise DataError(f"{manifest}: damaged JSON ({error}); run prepare again") from error
-        if isinstance(facts, dict) and facts.get("test_from_validation"):
+        if facts.get("test_from_validation"):
             notes.append("the test rows were made from the validation rows: no test file was given")
     for note in notes:
         logger.info("data set '%s': %s", config["dataset"], note)
@@ -136,6 +164,20 @@ def _name_files(work: Path, name: str) -> None:
             path.rename(target)
     if not (work / f"{name}.inter").is_file():
         raise DataError(f"data set '{name}': the archive holds no .inter file")
+
+
+def _check_rows(config: Any, path: Path) -> None:
+    """Check the rows of one of the files for what the settings say of them."""
+    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not config["benchmark_filename"]
+    loaded = (config["load_col"] or {"inter": "*"}).get("inter", [])
+    check_inter_file(
+        path,
+        separator=config["field_separator"],
+        encoding=config["encoding"] or "utf-8",
+        ids=[config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]],
+        time=config["TIME_FIELD"] if sequential else None,
+        loaded=None if loaded == "*" else loaded,
+    )
 
 
 def _check_columns(config: Any, path: Path) -> None:

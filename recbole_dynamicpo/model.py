@@ -6,6 +6,7 @@ DynamicPO and its plain baselines are one class; properties/model/<Name>.yaml se
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,19 @@ from .catalogue import Catalogue
 from .collate import Collator
 from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset
 from .errors import DataError
+from .memory import TokenBudget
 from .objectives import preference_loss, sft_loss
 from .policy import LoraShape, Policy
 from .prompts import load_templates
 from .sampling import row_generator
-from .scorer import Scorer
+from .scorer import Scorer, break_ties
 from .settings import Settings
 from .shipped import properties_folder
 
 logger = logging.getLogger(__name__)
 
 REFERENCE_LOGPS = "reference_logps"  # (n, C) column that the trainer adds to preference batches
+BETA_BINS = 20  # of the histogram of beta_i / beta0, which lies between 0.5 and 1.5
 
 
 class DynamicPO(SequentialRecommender):
@@ -43,6 +46,8 @@ class DynamicPO(SequentialRecommender):
         stage: ``sft`` or ``preference``; which loss ``calculate_loss`` returns.
         voice: who answers ``predict``: ``policy``, ``reference``, ``backbone`` or ``popularity``.
         diagnostics: of the last preference batch.
+        beta_counts: (BETA_BINS,) histogram of that batch's betas over beta0.
+        tokens: of the last training batch, padding left out.
 
     Raises:
         SettingsError, DataError, BackboneError, AdapterError: see the messages.
@@ -58,6 +63,8 @@ class DynamicPO(SequentialRecommender):
                 "recbole.data.create_dataset(config) makes for this model"
             )
         self.settings: Settings = dataset.settings
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
         self.dataset = dataset
         self.popularity = torch.from_numpy(dataset.popularity())
         known = dataset.catalogue
@@ -70,10 +77,15 @@ class DynamicPO(SequentialRecommender):
             max_length=min(self.settings.max_length, self.policy.backbone.max_length),
             max_history=self.settings.max_history,
         )
-        self.scorer = Scorer(self.policy, self.collator, self.settings.tokens_per_batch)
+        self.budget = TokenBudget(self.settings.tokens_per_batch, self.settings.max_memory)
+        self.scorer = Scorer(self.policy, self.collator, self.budget)
         self.stage = "preference"
         self.voice = "policy"
+        self._voices: tuple[str, ...] = ()
+        self._answers: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         self.diagnostics: Diagnostics | None = None
+        self.beta_counts = torch.zeros(BETA_BINS)
+        self.tokens = 0
 
     def _load_policy(self) -> Policy:
         settings = self.settings
@@ -110,11 +122,14 @@ class DynamicPO(SequentialRecommender):
         if self.stage == "sft":
             target = interaction[self.POS_ITEM_ID].cpu().numpy()[:, None]
             batch = self.collator(self.dataset.prompt_rows(interaction, target))
+            self.tokens = batch.tokens()
             logps = self.policy.logps(batch)[:, 0]
             return sft_loss(logps, batch.completion_length[:, 0].to(logps.device))
         columns = interaction[SCORED].cpu()
         ids = interaction[CANDIDATE_IDS].cpu().gather(1, columns)
-        logps = self.policy.logps(self.collator(self.dataset.prompt_rows(interaction, ids.numpy())))
+        batch = self.collator(self.dataset.prompt_rows(interaction, ids.numpy()))
+        self.tokens = batch.tokens()
+        logps = self.policy.logps(batch)
         reference = None
         if self.settings.objective != "mppo":
             reference = interaction[REFERENCE_LOGPS].to(logps).gather(1, columns.to(logps.device))
@@ -129,6 +144,8 @@ class DynamicPO(SequentialRecommender):
             mask=(ids[:, 1:] > 0).to(logps.device),
         )
         self.diagnostics = result.diagnostics
+        relative = result.beta.detach().float() / self.settings.beta
+        self.beta_counts = relative.histc(BETA_BINS, min=0.499, max=1.501)  # 0: no part of the loss
         return result.loss
 
     @torch.no_grad()
@@ -138,15 +155,33 @@ class DynamicPO(SequentialRecommender):
         if self.voice == "popularity":
             return popularity_scores(self.popularity[candidates], candidates > 0)
         present = candidates > 0
-        found = self.scorer(self.dataset.prompt_rows(interaction, candidates.numpy()), self.voice)
+        found = self._scores(interaction, candidates)
         scores = torch.full(candidates.shape, -torch.inf)
         scores[present] = found[torch.isfinite(found)]
         return scores
 
+    def will_answer_as(self, voices: Sequence[str]) -> None:
+        """Announce that ``candidate_logps`` will be asked for the same rows in each of these voices.
+
+        The first to be asked then scores for all of them; an empty list ends it.
+        """
+        self._voices = tuple(voices)
+        self._answers = {}
+
+    def _scores(self, interaction: Interaction, candidates: Tensor) -> Tensor:
+        """Return (B, C) scores in the present voice, perhaps known since another voice was asked."""
+        rows = tuple(interaction[ROW_ID].tolist())
+        if (self.voice, rows) not in self._answers:
+            voices = self._voices if self.voice in self._voices else (self.voice,)
+            prompts = self.dataset.prompt_rows(interaction, candidates.numpy())
+            found = self.scorer.in_voices(prompts, voices)
+            self._answers.update({(voice, rows): scores for voice, scores in found.items()})
+        return self._answers.pop((self.voice, rows))
+
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return (B, item_num) scores: the candidates' log-probabilities, -inf elsewhere."""
         candidates = interaction[CANDIDATE_IDS]
-        scores = self.candidate_logps(interaction).to(self.device)
+        scores = break_ties(self.candidate_logps(interaction)).to(self.device)
         table = torch.full((len(candidates), self.n_items), -torch.inf, device=self.device)
         table.scatter_(1, candidates.to(self.device), scores)
         table[:, 0] = -torch.inf

@@ -24,8 +24,7 @@ from torch import Tensor
 from .batches import Boundary, Diagnostics, PreferenceLoss
 from .boundary import find_boundary
 from .errors import SettingsError, nearest
-
-OBJECTIVES = ("dmpo", "mppo", "sdpo")
+from .names import OBJECTIVES
 
 
 def preference_loss(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +23,16 @@ from .backbone import Backbone
 from .batches import TokenBatch
 from .errors import AdapterError, BackboneError, NumericsError
 from .logps import separate_logps, shared_logps
+from .lower_layers import lower_layers_once
+from .storage import load_json, named, sha256_file
 
 POLICY, REFERENCE = "policy", "reference"
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_HIGHEST_RANK = 1 << 14  # a damaged number must not ask for all of the memory
+# Entries of a PEFT configuration that change what the same weights say.
+_OTHER_KINDS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias")
 
 
 @dataclass(frozen=True)
@@ -64,9 +73,10 @@ class Policy(nn.Module):
         super().__init__()
         self.backbone = backbone
         depth = backbone.model.config.num_hidden_layers
-        top = list(range(depth - shape.layers, depth)) if 0 < shape.layers < depth else None
+        self.bare_layers = depth - shape.layers if 0 < shape.layers < depth else 0
+        top = list(range(self.bare_layers, depth)) if self.bare_layers else None
         targets = _target_modules(backbone.model, shape.targets, every_layer=top is None)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _old_name_of_peft():
             torch.manual_seed(seed)
             try:
                 config = LoraConfig(
@@ -113,22 +123,27 @@ class Policy(nn.Module):
             finally:
                 self.peft.set_adapter(POLICY)
 
+    @contextmanager
+    def same_batch(self) -> Iterator[None]:
+        """Score one batch in several voices inside the block; layers without an adapter run once."""
+        with lower_layers_once(self.peft.get_base_model(), self.bare_layers):
+            yield
+
     def freeze_reference(self) -> None:
         """Make the present policy the reference; an older reference is replaced."""
         self._put(REFERENCE, self._weights(POLICY))
 
     def save(self, folder: Path) -> None:
         """Write the policy adapter into ``folder``, which exists."""
-        from safetensors.torch import save_file
-
-        save_file(self._weights(POLICY), folder / WEIGHTS_FILE)
+        write_tensors(folder / WEIGHTS_FILE, self._weights(POLICY))
         config = self.peft.peft_config[POLICY].to_dict()
         config["base_model_name_or_path"] = self.backbone.name
         targets = config["target_modules"]
         config["target_modules"] = targets if isinstance(targets, str) else sorted(targets)
         config["inference_mode"] = True
         text = json.dumps(config, indent=2, sort_keys=True, default=str)
-        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        with named(folder / CONFIG_FILE):
+            (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
     def digest(self) -> str:
         """Return the SHA-256 of the policy's weights and scale."""
@@ -145,7 +160,14 @@ class Policy(nn.Module):
             AdapterError: files are missing or damaged, or shapes do not fit this backbone.
             NumericsError: a weight is not finite.
         """
-        self._put(adapter, read_adapter(folder), str(folder))
+        path = folder / CONFIG_FILE
+        if path.is_file():
+            scale, ours = read_lora_shape(folder).alpha, self.peft.peft_config[POLICY].lora_alpha
+            if scale != ours:
+                raise AdapterError(
+                    f"{path}: lora_alpha is {scale:g}, but this run's is {ours:g} (setting lora_alpha)"
+                )
+        self._put(adapter, read_adapter(folder), str(folder / WEIGHTS_FILE))
 
     def _weights(self, adapter: str) -> dict[str, Tensor]:
         from peft import get_peft_model_state_dict
@@ -167,9 +189,18 @@ class Policy(nn.Module):
                 f"got {got.get(name)}, wanted {wanted.get(name)}"
             )
         if adapter not in self.peft.peft_config:
-            self.peft.add_adapter(adapter, self.peft.peft_config[POLICY])
+            with _old_name_of_peft():
+                self.peft.add_adapter(adapter, self.peft.peft_config[POLICY])
             self.peft.set_adapter(POLICY)
         set_peft_model_state_dict(self.peft, weights, adapter_name=adapter)
+
+
+@contextmanager
+def _old_name_of_peft() -> Iterator[None]:
+    """Keep peft's question to transformers by an old name from becoming a warning to the user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _target_modules(model: Any, names: tuple[str, ...], *, every_layer: bool) -> str | list[str]:
@@ -181,6 +212,17 @@ def _target_modules(model: Any, names: tuple[str, ...], *, every_layer: bool) ->
     head = model.get_output_embeddings()
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
     return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file.
+
+    Its own writer reports a full disk by an error that is none of the system's, so it only makes the bytes.
+    """
+    from safetensors.torch import save
+
+    with named(path):
+        path.write_bytes(save(tensors))
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
@@ -197,14 +239,33 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no such folder"
         raise AdapterError(f"{folder}: wanted an adapter folder with {WEIGHTS_FILE}; found: {found}")
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    if pickles:
+        raise AdapterError(
+            f"{folder}: holds {pickles[0]}, which may be a pickle and run code; wanted {WEIGHTS_FILE} alone"
+        )
     try:
         weights: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise AdapterError(f"{path}: damaged safetensors file ({error})") from error
     for name, value in weights.items():
+        if value.dtype not in _DTYPES:
+            raise AdapterError(f"{path}: tensor {name} is {value.dtype}, wanted a real number type")
         if not torch.isfinite(value).all():
             raise NumericsError(f"{path}: tensor {name} holds NaN or infinity")
     return weights
+
+
+def adapter_digest(folder: Path) -> str:
+    """Return the SHA-256 of an adapter folder's weights file.
+
+    Raises:
+        AdapterError: there is none.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise AdapterError(f"{folder}: wanted an adapter folder with {WEIGHTS_FILE}")
+    return sha256_file(path)
 
 
 def read_lora_shape(folder: Path) -> LoraShape:
@@ -215,16 +276,25 @@ def read_lora_shape(folder: Path) -> LoraShape:
     """
     path = folder / CONFIG_FILE
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = load_json(path)
         targets = config["target_modules"]
-        return LoraShape(
+        shape = LoraShape(
             rank=int(config["r"]),
             alpha=float(config["lora_alpha"]),
             dropout=float(config["lora_dropout"]),
             targets=(targets,) if isinstance(targets, str) else tuple(targets),
             layers=len(config["layers_to_transform"] or []),
         )
+        sized = 1 <= shape.rank <= _HIGHEST_RANK and 0 < shape.alpha < math.inf
+        if not sized or not 0 <= shape.dropout < 1:
+            raise ValueError(f"r {shape.rank}, lora_alpha {shape.alpha}, lora_dropout {shape.dropout}")
+        if not shape.targets or not all(isinstance(name, str) and name for name in shape.targets):
+            raise ValueError(f"target_modules {targets!r}")
+        used = [name for name in _OTHER_KINDS if config.get(name)]
+        if used:
+            raise ValueError(f"{used[0]} is {config[used[0]]!r}, which this package does not know")
+        return shape
     except OSError as error:
         raise AdapterError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise AdapterError(f"{path}: not a LoRA configuration ({error!r})") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import re
@@ -18,12 +17,22 @@ from .audit import PromptCheck, audit, audit_table
 from .converter import Converter
 from .download import HUB, find_sources, source_hashes
 from .errors import DataError
+from .locks import locked
 from .published import BadRows
 from .sequences import read_sequences, write_sequences
-from .storage import atomic_folder, restore_swapped, sha256_file, write_json
+from .storage import (
+    atomic_folder,
+    load_json,
+    remove_partial,
+    restore_swapped,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 
 VERSION = 1  # of what is written; a higher one makes prepare write again what an older one wrote
 MANIFEST, AUDIT = "manifest.json", "audit.json"
+CHECKSUM = "sha256"  # in the audit: of the rest of it
 _SPLIT_OF = {"train": "train", "val": "valid", "test": "test"}  # published name -> RecBole's
 _HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\tcandidate_id_list:token_seq\n"
 _log = logging.getLogger(__name__)
@@ -41,7 +50,11 @@ class PreparedData:
 
     def table(self) -> str:
         """Return the audit as text, followed by what was dropped or stayed ambiguous."""
-        lines = [audit_table(self.audit)]
+        return "\n".join([audit_table(self.audit), *self.remarks()])
+
+    def remarks(self) -> list[str]:
+        """Return what the manifest says was dropped or stayed ambiguous."""
+        lines = []
         dropped = sum(source["dropped"] for source in self.manifest["sources"].values())
         if dropped:
             lines.append(f"bad rows dropped: {dropped}; the first: {self.manifest['dropped_examples'][0]}")
@@ -50,7 +63,7 @@ class PreparedData:
                 f"histories that can be split in several ways: {self.manifest['ambiguous_histories']}; "
                 f"the longest titles were taken; the first: {self.manifest['ambiguous_examples'][0]}"
             )
-        return "\n".join(lines)
+        return lines
 
 
 def prepare(
@@ -89,7 +102,22 @@ def prepare(
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", dataset):
         raise DataError(f"a data set's name is letters, digits, dashes and underscores, got {dataset!r}")
     folder = Path(out) / dataset
+    with locked(folder, wait=True):
+        return _prepared(folder, source, seed, skip_bad_rows, progress, check)
+
+
+def _prepared(
+    folder: Path,
+    source: str | Path | None,
+    seed: int,
+    skip_bad_rows: bool,
+    progress: bool,
+    check: PromptCheck | None,
+) -> PreparedData:
+    """Write ``folder``, which nobody else works in, unless it is there from the same sources."""
+    dataset = folder.name
     restore_swapped(folder)
+    remove_partial(folder)
     files = find_sources(dataset, source)
     from_hub = HUB if source in (None, "hub") else None
     settings = {"seed": seed, "skip_bad_rows": skip_bad_rows, "hub": from_hub}
@@ -102,6 +130,7 @@ def prepare(
     with atomic_folder(folder) as work:
         manifest = _fill(work, dataset, files, settings, hashes, progress)
         report = audit(work, check)
+        report[CHECKSUM] = sha256_json(report)
         write_json(work / AUDIT, report)
     prepared = PreparedData(dataset, folder, manifest, report, unchanged=False)
     _log.info("wrote %s\n%s", folder, prepared.table())
@@ -141,21 +170,29 @@ def _fill(
 
 def _manifest_of(folder: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
+        manifest = load_json(folder / MANIFEST)
+        PreparedData("", folder, manifest, {}, True).remarks()
+        whole = (
+            {"version", "settings"} <= manifest.keys()
+            and all(isinstance(source["sha256"], str) for source in manifest["sources"].values())
+            and all(name == Path(name).name and len(name) < 200 for name in dict(manifest["files"]))
+        )
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return None
-    ours = isinstance(manifest, dict) and {"version", "settings", "sources", "files"} <= manifest.keys()
-    return manifest if ours else None
+    return manifest if whole else None
 
 
 def _audit_of(folder: Path, check: PromptCheck | None) -> dict[str, Any]:
     """Read a folder's audit, or make it again where it is missing, damaged or lacks the prompts' check."""
     try:
-        stored = dict(json.loads((folder / AUDIT).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        stored = dict(load_json(folder / AUDIT))
+        if stored[CHECKSUM] != sha256_json({key: stored[key] for key in stored if key != CHECKSUM}):
+            stored = {}
+    except (OSError, ValueError, TypeError, KeyError):
         stored = {}
     if not stored or (check is not None and stored.get("prompts") != check.described):
         stored = audit(folder, check)
+        stored[CHECKSUM] = sha256_json(stored)
         write_json(folder / AUDIT, stored)
     return stored
 

@@ -35,6 +35,8 @@ class Templates:
     """
 
     def __init__(self, texts: list[str], source: str = "templates") -> None:
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{source}: got {str(texts)[:80]}, wanted a list of texts")
         self.texts = [text.strip() for text in texts if text.strip()]
         self.source = source
         if not self.texts:
@@ -78,13 +80,19 @@ def load_templates(name: str, folder: Path) -> Templates:
     """
     shipped = {path.stem: path for path in folder.glob("*.txt")}
     path = shipped.get(name, Path(name))
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # such as a text that is too long for a path
+        there = False
+    if not there:
         raise SettingsError(
             f"prompt: got '{name}', wanted one of {', '.join(sorted(shipped))} "
             f"or the path of a template file{nearest(name, shipped)}"
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SettingsError(f"prompt: {path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     return Templates(_SEPARATOR.split(text), str(path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import re
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ from .errors import DataError
 SEPARATOR = "::"
 _CHUNK = 1 << 20  # bytes read at a time
 _LONGEST_ROW = 1 << 24  # characters; bounds what a file without end can make us hold
-_SPACE = " \t\r\n"
+_BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass(frozen=True)
@@ -180,9 +181,12 @@ class _Buffer:
 
     def peek(self) -> str:
         """Skip white space and return the next character, or an empty string at the end."""
+        blanks = 0
         while True:
-            while self.place < len(self.text) and self.text[self.place] in _SPACE:
-                self.place += 1
+            end = _BLANKS.match(self.text, self.place).end()  # type: ignore[union-attr]  # also matches nothing
+            blanks, self.place = blanks + end - self.place, end
+            if blanks > _LONGEST_ROW:
+                raise DataError(f"{self.path}: after row {self.rows} more than {_LONGEST_ROW} blanks follow")
             if self.place < len(self.text) or self.ended:
                 return self.text[self.place : self.place + 1]
             self.read()
@@ -244,7 +248,8 @@ class HistorySplitter:
     def __init__(self, known: Iterable[str]) -> None:
         """Args: known: the titles that occur in the data's candidate lists."""
         self.known = frozenset(known)
-        self.longest = max(map(len, self.known), default=0)
+        # Only titles with a separator inside reach beyond the next one: most data have a handful of lengths.
+        self.lengths = sorted({len(title) for title in self.known if SEPARATOR in title})
 
     def split(self, history: str) -> SplitHistory:
         """Return the titles of one history; none for an empty string."""
@@ -268,13 +273,10 @@ class HistorySplitter:
         """Choose the first piece of what begins at ``start``; ``cuts`` are all possible ends, ascending."""
         cost, ways, chosen = len(history) * 2 + 2, 0, -1
         first = bisect_left(cuts, start)
-        for index in range(first, len(cuts)):
-            end = cuts[index]
+        plain = [end for end in cuts[first : first + 2] if end - cuts[first] < len(SEPARATOR)]  # none inside
+        for end in sorted({*plain, *(start + length for length in self.lengths)}):
             known = history[start:end] in self.known
-            whole = end - cuts[first] < len(SEPARATOR)  # no separator inside
-            if end - start > self.longest and not whole:
-                break
-            if not (known or whole):
+            if end not in plain and not (known and end + len(SEPARATOR) in best):
                 continue
             rest, rest_ways, _ = best[end + len(SEPARATOR)]
             total = rest + (0 if known else end - start + 1)

@@ -6,30 +6,35 @@ limits), ``catalogue.json`` (ids, titles, popularity) and ``templates.json`` (pr
 
 from __future__ import annotations
 
-import json
+import os
+import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from .backbone import load_backbone
+from .backbone import DTYPES, Backbone, load_backbone
 from .batches import PromptRow
 from .catalogue import Catalogue
 from .collate import Collator
-from .errors import AdapterError, DataError
-from .policy import Policy, read_lora_shape
+from .errors import AdapterError, BackboneError, DataError
+from .memory import TokenBudget
+from .packaging import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json
+from .policy import WEIGHTS_FILE, Policy, adapter_digest, read_lora_shape
 from .prompts import Templates
+from .saved_folders import opened_recommender
 from .scorer import Scorer
 from .storage import atomic_folder, write_json
 
 if TYPE_CHECKING:
     from .model import DynamicPO
 
-RECOMMENDER_FILE, CATALOGUE_FILE, TEMPLATES_FILE = "recommender.json", "catalogue.json", "templates.json"
-# Titles that are ranked where the caller names none.
-POPULAR_CANDIDATES = 100
+# Names the backbone, a folder or a hub id, where that of the card is not to be had under its name.
+BACKBONE_VARIABLE = "RECBOLE_DYNAMICPO_BACKBONE"
+DEFAULT_K = 10
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Card:
         num_candidates: candidates in a prompt while it was trained.
         tokens_per_batch: padded tokens per forward pass.
         made_by: model and stage.
+        popular_candidates: titles that are ranked where the caller names none.
+        adapter_sha256: of the adapter's weights file beside the card.
     """
 
     backbone: str
@@ -55,6 +62,8 @@ class Card:
     num_candidates: int
     tokens_per_batch: int
     made_by: dict[str, str]
+    popular_candidates: int
+    adapter_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,8 +81,23 @@ class Ranked:
     score: float
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """The best candidates, and what they were chosen from.
+
+    Attributes:
+        ranked: best first.
+        source: whether the candidates were ``given`` or the ``popular`` ones of the catalogue.
+        num_candidates: distinct titles that were compared.
+    """
+
+    ranked: list[Ranked]
+    source: Literal["given", "popular"]
+    num_candidates: int
+
+
 class Recommender:
-    """A backbone with an adapter that ranks candidate titles.
+    """A backbone with an adapter that ranks candidate titles; threads may share it.
 
     Prompts are those of training. A list of more candidates than in training may use all the
     length that the backbone has, because the limit of training would not hold it.
@@ -88,47 +112,94 @@ class Recommender:
     def __init__(self, policy: Policy, templates: Templates, catalogue: Catalogue, card: Card) -> None:
         self.catalogue = catalogue
         self.card = card
+        self._lock = threading.Lock()  # scoring switches the tokenizer's modes to and fro
         tokenizer = policy.backbone.tokenizer
         self.scorer, self.wide_scorer = (
             Scorer(
                 policy,
                 Collator(tokenizer, templates, max_length=length, max_history=card.max_history),
-                card.tokens_per_batch,
+                TokenBudget(card.tokens_per_batch),
             )
             for length in (min(card.max_length, policy.backbone.max_length), policy.backbone.max_length)
         )
 
     def rank(
-        self, history: Sequence[str], candidates: Sequence[str] | None = None, k: int = 10
+        self,
+        history: Sequence[str | int],
+        candidates: Sequence[str | int] | None = None,
+        k: int = DEFAULT_K,
     ) -> list[Ranked]:
-        """Return the ``k`` best candidates, best first.
+        """Return the ``k`` best candidates, best first. A text is a title, a whole number an item id.
 
         Args:
-            history: titles that the user took, oldest first; unknown ones are allowed.
-            candidates: titles to rank, a repeated one counts once; None takes the
-                ``POPULAR_CANDIDATES`` most popular titles that are not in the history.
+            history: what the user took, oldest first; unknown titles are allowed.
+            candidates: what to rank; an unknown title is scored as text, a title that comes twice
+                or that several items bear is ranked once. None takes the card's
+                ``popular_candidates`` most popular titles that are not in the history.
             k: how many to return.
 
         Raises:
-            DataError: no history, no candidates, an empty title, or k below 1.
+            DataError: no history, no candidates, an empty title, an unknown id, or k below 1.
         """
-        if isinstance(history, str) or not history:
-            raise DataError(f"history: got {history!r}, wanted a list of at least one title")
-        if k < 1:
-            raise DataError(f"k: got {k}, wanted at least 1")
+        return self.ranking(history, candidates, k).ranked
+
+    def ranking(
+        self,
+        history: Sequence[str | int],
+        candidates: Sequence[str | int] | None = None,
+        k: int = DEFAULT_K,
+    ) -> Ranking:
+        """Return what ``rank`` returns, together with what the candidates were."""
+        if not _whole(k) or k < 1:
+            raise DataError(f"k: got {short(k)}, wanted a whole number of at least 1")
+        taken = self._titles("history", history)
         if candidates is None:
-            shown = self.catalogue.popular(POPULAR_CANDIDATES, without=history)
+            shown = self.catalogue.popular(self.card.popular_candidates, without=taken)
         else:
-            shown = list(dict.fromkeys(candidates))
-        if isinstance(candidates, str) or not shown:
-            raise DataError(f"candidates: got {candidates!r}, wanted a list of at least one title")
-        for title in [*history, *shown]:
-            if not isinstance(title, str) or not title.strip():
-                raise DataError(f"got {title!r} as a title, wanted a non-empty text")
+            shown = list(dict.fromkeys(self._titles("candidates", candidates)))
+        if not shown:
+            raise DataError("candidates: none given, and every title of the catalogue is in the history")
         scorer = self.scorer if len(shown) <= self.card.num_candidates else self.wide_scorer
-        scores = scorer([PromptRow(list(history), shown, shown)])[0].tolist()
+        with self._lock:
+            scores = scorer([PromptRow(taken, shown, shown)])[0].tolist()
         order = sorted(range(len(shown)), key=lambda index: (-scores[index], index))[:k]
-        return [Ranked(shown[i], self.catalogue.items(shown[i]), scores[i]) for i in order]
+        ranked = [Ranked(shown[i], self.catalogue.items(shown[i]), scores[i]) for i in order]
+        return Ranking(ranked, "popular" if candidates is None else "given", len(shown))
+
+    def _titles(self, name: str, entries: Any) -> list[str]:
+        """Return the titles that the entries of an argument stand for."""
+        if isinstance(entries, str) or not isinstance(entries, Sequence) or not entries:
+            raise DataError(f"{name}: got {short(entries)}, wanted a list of at least one title or item id")
+        return [self._title(f"{name}[{place}]", entry) for place, entry in enumerate(entries)]
+
+    def _title(self, place: str, entry: Any) -> str:
+        if _whole(entry):
+            title = self.catalogue.title(str(int(entry)))
+            if title is None:
+                raise DataError(f"{place}: got item id {short(entry)}, which the catalogue does not have")
+            return title
+        if not isinstance(entry, str) or not entry.strip() or not _encodable(entry):
+            raise DataError(f"{place}: got {short(entry)}, wanted a non-empty title or an item id")
+        return entry
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _encodable(text: str) -> bool:
+    """Return whether a text is one; JSON can bring half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def short(value: Any) -> str:
+    """Return ``repr(value)``, cut where it is too long for a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def save_recommender(folder: Path, model: DynamicPO, made_by: dict[str, str]) -> None:
@@ -143,57 +214,90 @@ def save_recommender(folder: Path, model: DynamicPO, made_by: dict[str, str]) ->
         num_candidates=model.settings.num_candidates,
         tokens_per_batch=model.settings.tokens_per_batch,
         made_by=made_by,
+        popular_candidates=model.settings.popular_candidates,
     )
     with atomic_folder(folder) as work:
         model.policy.save(work)
         model.catalogue.save(work / CATALOGUE_FILE)
         write_json(work / TEMPLATES_FILE, model.collator.templates.texts)
-        write_json(work / RECOMMENDER_FILE, asdict(card))
+        write_card(work, card)
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Write the card of the recommender whose adapter lies in ``folder``, with the adapter's hash."""
+    write_json(folder / RECOMMENDER_FILE, asdict(replace(card, adapter_sha256=adapter_digest(folder))))
 
 
 def load_recommender(
-    path: str | Path, *, device: torch.device | str = "cpu", dtype: str | None = None
+    source: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: str | None = None,
+    tracking_uri: str | None = None,
 ) -> Recommender:
-    """Load a recommender folder.
+    """Load a recommender.
 
     Args:
-        path: the folder, as a run leaves it in ``saved/<run>/preference``.
+        source: the folder of a run, a recommender folder like ``saved/<run>/preference``, or what MLflow
+            calls it: ``models:/name@alias``, ``models:/name/version``, ``models:/m-...``, ``runs:/id/path``.
         device: where to compute.
         dtype: of the backbone's weights; None takes the one it was trained with.
+        tracking_uri: where MLflow's URIs are looked up; None takes MLFLOW_TRACKING_URI, else
+            ``mlflow.db`` of this folder.
 
     Raises:
-        AdapterError: not such a folder, a damaged one, or the backbone's weights are others than
+        AdapterError: no recommender there, a damaged one, or the backbone's weights are others than
             those the adapter was trained on.
         BackboneError: the backbone cannot be loaded.
     """
-    folder = Path(path)
-    card = _read_card(folder)
-    shape = read_lora_shape(folder)
-    backbone = load_backbone(card.backbone, dtype=dtype or card.dtype, device=device)
+    with opened_recommender(source, tracking_uri) as folder:
+        card = _read_card(folder)
+        shape = read_lora_shape(folder)
+        templates = Templates(read_json(folder / TEMPLATES_FILE), str(folder / TEMPLATES_FILE))
+        catalogue = Catalogue.load(folder / CATALOGUE_FILE)
+        policy = Policy(_load_backbone(card, str(source), dtype or card.dtype, device), shape, seed=0)
+        if adapter_digest(folder) != card.adapter_sha256:
+            weights = folder / WEIGHTS_FILE
+            raise AdapterError(f"{weights}: not the file that {RECOMMENDER_FILE} was written for")
+        policy.load(folder)
+    return Recommender(policy, templates, catalogue, card)
+
+
+def _load_backbone(card: Card, source: str, dtype: str, device: torch.device | str) -> Backbone:
+    """Return the backbone of a card, or the one that the environment names, if it has the same weights."""
+    given = os.environ.get(BACKBONE_VARIABLE)
+    try:
+        backbone = load_backbone(given or card.backbone, dtype=dtype, device=device)
+    except BackboneError as error:
+        way = "names it" if given else "may name its folder or hub id"
+        raise BackboneError(
+            f"{error}. Wanted for {source}: backbone '{card.backbone}' with SHA-256 "
+            f"{card.fingerprint[:12]}...; the environment variable {BACKBONE_VARIABLE} {way}"
+        ) from error
     if backbone.fingerprint != card.fingerprint:
+        here = f"that of {BACKBONE_VARIABLE}, '{given}'," if given else "the backbone of that name here"
         raise AdapterError(
-            f"{folder}: made for backbone '{card.backbone}' with SHA-256 {card.fingerprint[:12]}..., "
-            f"but the backbone of that name here has {backbone.fingerprint[:12]}..."
+            f"{source}: made for backbone '{card.backbone}' with SHA-256 {card.fingerprint[:12]}..., "
+            f"but {here} has {backbone.fingerprint[:12]}..."
         )
-    policy = Policy(backbone, shape, seed=0)
-    policy.load(folder)
-    templates = Templates(_read_json(folder / TEMPLATES_FILE), str(folder / TEMPLATES_FILE))
-    return Recommender(policy, templates, Catalogue.load(folder / CATALOGUE_FILE), card)
+    return backbone
 
 
 def _read_card(folder: Path) -> Card:
+    path = folder / RECOMMENDER_FILE
     try:
-        return Card(**_read_json(folder / RECOMMENDER_FILE))
+        card = Card(**read_json(path))
     except TypeError as error:
-        raise AdapterError(f"{folder / RECOMMENDER_FILE}: not a recommender card ({error})") from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise AdapterError(
-            f"{path}: cannot be read ({error.strerror}); wanted a recommender folder"
-        ) from error
-    except ValueError as error:
-        raise AdapterError(f"{path}: damaged JSON ({error})") from error
+        raise AdapterError(f"{path}: not a recommender card ({error})") from error
+    for field in fields(Card):
+        value = getattr(card, field.name)
+        valid = {
+            "str": isinstance(value, str) and bool(value),
+            "int": type(value) is int and value >= 1,
+            "dict[str, str]": isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
+        }[str(field.type)]
+        if not valid:
+            raise AdapterError(f"{path}: {field.name} is {short(value)}, wanted {field.type}")
+    if card.dtype not in DTYPES:
+        raise AdapterError(f"{path}: dtype is {short(card.dtype)}, wanted one of {', '.join(DTYPES)}")
+    return card

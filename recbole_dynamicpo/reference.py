@@ -2,8 +2,8 @@
 
 A folder belongs to one reference: backbone, adapter, dtype and way of scoring. In it lie shards,
 each written whole or not at all and never changed, so that neither a crash nor a second process can
-leave a wrong value: the worst is a row computed twice. A row is found by the hash of its prompt and
-completion texts.
+leave a wrong value: the worst is a row computed twice. A row is found by the hash of the tokens of its
+prompt and completions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .storage import atomic_file
+from .storage import atomic_file, sha256_json
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,22 @@ logger = logging.getLogger(__name__)
 SHARD_ROWS = 128
 
 
-def row_key(texts: Sequence[str]) -> str:
-    """Return the hash of a row's prompt and completion texts."""
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+def reference_key(*, backbone: str, adapter: str, dtype: str, shares_prompt: bool, load_in_4bit: bool) -> str:
+    """Return the 24 hexadecimal digits that name the folder of one reference.
+
+    Args:
+        backbone: fingerprint of the frozen weights.
+        adapter: digest of the adapter's weights and scale.
+        dtype: of the frozen weights.
+        shares_prompt: whether all completions of a prompt are scored in one pass.
+        load_in_4bit: whether the frozen weights are quantized.
+    """
+    return sha256_json([backbone, adapter, dtype, shares_prompt, load_in_4bit])[:24]
+
+
+def row_key(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> str:
+    """Return the hash of the tokens of a row's prompt and completions."""
+    return hashlib.sha256(json.dumps([list(prompt), list(map(list, completions))]).encode()).hexdigest()
 
 
 class ReferenceCache:
@@ -46,9 +59,12 @@ class ReferenceCache:
         stored: dict[str, list[float]] = {}
         for path in sorted(self.folder.glob("*.json")):
             try:
-                shard = json.loads(path.read_text(encoding="utf-8"))
+                content = path.read_bytes()
+                if path.stem != hashlib.sha256(content).hexdigest()[:32]:
+                    raise ValueError("its name is not the hash of its content")
+                shard = json.loads(content)
                 stored.update({str(key): [float(v) for v in values] for key, values in shard.items()})
-            except (OSError, ValueError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
                 logger.warning(
                     "%s: not a readable cache shard (%r); its rows are computed again", path, error
                 )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .errors import DataError
 from .statistics import hit_at, mcnemar, ndcg_at, reciprocal_rank, wilson_interval
+
+REPORT_FILE = "report.json"
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,11 @@ class Contestant:
 
     name: str
     ranks: np.ndarray[Any, Any]
+
+
+def metric_name(name: str) -> str:
+    """Return a metric's name as records spell it: ``hit@1`` is ``hit_at_1``."""
+    return name.lower().replace("@", "_at_")
 
 
 def summarize(contestant: Contestant) -> dict[str, Any]:
@@ -38,6 +48,20 @@ def summarize(contestant: Contestant) -> dict[str, Any]:
         "ndcg_at_5": float(ndcg_at(ranks, 5).mean()),
         "mrr": float(reciprocal_rank(ranks).mean()),
     }
+
+
+def read_report(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of the report that a run left in ``folder``.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    path = folder / REPORT_FILE
+    try:
+        lines: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["contestants"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path}: not a readable report ({error!r})") from error
+    return lines
 
 
 def paired_p(first: Contestant, second: Contestant) -> tuple[int, int, float]:

@@ -10,12 +10,15 @@ from typing import Any
 
 from .errors import CheckpointError
 from .settings import Settings
-from .storage import write_json
+from .storage import load_json, write_json
 
 IDENTITY_FILE = "run.json"
 
 # Settings that may differ between a run and its resumed part: none of them changes the trajectory.
-FREE_ON_RESUME = {"resume", "checkpoint_every", "compare_stages", "eval_rows"}
+FREE_ON_RESUME = {
+    *("resume", "checkpoint_every", "compare_stages", "eval_rows", "popular_candidates"),
+    *("mlflow_tracking_uri", "register", "require_improvement", "data_source", "max_memory", "threads"),
+}
 
 
 def new_run_folder(parent: Path, name: str) -> Path:
@@ -51,8 +54,10 @@ def check_identity(folder: Path, now: dict[str, Any]) -> None:
     """
     path = folder / IDENTITY_FILE
     try:
-        then = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        then = load_json(path)
+        if not isinstance(then, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     different = [
         f"{key}: then {then.get(key)!r}, now {now.get(key)!r}"

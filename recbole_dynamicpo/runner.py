@@ -3,70 +3,23 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import logging
-import re
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+import numpy as np
 from recbole.config import Config
 
 from .errors import DataError, SettingsError
-from .registration import MODEL_NAMES, read_dataset_defaults, register
+from .plain_config import PlainConfig
+from .registration import MODEL_NAMES, register
 
-# As RecBole reads numbers like 1e-4, which plain YAML takes for text.
-_FLOAT = re.compile(
-    r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
-    r"|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
-)
+_TEACHERS = ("CrossNet", "CIN")  # of RecBole's KD_DAGFM, which evaluates the name
 _PLAIN_TYPES = (bool, int, float, str, list, tuple, dict, type(None))
-
-
-class _SafeYaml(yaml.SafeLoader):
-    """YAML without Python objects."""
-
-
-_SafeYaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-
-
-class PlainConfig(Config):
-    """RecBole's configuration without its three surprises.
-
-    It does not evaluate strings as Python, does not read the process's command line, and reads YAML
-    with the safe loader. Stock models too get the defaults of our data sets (properties/dataset), behind
-    RecBole's own defaults and before the user's files. Everything else is RecBole's.
-    """
-
-    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
-        super()._load_internal_config_dict(model, model_class, dataset)
-        if model not in MODEL_NAMES:
-            read_dataset_defaults(self, dataset)
-
-    def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
-        return _SafeYaml
-
-    def _load_cmd_line(self) -> dict[str, Any]:
-        return {}
-
-    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
-        return config_dict
-
-    def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        for name in file_list or []:
-            try:
-                content = yaml.load(Path(name).read_text(encoding="utf-8"), Loader=_SafeYaml)
-            except OSError as error:
-                raise SettingsError(f"settings file {name}: cannot be read ({error.strerror})") from error
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise SettingsError(f"settings file {name}: not plain YAML: {error}") from error
-            if content is not None and not isinstance(content, dict):
-                raise SettingsError(
-                    f"settings file {name}: got {type(content).__name__}, wanted key: value lines"
-                )
-            merged.update(content or {})
-        return merged
 
 
 def parse_value(text: str) -> Any:
@@ -75,8 +28,10 @@ def parse_value(text: str) -> Any:
     if text.lower() in words:
         return words[text.lower()]
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a backslash in what may be a path
+            value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
     return value if isinstance(value, _PLAIN_TYPES) else text
 
@@ -119,26 +74,23 @@ def run(
     Raises:
         DynamicPOError: anything wrong with settings, data, backbone or adapters.
     """
-    from recbole.data import data_preparation
-    from recbole.utils import get_model, get_trainer, init_logger, init_seed
+    from recbole.utils import get_trainer, init_logger
 
-    from .histories import create_dataset
-
-    config = _checked_config(model, dataset, config_files, overrides or {})
-    init_seed(config["seed"], config["reproducibility"])
+    config = checked_config(model, dataset, config_files, overrides or {})
     init_logger(config)
     logger = logging.getLogger()
     logger.info(config)
-    data = create_dataset(config)
-    logger.info(data)
-    train_data, valid_data, test_data = data_preparation(config, data)
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    instance = get_model(config["model"])(config, train_data._dataset).to(config["device"])
-    logger.info(instance)
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, instance)
-    progress = config["show_progress"]
-    best_score, best_result = trainer.fit(train_data, valid_data, saved=saved, show_progress=progress)
-    test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=progress)
+    loaded = load(config)
+    logger.info(loaded.model)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, loaded.model)
+    show = {"saved": saved, "show_progress": config["show_progress"]}
+    if model in MODEL_NAMES:  # our trainer records itself
+        best_score, best_result = trainer.fit(loaded.train, loaded.valid, **show)
+        test_result = trainer.evaluate(
+            loaded.test, load_best_model=saved, show_progress=config["show_progress"]
+        )
+    else:
+        best_score, best_result, test_result = _run_stock(config, loaded, trainer, show)
     logger.info("best valid: %s", best_result)
     logger.info("test result: %s", test_result)
     return {
@@ -149,20 +101,71 @@ def run(
     }
 
 
-def _checked_config(
+def _run_stock(config: Config, loaded: Loaded, trainer: Any, show: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Train and test a stock model; return the best score and the metrics on valid and test."""
+    from .stock_record import recorded
+
+    with recorded(config, loaded) as record:
+        # RecBole's trainers of decision trees take no callback.
+        takes_callback = "callback_fn" in inspect.signature(trainer.fit).parameters
+        more = {"callback_fn": record.epoch} if takes_callback else {}
+        score, valid = trainer.fit(loaded.train, loaded.valid, **show, **more)
+        test = trainer.evaluate(
+            loaded.test, load_best_model=show["saved"], show_progress=show["show_progress"]
+        )
+        record.results(valid, test)
+    return score, valid, test
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """RecBole's loaders of the three splits, and the model."""
+
+    train: Any
+    valid: Any
+    test: Any
+    model: Any
+
+
+def load(config: Config) -> Loaded:
+    """Load data and model of a configuration, seeded as RecBole does it."""
+    from recbole.data import data_preparation
+    from recbole.utils import get_model, init_seed
+
+    from .histories import create_dataset
+
+    init_seed(config["seed"], config["reproducibility"])
+    data = create_dataset(config)
+    logging.getLogger().info(data)
+    train, valid, test = data_preparation(config, data)
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    model = get_model(config["model"])(config, train._dataset).to(config["device"])
+    return Loaded(train, valid, test, model)
+
+
+def checked_config(
     model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
 ) -> PlainConfig:
     """Return the configuration of a run after everything that can be checked without loading data."""
-    from .dataset import read_settings
     from .known_data import require_data
+
+    config = plain_config(model, dataset, config_files, overrides)
+    require_data(config)
+    refuse_pickles(config)
+    return config
+
+
+def plain_config(
+    model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
+) -> PlainConfig:
+    """Return the configuration of a run with its settings checked, before any data file is looked for."""
+    from .dataset import read_settings
 
     register()
     check_model(model)
     config = PlainConfig(model, dataset, list(config_files), dict(overrides))
     if model in MODEL_NAMES:
-        read_settings(config)  # wrong settings are named before any file is looked for
-    require_data(config)
-    refuse_pickles(config)
+        read_settings(config)
     return config
 
 
@@ -214,9 +217,27 @@ def check_model(model: str) -> None:
 
 
 def refuse_pickles(config: Config) -> None:
-    """Stop before RecBole unpickles a saved data set or loader."""
-    folder = Path(config["checkpoint_dir"])
+    """Stop before RecBole unpickles a file or evaluates a setting.
+
+    Raises:
+        SettingsError: a setting that RecBole would evaluate, or a path that is none.
+        DataError: a file that RecBole would unpickle.
+    """
     named = [config["dataset_save_path"], config["dataloaders_save_path"]]
+    for value in (config["checkpoint_dir"], *filter(None, named)):
+        if not isinstance(value, str | Path):
+            raise SettingsError(f"got the path {value!r}, wanted a text (checkpoint_dir and *_save_path)")
+    if config["model"] == "KD_DAGFM" and config["teacher"] not in _TEACHERS:
+        raise SettingsError(f"teacher: got {config['teacher']!r}, wanted one of {', '.join(_TEACHERS)}")
+    embeddings = Path(config["data_path"]) / "item_emb.npy"
+    if config["model"] == "LDiffRec" and embeddings.exists():
+        try:
+            np.load(embeddings, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(
+                f"{embeddings}: not a plain array, RecBole would unpickle it ({error})"
+            ) from error
+    folder = Path(config["checkpoint_dir"])
     default = [*folder.glob(f"{config['dataset']}-*Dataset.pth"), *folder.glob("*-dataloader.pth")]
     for path in [*filter(None, named), *default]:
         if Path(path).exists():

@@ -17,19 +17,24 @@ from .batches import PromptRow
 from .dataset import CANDIDATE_IDS, ROW_ID, DynamicPODataset
 from .errors import AdapterError
 from .generate import Protocols, compare_protocols, write_answers
+from .packaging import SETTINGS_FILE
 from .recommender import Recommender, load_recommender
-from .report import Contestant, render, summarize
+from .record import RECORD_FILE, nested_settings
+from .report import REPORT_FILE, Contestant, render, summarize
 from .runner import PlainConfig, refuse_pickles
-from .saved_folders import recommender_folder
-from .scorer import Scorer
+from .saved_folders import opened_recommender
+from .scorer import Scorer, break_ties
 from .statistics import RANKS_FILE, write_ranks
-from .storage import atomic_file, write_json
+from .storage import atomic_file, load_json, write_json
 
-# Rows between two steps of the progress bar; the scorer batches within them.
-_ROWS_AT_ONCE = 64
-ANSWERS_FILE, REPORT_FILE = "answers.jsonl", "report.json"
+ANSWERS_FILE = "answers.jsonl"
 # What a run's evaluation depends on, beside its adapter; taken from the run unless the user says otherwise.
-_OF_THE_RUN = ("seed", "num_candidates", "candidate_field", "item_title_field")
+_OF_THE_RUN = (
+    *("seed", "num_candidates", "candidate_field", "item_title_field", "item_file_id_field", "eval_rows"),
+    *("eval_args", "eval_batch_size", "load_col", "benchmark_filename", "field_separator", "rm_dup_inter"),
+    *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "MAX_ITEM_LIST_LENGTH", "val_interval"),
+    *("user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class EvaluationRows:
         row_ids: as in the run's own evaluation.
         users: their ids.
         notes: what a reader of figures on these rows has to know.
+        rows_at_once: RecBole's evaluation batch; the scorer batches within it, so scores depend on it in
+            their last bits.
     """
 
     prompts: list[PromptRow]
@@ -49,6 +56,7 @@ class EvaluationRows:
     row_ids: list[str]
     users: list[str]
     notes: list[str]
+    rows_at_once: int
 
     def titles(self) -> list[str]:
         """Return the true titles."""
@@ -59,7 +67,7 @@ def read_test_rows(
     dataset: str,
     config_files: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
-    run: Path | None = None,
+    made_with: Mapping[str, Any] | None = None,
 ) -> EvaluationRows:
     """Return the test rows of a data set with the candidates that a run gives them.
 
@@ -67,17 +75,17 @@ def read_test_rows(
         dataset: its name.
         config_files: YAML files, later ones win.
         overrides: settings that win over the files: ``data_path``, ``eval_rows``, ``seed`` and others.
-        run: folder whose ``run.json`` tells the candidates' settings where the user does not.
+        made_with: the run's settings, for what the user does not say.
 
     Raises:
         DynamicPOError: anything wrong with settings or data.
     """
     # No training happens here, so K may not be what stops a small candidate list.
     given = {"num_negatives": 1, **(overrides or {})}
-    config = PlainConfig("DynamicPO", dataset, list(config_files), given)
-    for key, value in _settings_of(run).items():
-        if key in _OF_THE_RUN and key not in config.external_config_dict:
-            config[key] = value
+    files = list(config_files)
+    said = PlainConfig("DynamicPO", dataset, files, given).external_config_dict
+    of_the_run = {key: value for key, value in (made_with or {}).items() if key in _OF_THE_RUN}
+    config = PlainConfig("DynamicPO", dataset, files, {**of_the_run, **said})
     refuse_pickles(config)
     data = DynamicPODataset(config)
     data.build()
@@ -90,22 +98,33 @@ def read_test_rows(
         row_ids=[str(row) for row in rows[ROW_ID].tolist()],
         users=[str(user) for user in data.id2token(data.uid_field, rows[data.uid_field].numpy())],
         notes=[*data.notes, f"test rows: {used} of {total}"],
+        rows_at_once=data.settings.eval_batch_size,
     )
 
 
-def _settings_of(run: Path | None) -> dict[str, Any]:
-    """Return what a run folder says of its settings; nothing where there is no such record."""
-    path = run / "run.json" if run else None
-    if path is None or not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise AdapterError(f"{path}: not a readable record of a run ({error})") from error
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return the settings that a recommender was made with; nothing where there is no such record.
+
+    Args:
+        folder: the recommender folder; the record lies in it (``settings.json``, if it comes from MLflow)
+            or in the folder of the run around it (``record.json``).
+
+    Raises:
+        AdapterError: the record is damaged.
+    """
+    for path in (folder / SETTINGS_FILE, folder.parent / RECORD_FILE):
+        if path.is_file():
+            try:
+                found = load_json(path)
+                params = found if path.name == SETTINGS_FILE else found["params"]
+                return nested_settings(params)
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                raise AdapterError(f"{path}: not a readable record of a run ({error!r})") from error
+    return {}
 
 
 def evaluate_saved(
-    path: Path,
+    source: str | Path,
     dataset: str,
     protocol: str,
     *,
@@ -117,8 +136,11 @@ def evaluate_saved(
 ) -> str:
     """Evaluate a saved adapter on a data set's test rows and return the figures as text.
 
+    What the user does not say is as in the run that made the adapter, so that its test figures come out
+    again, to the last bit on the same machine.
+
     Args:
-        path: folder of a run, or a recommender folder in it.
+        source: folder of a run, a recommender folder in it, or a ``models:/`` or ``runs:/`` URI.
         dataset: name of the data set.
         protocol: ``likelihood``: rank the candidates by log-probability. ``generate``: the paper's, with
             the likelihood figures of the same rows beside it.
@@ -131,11 +153,12 @@ def evaluate_saved(
     Raises:
         DynamicPOError: anything wrong with the adapter, the settings or the data.
     """
-    folder = recommender_folder(path)
-    recommender = load_recommender(folder, device="cuda" if torch.cuda.is_available() else "cpu")
-    rows = read_test_rows(dataset, config_files, overrides, path if folder != path else path.parent)
-    scores = _score(recommender.scorer, rows.prompts, progress)
-    contestant = Contestant(str(folder), candidate_ranks(scores, rows.targets))
+    with opened_recommender(source) as folder:
+        recommender = load_recommender(folder, device="cuda" if torch.cuda.is_available() else "cpu")
+        made_with = settings_of(folder)
+    rows = read_test_rows(dataset, config_files, overrides, made_with)
+    scores = _score(recommender.scorer, rows.prompts, rows.rows_at_once, progress)
+    contestant = Contestant(str(source), candidate_ranks(scores, rows.targets))
     figures: dict[str, Any] = {"likelihood": summarize(contestant)}
     if protocol == "likelihood":
         width = max(len(row.candidates) for row in rows.prompts)
@@ -152,13 +175,13 @@ def evaluate_saved(
     return text
 
 
-def _score(scorer: Scorer, rows: Sequence[PromptRow], progress: bool) -> NDArray[np.float32]:
+def _score(scorer: Scorer, rows: Sequence[PromptRow], at_once: int, progress: bool) -> NDArray[np.float32]:
     """Return (n, C) log-probabilities of the candidates in prompt order, -inf where a row has fewer."""
     width = max(len(row.completions) for row in rows)
     scores = np.full((len(rows), width), -np.inf, dtype=np.float32)
     with tqdm(total=len(rows), desc="likelihood", unit=" rows", disable=None if progress else True) as bar:
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = scorer(rows[start : start + _ROWS_AT_ONCE]).numpy()
+        for start in range(0, len(rows), at_once):
+            part = break_ties(scorer(rows[start : start + at_once])).numpy()
             scores[start : start + len(part), : part.shape[1]] = part
             bar.update(len(part))
     return scores

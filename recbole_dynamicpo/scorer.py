@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from .batches import PromptRow
 from .collate import Collator
 from .errors import NumericsError
+from .memory import TokenBudget, free_device_memory
 from .policy import Policy
 
 
@@ -19,17 +20,21 @@ class Scorer:
     Args:
         policy: what speaks.
         collator: writes and tokenizes the prompts.
-        tokens_per_batch: most padded tokens of one forward pass; a single row may exceed it.
+        budget: of one forward pass.
     """
 
-    def __init__(self, policy: Policy, collator: Collator, tokens_per_batch: int) -> None:
+    def __init__(self, policy: Policy, collator: Collator, budget: TokenBudget) -> None:
         self.policy = policy
         self.collator = collator
-        self.tokens_per_batch = tokens_per_batch
+        self.budget = budget
+
+    def __call__(self, rows: Sequence[PromptRow], voice: str = "policy") -> Tensor:
+        """Return what ``in_voices`` returns for one voice."""
+        return self.in_voices(rows, [voice])[voice]
 
     @torch.no_grad()
-    def __call__(self, rows: Sequence[PromptRow], voice: str = "policy") -> Tensor:
-        """Return (B, C) summed log-probabilities in nats, -inf where a row has fewer completions.
+    def in_voices(self, rows: Sequence[PromptRow], voices: Sequence[str]) -> dict[str, Tensor]:
+        """Return each voice's (B, C) summed log-probabilities in nats, -inf where there is no completion.
 
         Rows of similar length share a forward pass, so a score may differ in the last bits with the
         rows around it; the order of the result is the order of ``rows``.
@@ -38,34 +43,53 @@ class Scorer:
             NumericsError: a log-probability is not finite.
         """
         most = max(len(row.completions) for row in rows)
-        scores = torch.full((len(rows), most), -torch.inf)
+        scores = {voice: torch.full((len(rows), most), -torch.inf) for voice in voices}
+        sizes = [self.collator.title_tokens(row) for row in rows]
+        # The longest rows first, so that a lack of memory shows at once.
+        left = sorted(range(len(rows)), key=lambda index: (-sizes[index], index))
         training = self.policy.training
         self.policy.eval()
-        with self.policy.speaking_as(voice):
-            for indices in self._batches(rows):
-                batch = self.collator([rows[index] for index in indices])
-                logps = self.policy.logps(batch).to("cpu", torch.float32)
-                present = batch.completion_length > 0
-                if not torch.isfinite(logps[present]).all():
-                    raise NumericsError(f"log-probabilities are not finite in one of the rows {indices}")
-                scores[indices, : logps.shape[1]] = logps.masked_fill(~present, -torch.inf)
+        while left:
+            chosen = [left[place] for place in self.budget.split([sizes[index] for index in left])[0]]
+            found = self._score([rows[index] for index in chosen], voices)
+            if found is not None:
+                for voice, logps in found.items():
+                    scores[voice][chosen, : logps.shape[1]] = logps
+                left = left[len(chosen) :]
         self.policy.train(training)
         return scores
 
-    def _batches(self, rows: Sequence[PromptRow]) -> Iterator[list[int]]:
-        """Yield row indices, the longest rows first, so that a lack of memory shows at once."""
-        sizes = [self._tokens(row) for row in rows]
-        order = sorted(range(len(rows)), key=lambda index: (-sizes[index], index))
-        batch: list[int] = []
-        for index in order:
-            if batch and sizes[batch[0]] * (len(batch) + 1) > self.tokens_per_batch:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
+    def _score(self, rows: Sequence[PromptRow], voices: Sequence[str]) -> dict[str, Tensor] | None:
+        """Return (B, C) scores of one batch; None where memory ran out and the budget shrank."""
+        batch = self.collator(rows)
+        tokens, present = batch.padded_tokens(), batch.completion_length > 0
+        found = {}
+        try:
+            with self.policy.same_batch():
+                for voice in voices:
+                    with self.policy.speaking_as(voice):
+                        found[voice] = self.policy.logps(batch).to("cpu", torch.float32)
+        except torch.OutOfMemoryError:
+            if not self.budget.shrink(len(rows), tokens, "out of memory"):
+                raise
+            free_device_memory()
+            return None
+        self.budget.check(len(rows), tokens)
+        for voice, logps in found.items():
+            if not torch.isfinite(logps[present]).all():
+                raise NumericsError(f"{voice}: log-probabilities not finite in a batch of {len(rows)} rows")
+        return {voice: logps.masked_fill(~present, -torch.inf) for voice, logps in found.items()}
 
-    def _tokens(self, row: PromptRow) -> int:
-        """Return about how many tokens the row packs into; titles are tokenized only once."""
-        shown = [*row.history[-self.collator.max_history :], *row.candidates, *row.completions]
-        return sum(len(self.collator.title_ids(title)) for title in shown)
+
+def break_ties(scores: Tensor) -> Tensor:
+    """Return (B, C) scores without ties: of equal ones, that of an earlier place is the higher.
+
+    Places are random, so nobody gains; were the item chosen to win every tie, titles that score alike
+    would look well ranked. The lower scores of a tie move by the least that their type can tell apart.
+    """
+    ordered, order = scores.sort(dim=1, descending=True, stable=True)
+    lowest = torch.full_like(ordered[:, 0], -torch.inf)
+    columns = [ordered[:, 0]]
+    for place in range(1, ordered.shape[1]):
+        columns.append(torch.minimum(ordered[:, place], torch.nextafter(columns[-1], lowest)))
+    return torch.empty_like(scores).scatter_(1, order, torch.stack(columns, dim=1))

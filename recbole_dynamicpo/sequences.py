@@ -182,7 +182,7 @@ def _parquet_rows(path: Path) -> Iterator[list[str]]:
             for batch in file.iter_batches(batch_size=8192):
                 columns = [_texts(column) for column in batch.columns]
                 yield from map(list, zip(*columns, strict=True))
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError) as error:  # ValueError: a text is not UTF-8
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from error
 
 

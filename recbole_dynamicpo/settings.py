@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import SettingsError, nearest
-from .objectives import OBJECTIVES
+from .names import OBJECTIVES
 
 
 def setting(
@@ -51,6 +51,9 @@ class Settings:
     item_title_field: str | None = setting(None, "title column of the .item file")
     item_file_id_field: str | None = setting(None, "id column of the .item file, where it differs")
     data_note: str | None = setting(None, "what a reader of figures on the data set has to know")
+    data_source: str | None = setting(
+        None, "folder, file or hub that the flows prepare a data set from where it is not there yet"
+    )
     candidate_field: str = setting("candidate_id_list", "column of the .inter files with fixed candidates")
     sft_rows: int = setting(0, "training rows of the SFT stage", low=0)
     preference_rows: int = setting(0, "training rows of the preference stage", low=0)
@@ -90,8 +93,21 @@ class Settings:
 
     # evaluation
     eval_batch_size: int = setting(64, "rows that RecBole hands over at once", low=1)
-    tokens_per_batch: int = setting(4096, "padded tokens per forward pass without gradient", low=1)
+    tokens_per_batch: int = setting(4096, "most padded tokens of a forward pass", low=1)
+    threads: int = setting(0, "of one operation on a CPU; 0: torch's own choice, one per core", low=0)
+    max_memory: float = setting(
+        0.0, "GiB of process memory above which forward passes get smaller; 0: no limit", low=0
+    )
+    popular_candidates: int = setting(100, "popular titles that are ranked where a request names none", low=1)
     compare_stages: bool = setting(True, "evaluate popularity, backbone and SFT beside the final model")
+    # record
+    mlflow_tracking_uri: str | None = setting(
+        "auto", "MLflow server; auto: MLFLOW_TRACKING_URI, else mlflow.db in the present folder; none: off"
+    )
+    register: bool = setting(True, "register the final adapter as dynamicpo-<dataset>")
+    require_improvement: bool = setting(
+        True, "champion only where valid_metric is not worse than the present champion's"
+    )
     seed: int = setting(2020, "of everything that is drawn", low=0, high=2**32 - 1)
 
     @classmethod

@@ -21,6 +21,7 @@ Z95 = 1.959963984540054  # the normal quantile of 0.975
 Z80 = 0.8416212335729143  # the normal quantile of 0.80
 MEANINGFUL = 0.02  # in HR@1: about what separates neighbouring methods in the published tables
 RANKS_FILE = "ranks.parquet"
+_HIGHEST_RANK = 2**31 - 1  # of what the file holds
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -201,11 +202,12 @@ def _verdict(n: int, difference: float, p: float, detectable: float, meaningful:
 def _checked_ranks(ranks: Any, where: str) -> np.ndarray:
     """Return ranks as a one-dimensional int64 array of numbers from 1 on."""
     array = np.asarray(ranks)
-    if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu" or int(array.min()) < 1:
+    numbers = array.ndim == 1 and len(array) and array.dtype.kind in "iu"
+    if not numbers or not 1 <= int(array.min()) <= int(array.max()) <= _HIGHEST_RANK:
         raise DataError(
-            f"{where}: ranks must be whole numbers from 1 on, one per row and at least one row, "
+            f"{where}: ranks must be whole numbers from 1 on (of 32 bits), one per row and at least one row, "
             f"got {array.dtype} of shape {array.shape}"
-            + (f" with minimum {array.min()}" if array.size and array.dtype.kind in "iuf" else "")
+            + (f" with minimum {array.min()}, maximum {array.max()}" if len(array) and numbers else "")
         )
     return array.astype(np.int64)
 
@@ -243,7 +245,7 @@ def write_ranks(path: Path, row_ids: Sequence[str], user_ids: Sequence[str], ran
         }
     )
     with atomic_file(Path(path), "wb") as handle:
-        parquet.write_table(table, handle)
+        parquet.write_table(table, handle, write_page_checksum=True)
 
 
 def read_ranks(path: Path) -> Ranks:
@@ -262,19 +264,24 @@ def read_ranks(path: Path) -> Ranks:
             f"{file}: no such file; wanted the per-row ranks that an evaluation saves as {RANKS_FILE}"
         )
     try:
-        with parquet.ParquetFile(file) as handle:
+        with parquet.ParquetFile(file, page_checksum_verification=True) as handle:
             table = handle.read()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a name is not UTF-8
         raise DataError(f"{file}: not a readable Parquet file ({error})") from error
     missing = [name for name in ("row_id", "user_id", "rank") if name not in table.column_names]
     if missing:
         raise DataError(f"{file}: wanted columns row_id, user_id and rank, {', '.join(missing)} missing")
+    if len(set(table.column_names)) < len(table.column_names):
+        raise DataError(f"{file}: has the columns {', '.join(table.column_names)}; wanted each once")
     if any(table.column(name).null_count for name in ("row_id", "user_id", "rank")):
         raise DataError(f"{file}: an id or a rank is missing in some row")
     ranks = _checked_ranks(table.column("rank").to_numpy(), str(file)).astype(np.int32)
-    row_ids = [str(value) for value in table.column("row_id").to_pylist()]
-    _refuse_repeats(file, row_ids)
-    return Ranks(row_ids, [str(value) for value in table.column("user_id").to_pylist()], ranks)
+    try:
+        rows, users = ([str(v) for v in table.column(name).to_pylist()] for name in ("row_id", "user_id"))
+    except ValueError as error:
+        raise DataError(f"{file}: an id is not UTF-8 ({error})") from error
+    _refuse_repeats(file, rows)
+    return Ranks(rows, users, ranks)
 
 
 def _refuse_repeats(path: Path, row_ids: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -11,6 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+_PARTIAL = ".tmp"  # how the names of files and folders end that are being written
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an error of the system inside the block say which file it is about; a failed write does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -22,10 +36,10 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         mode: ``"w"`` (UTF-8 text, newlines kept as written) or ``"wb"``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        with os.fdopen(descriptor, mode, **text) as handle:  # type: ignore[call-overload]
+        with named(path), os.fdopen(descriptor, mode, **text) as handle:  # type: ignore[call-overload]
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -40,13 +54,14 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that replaces ``path`` only when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent))
     try:
-        yield work
-        for file in work.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+        with named(path):
+            yield work
+            for file in work.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
         os.chmod(work, 0o755)
         _swap(work, path)
     except BaseException:
@@ -72,11 +87,34 @@ def restore_swapped(path: Path) -> None:
         os.replace(old, path)
 
 
+def remove_partial(path: Path) -> None:
+    """Remove what killed processes left of a folder ``path``, which no other process may be writing."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
+        shutil.rmtree(left)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as readable JSON, whole or not at all."""
     with atomic_file(path) as handle:
         json.dump(value, handle, indent=2, ensure_ascii=False, sort_keys=True)
         handle.write("\n")
+
+
+def load_json(path: Path) -> Any:
+    """Return the JSON value in a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8, not JSON, nested too deeply, or holds half of a surrogate pair.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return value
 
 
 def sha256_file(path: Path) -> str:

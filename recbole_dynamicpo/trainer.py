@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +19,65 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, dict2str, early_stopping, get_local_time
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from .batches import Diagnostics
-from .checkpoint import Progress, load_checkpoint, load_progress, save_checkpoint
-from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, StageDataLoader, scored_columns
-from .embedded import cache_folder
-from .errors import NumericsError, SettingsError
+from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, load_progress, save_checkpoint
+from .dataset import ROW_ID
+from .errors import NumericsError, StoppedError
 from .evaluation import RankingCollector, RankingMixin
+from .interrupt import StopRequest, stop_request
 from .journal import Journal
+from .locks import locked
 from .model import REFERENCE_LOGPS, DynamicPO
-from .objectives import merge_diagnostics
-from .recommender import save_recommender
-from .reference import ReferenceCache, row_key
+from .recommender import RECOMMENDER_FILE, save_recommender
+from .record import JOURNAL_FILE
+from .recording import RecordingMixin
 from .run_folder import check_identity, identity, new_run_folder, write_identity
-from .sampling import epoch_order, row_generator
+from .sampling import row_generator
+from .stage_rows import stage_rows, step_batches
 from .stages import STAGES, StagePlan, plan_stages
-from .storage import sha256_json
+from .steps import reference_logps, take_step
+from .storage import remove_partial, sha256_json
+from .tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
 
-class DynamicPOTrainer(RankingMixin, Trainer):
+class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
     """Trains and evaluates the models of this package."""
 
-    def __init__(self, config: Any, model: DynamicPO) -> None:
+    progress: Progress
+
+    def __init__(
+        self, config: Any, model: DynamicPO, run_folder: Path | None = None, tracker: Tracker | None = None
+    ) -> None:
+        """Prepare the folder of the run.
+
+        Args:
+            config: RecBole's configuration.
+            model: to train.
+            run_folder: where everything goes; it is resumed if it holds a checkpoint, and the caller keeps
+                others out of it. None: the folder of setting ``resume``, else a new one below
+                ``checkpoint_dir``, locked while training.
+            tracker: told of what is new; None: the one that the settings ask for.
+        """
         super().__init__(config, model)
         self.settings = model.settings
         self.eval_collector = RankingCollector(config)
         self.plans = plan_stages(self.settings)
         name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
         resume = self.settings.resume
-        self.run_folder = Path(resume) if resume else new_run_folder(Path(self.checkpoint_dir), name)
-        self.saved_model_file = str(self.run_folder / self.final_stage)
-        self.journal = Journal(self.run_folder / "metrics.jsonl")
+        self.shared_folder = run_folder is not None
+        if run_folder is None:
+            run_folder = Path(resume) if resume else new_run_folder(Path(self.checkpoint_dir), name)
+        self.run_folder = run_folder
+        self.resumes = resume is not None or has_checkpoint(run_folder)
+        self.adapters = {stage: run_folder / stage for stage in STAGES}
+        self.saved_model_file = str(self.adapters[self.final_stage])
+        self.journal = Journal(run_folder / JOURNAL_FILE)
+        self.tracker = tracker
+        self.stop = StopRequest()
+        self.on_progress: Callable[[str, int, int], object] = lambda stage, done, total: None
         self.progress = Progress()
         self.seconds: dict[str, float] = {}
 
@@ -78,19 +103,44 @@ class DynamicPOTrainer(RankingMixin, Trainer):
         self.eval_collector.data_collect(train_data)
         self.valid_data, self.show_progress = valid_data, show_progress
         self.callback, self.dataset = callback_fn, train_data._dataset
-        resumed = self._resume() if self.settings.resume else None
-        if not self.plans or self.plans[0].name == "preference":
-            self._save_adapter("sft")
-        for plan in self.plans:
-            if resumed is not None and plan.number < STAGES.index(resumed.stage):
-                self.model.policy.load(self.run_folder / plan.name)
-                continue
-            at = resumed if resumed is not None and plan.name == resumed.stage else None
-            # RecBole's SINE module turns anomaly detection on for the whole process when it is imported.
-            with torch.autograd.set_detect_anomaly(False):
-                self._run_stage(plan, at)
+        alone = nullcontext() if self.shared_folder else locked(self.run_folder, wait=False)
+        # RecBole's SINE module turns anomaly detection on for the whole process when it is imported.
+        with alone, stop_request() as self.stop, torch.autograd.set_detect_anomaly(False):
+            self._run_stages()
         score = self.progress.best_score
         return (self.best_valid_score if score is None else score), self.progress.best_result
+
+    def _run_stages(self) -> None:
+        """Run the stages that are left."""
+        for folder in (self.run_folder / CHECKPOINT, *(self.run_folder / stage for stage in STAGES)):
+            remove_partial(folder)
+        resumed = self._resume() if self.resumes else None
+        trains_sft = bool(self.plans) and self.plans[0].name == "sft"
+        if not trains_sft and not (self.adapters["sft"] / RECOMMENDER_FILE).is_file():
+            self._save_adapter("sft")
+        if self.tracker is None:
+            self.tracker = self._start_tracking()
+        for plan in self.plans:
+            if resumed is not None and plan.number < STAGES.index(resumed.stage):
+                self.model.policy.load(self.adapters[plan.name])
+                continue
+            with self._recorded(plan.name):
+                self._run_stage(plan, resumed if resumed is not None and plan.name == resumed.stage else None)
+
+    def _stop_if_asked(self, stage: str) -> None:
+        """End the run where somebody asked for it; what there is has been saved.
+
+        Raises:
+            StoppedError: saying how to go on.
+        """
+        if not self.stop.received:
+            return
+        with suppress(StoppedError):
+            self.stop.pass_on()
+        raise StoppedError(
+            f"stopped by SIGTERM after step {self.progress.step} of stage {stage}; go on with "
+            f"--resume={self.run_folder} and the same settings"
+        )
 
     def _identity(self) -> dict[str, Any]:
         """Return what decides the trajectory of the run."""
@@ -114,26 +164,32 @@ class DynamicPOTrainer(RankingMixin, Trainer):
         Raises:
             CheckpointError: no checkpoint, or settings or data differ; names each difference.
         """
-        progress = load_progress(self.run_folder / "checkpoint")
+        progress = load_progress(self.run_folder / CHECKPOINT)
         check_identity(self.run_folder, self._identity())
-        self.journal.rewind(progress.stage, progress.step, STAGES[: STAGES.index(progress.stage)])
+        earlier = ("prepare", *STAGES[: STAGES.index(progress.stage)])
+        self.journal.rewind(progress.stage, progress.step, earlier)
         logger.info("resuming %s at step %d of stage %s", self.run_folder, progress.step, progress.stage)
         return progress
 
     def _run_stage(self, plan: StagePlan, resumed: Progress | None) -> None:
         """Train one stage from its start, or from a checkpoint, and load its best adapter."""
-        rows = self._stage_rows(plan)
+        rows = stage_rows(self.dataset, plan)
         policy = self.model.policy
         self.model.stage = plan.name
         if plan.name == "preference":
             policy.freeze_reference()
         if plan.name == "preference" and self.settings.objective != "mppo":
-            rows.update(Interaction({REFERENCE_LOGPS: self._reference_logps(rows)}))
+            started = time.perf_counter()
+            table = reference_logps(
+                self.model, rows, self.show_progress, between=lambda: self._stop_if_asked(plan.name)
+            )
+            rows.update(Interaction({REFERENCE_LOGPS: table}))
+            self.progress.seconds["reference"] = time.perf_counter() - started
         self.optimizer = self._build_optimizer(learning_rate=plan.learning_rate)
         self.progress = resumed or Progress(stage=plan.name, seconds=self.progress.seconds)
         self.seconds = self.progress.seconds
         if resumed is not None:
-            load_checkpoint(self.run_folder / "checkpoint", policy, self.optimizer)
+            load_checkpoint(self.run_folder / CHECKPOINT, policy, self.optimizer)
         else:
             if plan is self.plans[0]:
                 write_identity(self.run_folder, self._identity())
@@ -141,7 +197,7 @@ class DynamicPOTrainer(RankingMixin, Trainer):
         self._train(plan, rows)
         if self.progress.best_score is None:
             self._save_adapter(plan.name)
-        policy.load(self.run_folder / plan.name)
+        policy.load(self.adapters[plan.name])
 
     def _train(self, plan: StagePlan, rows: Interaction) -> None:
         """Take the steps that are left of a stage."""
@@ -149,82 +205,46 @@ class DynamicPOTrainer(RankingMixin, Trainer):
             return
         per_epoch = plan.steps_per_epoch(len(rows[ROW_ID]))
         total = plan.epochs * per_epoch
-        lengths = self._text_lengths(rows)
         bar = tqdm(
             total=total, initial=self.progress.step, desc=plan.name, disable=not self.show_progress,
             dynamic_ncols=True, unit="step",
         )  # fmt: skip
         with bar:
             for epoch in range(self.progress.step // per_epoch, plan.epochs):
-                for batches in self._steps(plan, rows, lengths, epoch):
+                done = self.progress.step - epoch * per_epoch
+                for batches in step_batches(self.model, plan, rows, epoch, done):
                     started = time.perf_counter()
                     values = self._step(plan, batches, total)
                     spent = self.seconds.get(plan.name, 0.0) + time.perf_counter() - started
                     self.seconds[plan.name] = spent
                     self.progress.step += 1
-                    self.journal.write(plan.name, self.progress.step, "train", values)
+                    self._note(plan.name, "train", values)
+                    self.on_progress(plan.name, self.progress.step, total)
                     bar.update()
                     bar.set_postfix_str(_summary(values))
                     if self._after_step(plan, per_epoch):
                         return
 
-    def _steps(
-        self, plan: StagePlan, rows: Interaction, lengths: np.ndarray[Any, Any], epoch: int
-    ) -> Iterator[list[Interaction]]:
-        """Yield the batches of each optimizer step of an epoch that is not yet done."""
-        done = self.progress.step - epoch * plan.steps_per_epoch(len(lengths))
-        order = epoch_order(lengths, plan.batch_size, self.settings.seed, plan.number, epoch)
-        if plan.name == "preference":
-            columns = scored_columns(
-                rows, self.model.ITEM_ID, self.settings.num_negatives, self.settings.seed, epoch
-            )
-            rows.update(Interaction({SCORED: columns}))
-        left = order[done * plan.rows_per_step :]
-        loader = StageDataLoader(self.config, self.dataset, rows, left, plan.batch_size)
-        batches: list[Interaction] = []
-        for batch in loader:
-            batches.append(batch)
-            if len(batches) == plan.accumulation:
-                yield batches
-                batches = []
-        if batches:
-            yield batches
-
-    def _step(self, plan: StagePlan, batches: list[Interaction], total: int) -> dict[str, float]:
-        """Take one optimizer step and return its numbers, read from the device once.
+    def _step(self, plan: StagePlan, batches: list[Interaction], total: int) -> dict[str, Any]:
+        """Take one optimizer step and return its numbers.
 
         Raises:
             NumericsError: the loss or the gradient is not finite; the weights stay as they were.
         """
-        self.model.train()
         step = self.progress.step
         draw = row_generator(self.settings.seed, 19, plan.number, step)
         torch.manual_seed(int(draw.integers(1 << 62)))  # dropout; drawn by place, so resuming replays it
         rate = plan.learning_rate_at(step, total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad()
-        count = sum(len(batch) for batch in batches)
-        losses, diagnostics = [], []
-        for batch in batches:
-            loss = self.model.row_losses(batch).sum() / count
-            loss.backward()
-            losses.append(loss.detach())
-            if plan.name == "preference":
-                diagnostics.append(self.model.diagnostics)
-        limit = self.clip_grad_norm or {"max_norm": float("inf")}
-        norm = clip_grad_norm_(self.model.policy.trainable(), **limit)
-        merged = merge_diagnostics(diagnostics, [len(batch) for batch in batches]) if diagnostics else ()
-        loss_value, norm_value, *rest = torch.stack([torch.stack(losses).sum(), norm, *merged]).tolist()
-        if not np.isfinite([loss_value, norm_value]).all():
-            rows = sorted(int(row) for batch in batches for row in batch[ROW_ID])
+        try:
+            values = take_step(self.model, self.optimizer, batches, self.clip_grad_norm)
+        except NumericsError as error:
             raise NumericsError(
-                f"stage {plan.name}, step {step + 1}: loss {loss_value}, gradient norm {norm_value} in rows "
-                f"{rows}; stopped, the last good checkpoint is in {self.run_folder / 'checkpoint'}"
-            )
-        self.optimizer.step()
-        values = {"loss": loss_value, "grad_norm": norm_value, "learning_rate": rate, "rows": count}
-        return {**values, **dict(zip(Diagnostics._fields, rest, strict=False))}
+                f"stage {plan.name}, step {step + 1}: {error}; stopped, the last good checkpoint is in "
+                f"{self.run_folder / 'checkpoint'}"
+            ) from error
+        return {**values, "learning_rate": rate}
 
     def _after_step(self, plan: StagePlan, per_epoch: int) -> bool:
         """Validate and write a checkpoint where they are due; return whether to stop early."""
@@ -237,8 +257,9 @@ class DynamicPOTrainer(RankingMixin, Trainer):
             due = self.config["eval_step"] > 0 and epoch_ends and epoch % self.config["eval_step"] == 0
         if due and self.valid_data:
             self.progress.stopped = self._validate(plan, epoch)
-        if due or step % self.settings.checkpoint_every == 0 or epoch_ends:
+        if due or step % self.settings.checkpoint_every == 0 or epoch_ends or self.stop.received:
             self._checkpoint()
+        self._stop_if_asked(plan.name)
         return self.progress.stopped
 
     def _validate(self, plan: StagePlan, epoch: int) -> bool:
@@ -257,7 +278,7 @@ class DynamicPOTrainer(RankingMixin, Trainer):
         if better:
             self.progress.best_score, self.progress.best_result = score, result
             self._save_adapter(plan.name)
-        self.journal.write(plan.name, self.progress.step, "valid", result)
+        self._note(plan.name, "valid", result)
         self.seconds["validation"] = self.seconds.get("validation", 0.0) + time.perf_counter() - started
         logger.info("%s step %d: valid %s", plan.name, self.progress.step, dict2str(result))
         if self.callback:
@@ -265,62 +286,17 @@ class DynamicPOTrainer(RankingMixin, Trainer):
         return bool(stop)
 
     def _checkpoint(self) -> None:
-        save_checkpoint(self.run_folder / "checkpoint", self.model.policy, self.optimizer, self.progress)
+        save_checkpoint(self.run_folder / CHECKPOINT, self.model.policy, self.optimizer, self.progress)
 
     def _save_adapter(self, stage: str) -> None:
         """Write the policy as a folder that ``load_recommender`` understands."""
-        save_recommender(self.run_folder / stage, self.model, {"stage": stage, "model": self.config["model"]})
+        save_recommender(self.adapters[stage], self.model, {"stage": stage, "model": self.config["model"]})
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Build RecBole's optimizer of setting ``learner`` over the adapter alone."""
         kwargs.setdefault("params", self.model.policy.trainable())
         optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)
         return optimizer
-
-    def _stage_rows(self, plan: StagePlan) -> Interaction:
-        rows = self.dataset.stage_rows(plan.rows, plan.skip)
-        count = len(rows[ROW_ID])
-        if not count:
-            raise SettingsError(f"stage {plan.name}: the data set has no training rows")
-        logger.info(
-            "stage %s: %d of %d training rows, %d epochs, %d rows a step", plan.name, count,
-            len(self.dataset.built["train"].inter_feat), plan.epochs, plan.rows_per_step,
-        )  # fmt: skip
-        return rows
-
-    def _text_lengths(self, rows: Interaction) -> np.ndarray[Any, Any]:
-        """Return (n,) characters of the titles in each row's prompt."""
-        characters = np.array([len(title) for title in self.model.titles])
-        shown = characters[rows[CANDIDATE_IDS].numpy()].sum(axis=1)
-        most = self.settings.max_history
-        shown += np.array([characters[items[-most:]].sum() for items in self.dataset.history(rows)])
-        return np.asarray(shown)
-
-    def _reference_logps(self, rows: Interaction) -> torch.Tensor:
-        """Return (n, C) reference log-probabilities of all candidates, from the cache where known."""
-        model, policy = self.model, self.model.policy
-        key = sha256_json([
-            policy.backbone.fingerprint, policy.digest(), str(policy.backbone.dtype),
-            policy.backbone.shares_prompt, self.settings.load_in_4bit,
-        ])  # fmt: skip
-        cache = ReferenceCache(cache_folder() / "reference" / key[:24])
-        prompts = self.dataset.prompt_rows(rows, rows[CANDIDATE_IDS].numpy())
-        keys = [row_key(model.collator.texts(row)) for row in prompts]
-        started = time.perf_counter()
-
-        def score(indices: list[int]) -> torch.Tensor:
-            model.voice = "reference"
-            try:
-                logps: torch.Tensor = model.candidate_logps(rows[indices])
-            finally:
-                model.voice = "policy"
-            return logps
-
-        with tqdm(total=len(keys), desc="reference", disable=not self.show_progress, unit="row") as bar:
-            table, computed = cache.complete(keys, score, bar.update)
-        self.seconds["reference"] = time.perf_counter() - started
-        logger.info("reference: %d rows computed, %d from %s", computed, len(keys) - computed, cache.folder)
-        return table
 
 
 def _summary(values: dict[str, float]) -> str:

@@ -117,4 +117,5 @@ def toy_settings(tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.Monkey
         "show_progress": False,
         "checkpoint_dir": str(tmp_path / "saved"),
         "state": "WARNING",
+        "mlflow_tracking_uri": None,
     }

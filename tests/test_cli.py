@@ -255,6 +255,6 @@ def test_a_damaged_record_of_a_run_is_named(
     trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, data = trained
-    (run / "run.json").write_text("[1")
+    (run / "record.json").write_text("[1")
     assert main(["evaluate", "--model", str(run), *data]) == 2
-    assert "run.json: not a readable record of a run" in capsys.readouterr().err
+    assert "record.json: not a readable record of a run" in capsys.readouterr().err

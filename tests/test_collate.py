@@ -165,8 +165,13 @@ def test_titles_outside_ascii_and_with_odd_spaces(tokenizer: object) -> None:
         assert ids[-1] == EOS
 
 
-def test_longer_history_means_other_text_for_the_cache(tokenizer: object) -> None:
-    """``texts`` names what a row's log-probabilities depend on: prompt, limit, completions."""
+def test_token_ids_are_what_the_batch_holds(tokenizer: object) -> None:
     write = collator(tokenizer, max_length=50, max_history=2)
-    assert write.texts(row("ABC", ["X", "Y"])) == ["B,C:\n50", "X", "Y"]
-    assert write.texts(row("ABC", ["X"])) != write.texts(row("AC", ["X"]))
+    prompts, completions = write.token_ids([row("ABC", ["X", "Y"]), row("A", ["X"])])
+    batch = write([row("ABC", ["X", "Y"]), row("A", ["X"])])
+    for index, ids in enumerate(prompts):
+        assert batch.prompt[index, : batch.prompt_length[index]].tolist() == ids
+        assert batch.completion_length[index].tolist()[: len(completions[index])] == list(
+            map(len, completions[index])
+        )
+    assert prompts == write.token_ids([row("BC", ["X", "Y"]), row("A", ["X"])])[0]  # A is too old

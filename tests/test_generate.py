@@ -23,6 +23,7 @@ from recbole_dynamicpo.generate import (
     overlapping,
     write_answers,
 )
+from recbole_dynamicpo.memory import TokenBudget
 from recbole_dynamicpo.policy import LoraShape, Policy
 from recbole_dynamicpo.prompts import Templates
 from recbole_dynamicpo.scorer import Scorer
@@ -101,7 +102,7 @@ def make_scorer(model: Any, texts: list[str]) -> Scorer:
     backbone = Backbone(model, make_tokenizer(), "hand-made", "0" * 64, shares_prompt=True)
     policy = Policy(backbone, LoraShape(2, 4, 0.0, ("q_proj",), 0), seed=0)
     collator = Collator(backbone.tokenizer, Templates(texts), max_length=400, max_history=3)
-    return Scorer(policy, collator, tokens_per_batch=2048)
+    return Scorer(policy, collator, TokenBudget(2048))
 
 
 def test_figures_of_a_model_that_always_says_cats() -> None:

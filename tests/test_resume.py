@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recbole_dynamicpo.errors import CheckpointError
+from recbole_dynamicpo.errors import CheckpointError, LockedError
 from recbole_dynamicpo.journal import Journal
+from recbole_dynamicpo.locks import locked
 from recbole_dynamicpo.runner import run
 
 # Two stages of two epochs with three steps each.
@@ -95,6 +96,48 @@ def test_same_seed_twice_is_bitwise_equal_and_another_seed_is_not(settings: dict
     assert results[0][0] != results[2][0]
 
 
+def test_sigterm_ends_after_the_step_and_says_how_to_go_on(settings: dict[str, Any]) -> None:
+    cut, home = only_run({**settings, "checkpoint_every": 100}, "cut")
+    script = textwrap.dedent(
+        """
+        import os, signal, sys
+        from recbole_dynamicpo.cli import run_recbole
+        from recbole_dynamicpo.journal import Journal
+        write = Journal.write
+        def asking(self, stage, step, kind, values):
+            write(self, stage, step, kind, values)
+            if (stage, step, kind) == ("preference", 2, "train"):
+                os.kill(os.getpid(), signal.SIGTERM)
+        Journal.write = asking
+        sys.exit(run_recbole(sys.argv[1:]))
+        """
+    )
+    flags = [f"--{key}={value}" for key, value in cut.items()]
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--model=DynamicPO", "--dataset=toy", *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 128 + signal.SIGTERM
+    (folder,) = home.iterdir()
+    assert done.stderr.strip().splitlines()[-1] == (
+        f"stopped by SIGTERM after step 2 of stage preference; go on with --resume={folder} "
+        "and the same settings"
+    )
+    run("DynamicPO", "toy", overrides={**cut, "resume": str(folder)})
+    whole, other = only_run(settings, "whole")
+    run("DynamicPO", "toy", overrides=whole)
+    assert outcome(folder)[0] == outcome(next(other.iterdir()))[0]
+
+
+def test_a_second_process_is_told_who_holds_the_run(settings: dict[str, Any]) -> None:
+    own, home = only_run(settings, "own")
+    run("SFTRec", "toy", overrides=own)
+    (folder,) = home.iterdir()
+    with locked(folder, wait=False), pytest.raises(LockedError, match=rf"in use by process {os.getpid()} on"):
+        run("SFTRec", "toy", overrides={**own, "resume": str(folder)})
+    run("SFTRec", "toy", overrides={**own, "resume": str(folder)})
+
+
 def test_sigkill_of_a_real_process(settings: dict[str, Any], tmp_path: Path) -> None:
     cut, home = only_run(settings, "cut")
     script = textwrap.dedent(
@@ -115,7 +158,7 @@ def test_sigkill_of_a_real_process(settings: dict[str, Any], tmp_path: Path) -> 
         [sys.executable, "-c", script, json.dumps(cut)], env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == -signal.SIGKILL
-    (folder,) = home.iterdir()
+    (folder,) = home.glob("[!.]*")  # the lock file of a killed process stays, and holds nobody up
     assert not (folder / "preference").exists()
     run("DynamicPO", "toy", overrides={**cut, "resume": str(folder)})
     whole, other = only_run(settings, "whole")

@@ -17,6 +17,8 @@ from recbole_dynamicpo import storage
 from recbole_dynamicpo.storage import (
     atomic_file,
     atomic_folder,
+    named,
+    remove_partial,
     restore_swapped,
     sha256_file,
     sha256_json,
@@ -223,3 +225,24 @@ def test_checksums(tmp_path: Path) -> None:
     assert sha256_json({"a": 1, "b": "é"}) == sha256_json({"b": "é", "a": 1})
     assert sha256_json({"a": 1}) != sha256_json({"a": 2})
     assert sha256_json([1, 2]) != sha256_json([2, 1])
+
+
+def test_a_failed_write_names_its_file(tmp_path: Path) -> None:
+    """The system says which file it could not open, but not which one it could not write."""
+    path = tmp_path / "x.txt"
+    with pytest.raises(OSError, match="No space left") as caught, named(path):
+        raise OSError(28, "No space left on device")
+    assert caught.value.filename == str(path)
+    with pytest.raises(FileNotFoundError) as caught, named(path):
+        Path("/nonexistent").read_text(encoding="utf-8")
+    assert caught.value.filename == "/nonexistent"
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed(tmp_path: Path) -> None:
+    whole, other = tmp_path / "a[b]", tmp_path / ".a.x.tmp"
+    left = tmp_path / ".a[b].12345678.tmp"
+    for folder in (whole, other, left):
+        folder.mkdir()
+        (folder / "file").write_text("x", encoding="utf-8")
+    remove_partial(whole)
+    assert names(tmp_path) == [".a.x.tmp", "a[b]"]

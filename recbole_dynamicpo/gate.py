@@ -1,0 +1,126 @@
+"""The test that a registered model has to pass in a fresh process: it ranks as the run's own adapter does.
+
+``python -m recbole_dynamicpo.gate QUESTION ANSWER`` reads a question and writes an answer, both JSON.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import DynamicPOError, TrackingError
+from .recommender import BACKBONE_VARIABLE, Ranked, load_recommender
+from .storage import load_json, write_json
+
+# Nats that a score may differ; both sides compute in float32, in the same way.
+TOLERANCE = 1e-3
+# Seconds for loading two recommenders and ranking some rows.
+GATE_WITHIN = 1800.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the comparison found.
+
+    Attributes:
+        rows: that were ranked.
+        largest_difference: between two scores of a title, nats.
+        reasons: why they do not rank alike; empty if they do.
+    """
+
+    rows: int
+    largest_difference: float
+    reasons: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether they rank alike."""
+        return not self.reasons
+
+
+def ask(
+    folder: Path, model: str, tracking_uri: str, rows: Sequence[Mapping[str, Any]], backbone: str
+) -> Verdict:
+    """Compare a registered model with the recommender folder that it was made of, in a fresh process.
+
+    Args:
+        folder: recommender folder.
+        model: ``models:/name/version``.
+        tracking_uri: where the model is registered.
+        rows: each with ``history`` and ``candidates``, as titles.
+        backbone: as the folder names it; a folder's path is not known to the model.
+
+    Raises:
+        TrackingError: the comparison could not be made.
+    """
+    environment = dict(os.environ)
+    if Path(backbone).is_dir():
+        environment.setdefault(BACKBONE_VARIABLE, backbone)
+    with tempfile.TemporaryDirectory(prefix="recbole-dynamicpo-") as work:
+        question, answer = Path(work) / "question.json", Path(work) / "answer.json"
+        asked = {
+            "folder": str(folder.resolve()),
+            "model": model,
+            "tracking_uri": tracking_uri,
+            "rows": list(rows),
+        }
+        write_json(question, asked)
+        command = [sys.executable, "-m", __spec__.name, str(question), str(answer)]
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=GATE_WITHIN, check=False
+            )
+            return Verdict(**load_json(answer))
+        except subprocess.TimeoutExpired as error:
+            raise TrackingError(f"{model}: no answer of the gate within {GATE_WITHIN:.0f} s") from error
+        except (OSError, ValueError, TypeError) as error:
+            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            raise TrackingError(f"{model}: the gate could not compare it ({last})") from error
+
+
+def compare(ours: Sequence[Sequence[Ranked]], theirs: Sequence[Sequence[Ranked]]) -> Verdict:
+    """Compare two rankings of the same rows.
+
+    Args:
+        ours: of each row, best first.
+        theirs: likewise.
+    """
+    reasons, largest = [], 0.0
+    for row, (first, second) in enumerate(zip(ours, theirs, strict=True), start=1):
+        if [item.title for item in first] != [item.title for item in second]:
+            reasons.append(f"row {row}: another order")
+        scores = {item.title: item.score for item in second}
+        gaps = [abs(item.score - scores[item.title]) for item in first if item.title in scores]
+        # A score that is no number is a difference, though no comparison with it is true.
+        gap = max((float("inf") if gap != gap else gap for gap in gaps), default=0.0)
+        if gap > TOLERANCE:
+            reasons.append(f"row {row}: scores differ by {gap:.3g} nats, wanted at most {TOLERANCE:g}")
+        largest = max(largest, gap)
+    if not ours:
+        reasons.append("no rows to compare")
+    return Verdict(len(ours), largest, reasons)
+
+
+def main(question: Path, answer: Path) -> None:
+    """Answer a question; both sides are ranked in float32, one after the other to hold one backbone only."""
+    asked = load_json(question)
+    rankings = []
+    for source in (asked["folder"], asked["model"]):
+        recommender = load_recommender(source, dtype="float32", tracking_uri=asked["tracking_uri"])
+        rows = [(row["history"], row["candidates"]) for row in asked["rows"]]
+        rankings.append([recommender.rank(history, shown, len(shown)) for history, shown in rows])
+        del recommender
+    write_json(answer, asdict(compare(*rankings)))
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except DynamicPOError as error:
+        sys.exit(" ".join(f"{error}".split()))

@@ -1,0 +1,100 @@
+"""How many tokens may pass the model at once, and what to do when memory runs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+_GIB = 1 << 30
+
+
+class TokenBudget:
+    """Padded tokens of one forward pass; halved for the rest of the run where memory runs out.
+
+    Args:
+        tokens: to begin with; a single row may exceed it.
+        max_memory: GiB that this process may take before the budget is halved, 0 for no limit. Meant
+            for CPUs, where nothing else says in time that memory is short. Linux only.
+    """
+
+    def __init__(self, tokens: int, max_memory: float = 0.0) -> None:
+        self.tokens = tokens
+        self.max_memory = max_memory
+        self._warned = False
+        if max_memory:
+            _reset_peak()
+
+    def split(self, sizes: Sequence[int]) -> list[list[int]]:
+        """Return consecutive groups of row indices whose padded tokens fit.
+
+        Args:
+            sizes: (n,) tokens of each row; rows of similar size should lie beside each other.
+        """
+        groups: list[list[int]] = []
+        widest = 0
+        for index, size in enumerate(sizes):
+            widest = max(widest, size)
+            if groups and widest * (len(groups[-1]) + 1) <= self.tokens:
+                groups[-1].append(index)
+            else:
+                groups.append([index])
+                widest = size
+        return groups
+
+    def shrink(self, rows: int, tokens: int, reason: str) -> bool:
+        """Halve the budget after a forward pass that took too much; say whether it helps.
+
+        Args:
+            rows: of that pass; one alone cannot be split.
+            tokens: padded tokens of that pass.
+            reason: what happened, for the log.
+        """
+        if rows == 1:
+            return False
+        self.tokens = max(1, min(self.tokens, tokens) // 2)
+        logger.warning("%s with %d rows in one pass: now at most %d tokens a pass", reason, rows, self.tokens)
+        return True
+
+    def check(self, rows: int, tokens: int) -> None:
+        """Halve the budget if the memory limit was exceeded since the last look."""
+        if not self.max_memory:
+            return
+        peak = _peak_gib()
+        if peak <= self.max_memory:
+            return
+        reason = f"{peak:.2f} GiB in use, max_memory is {self.max_memory:g}"
+        if self.shrink(rows, tokens, reason):
+            _reset_peak()
+        elif not self._warned:
+            self._warned = True
+            logger.warning("%s with a single row: it cannot be split; going on", reason)
+
+
+def free_device_memory() -> None:
+    """Give cached blocks of a CUDA device back, after an out-of-memory error."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _peak_gib() -> float:
+    """Return the most memory in use since the last reset, in GiB; 0 where the system does not tell."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / _GIB
+    except (OSError, ValueError, IndexError):
+        pass
+    return 0.0
+
+
+def _reset_peak() -> None:
+    """Let the kernel forget the peak so far."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        logger.warning("max_memory: this system does not let the peak be measured anew; it is the run's")

@@ -1,0 +1,224 @@
+"""Recommenders as models of MLflow: log one, and fetch one by its URI.
+
+Fetching reads files and runs none of them, unlike MLflow's own loader, which runs the packaged code.
+Everything goes through a client of its own with an explicit tracking URI and run id, so that a
+training process keeps its active run and its tracking URI, in whichever thread this is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import AdapterError
+from .packaging import (
+    ARTIFACT,
+    ARTIFACT_FOLDER,
+    example_request,
+    folder_size,
+    package_recommender,
+    requirements,
+)
+from .policy import WEIGHTS_FILE
+from .storage import sha256_file, write_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+
+logger = logging.getLogger(__name__)
+
+MODEL_NAME = "model"  # of a logged model: runs:/<run id>/model
+CODE_FILE = Path(__file__).with_name("mlflow_model.py")
+DATABASE = "mlflow.db"  # what a local run keeps its record in
+
+
+def log_model(folder: Path, *, run_id: str, tracking_uri: str, settings: Mapping[str, Any]) -> str:
+    """Log a recommender folder as a model of a run and return its URI, ``models:/m-...``.
+
+    The model holds the adapter, templates, catalogue, settings and the name and hash of the backbone;
+    neither weights of the backbone nor a pickle.
+
+    Args:
+        folder: as a run leaves it in ``saved/<run>/preference``.
+        run_id: the run that made it.
+        tracking_uri: where that run is recorded.
+        settings: what a later evaluation needs of the run; JSON values.
+
+    Raises:
+        AdapterError: the folder is incomplete.
+        mlflow.exceptions.MlflowException: the store cannot be reached or refuses.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+    client = MlflowClient(tracking_uri)
+    experiment = client.get_run(run_id).info.experiment_id
+    model = client.create_logged_model(experiment, name=MODEL_NAME, source_run_id=run_id)
+    try:
+        with tempfile.TemporaryDirectory(prefix="recbole-dynamicpo-") as work:
+            path = Path(work) / MODEL_NAME
+            size = write_model(path, folder, settings, model_id=model.model_id, run_id=run_id)
+            client.log_model_artifacts(model.model_id, str(path))
+            adapter = path / ARTIFACT_FOLDER / WEIGHTS_FILE
+            tags = {"size_bytes": str(size), "adapter_sha256": sha256_file(adapter)}
+            adapter_size = adapter.stat().st_size
+        client.set_logged_model_tags(model.model_id, tags)
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+        raise
+    uri = f"models:/{model.model_id}"
+    logger.info("model %s: %d bytes, of which the adapter has %d", uri, size, adapter_size)
+    return uri
+
+
+def write_model(
+    path: Path,
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    model_id: str | None = None,
+    run_id: str | None = None,
+) -> int:
+    """Write a recommender folder as an MLflow model folder and return its size in bytes.
+
+    Args:
+        path: new folder.
+        folder: recommender folder.
+        settings: see ``log_model``.
+        model_id: of the logged model that it becomes.
+        run_id: of the run that made it.
+    """
+    # MLflow says this of a class of its own, when it is imported.
+    warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    model = Model(artifact_path=MODEL_NAME, run_id=run_id, model_uuid=model_id, model_id=model_id)
+    with _without_advice():
+        # An input example given here would make MLflow load the backbone to try it.
+        mlflow.pyfunc.save_model(
+            path=str(path), python_model=str(CODE_FILE), mlflow_model=model, pip_requirements=requirements()
+        )
+    package_recommender(folder, path / ARTIFACT_FOLDER, settings)
+    request = [example_request(folder)]
+    write_json(path / "input_example.json", request)
+    write_json(path / "serving_input_example.json", {"inputs": request})
+    model.saved_input_example_info = {
+        "artifact_path": "input_example.json",
+        "serving_input_path": "serving_input_example.json",
+        "type": "json_object",
+    }
+    flavor = model.flavors["python_function"]
+    flavor["model_code_path"] = CODE_FILE.name  # MLflow writes the whole path, and reads only its last part
+    flavor["artifacts"] = {ARTIFACT: {"path": ARTIFACT_FOLDER, "uri": ARTIFACT_FOLDER}}
+    size = folder_size(path)
+    model.model_size_bytes = size
+    model.save(str(path / "MLmodel"))
+    return size
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep MLflow from saying that it does not check the elements of a list of titles and ids; we do."""
+    advisor = logging.getLogger("mlflow.types.type_hints")
+    level = advisor.level
+    advisor.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        advisor.setLevel(level)
+
+
+def find_tracking_uri(given: str | None = None) -> str:
+    """Return where to look: ``given``, else MLFLOW_TRACKING_URI, else ``mlflow.db`` of this folder.
+
+    Raises:
+        AdapterError: none of them, or a database that does not exist.
+    """
+    database = Path.cwd() / DATABASE
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri and not database.is_file():
+        raise AdapterError(
+            "got no MLflow store to look in; wanted a tracking_uri, the environment variable "
+            f"MLFLOW_TRACKING_URI, or {database}"
+        )
+    uri = uri or f"sqlite:///{database}"
+    file = uri.removeprefix("sqlite:///").partition("?")[0]
+    if uri.startswith("sqlite:///") and not Path(file).is_file():
+        raise AdapterError(f"{uri}: no such file; MLflow would make an empty store of it")
+    return uri
+
+
+def download_model(uri: str, target: Path, tracking_uri: str | None = None) -> Path:
+    """Download what ``uri`` names below ``target`` and return its folder.
+
+    Args:
+        uri: ``models:/name@alias``, ``models:/name/version``, ``models:/m-...`` or ``runs:/<id>/<path>``.
+        target: an existing folder.
+        tracking_uri: see ``find_tracking_uri``.
+
+    Raises:
+        AdapterError: it cannot be had; the message says why.
+    """
+    from mlflow import MlflowClient
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # the files are small
+    store = find_tracking_uri(tracking_uri)
+    try:
+        client = MlflowClient(store)
+        place = _location(client, uri)
+        found = download_artifacts(artifact_uri=place, dst_path=str(target), tracking_uri=store)
+    except (MlflowException, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise AdapterError(f"{uri}: not found in {without_password(store)} ({reason})") from error
+    return Path(found)
+
+
+def _location(client: MlflowClient, uri: str) -> str:
+    """Return the URI of the artifacts that a ``models:/`` or ``runs:/`` URI names.
+
+    MLflow's own download looks up ``models:/`` in the process's one registry, whatever it is told.
+    """
+    kind, _, path = uri.partition(":/")
+    first, _, rest = path.strip("/").partition("/")
+    if kind == "runs":
+        run = client.get_run(first)
+        name, _, inside = rest.partition("/")
+        for output in run.outputs.model_outputs if run.outputs else []:
+            model = client.get_logged_model(output.model_id)
+            if model.name == name:
+                return _within(model, inside)
+        return f"{run.info.artifact_uri.rstrip('/')}/{rest}"
+    name, separator, alias = first.rpartition("@")
+    if separator:
+        version = client.get_model_version_by_alias(name, alias)
+        name, number, inside = version.name, version.version, rest
+    elif rest:
+        name, (number, _, inside) = first, rest.partition("/")
+    else:
+        return _within(client.get_logged_model(first), "")
+    source = client.get_model_version_download_uri(name, str(number))
+    place = _location(client, source) if source.startswith(("models:/", "runs:/")) else source
+    return f"{place}/{inside}" if inside else place
+
+
+def _within(model: LoggedModel, inside: str) -> str:
+    return f"{model.artifact_location}/{inside}" if inside else str(model.artifact_location)
+
+
+def without_password(uri: str) -> str:
+    """Return a URI without the user name and password that it may hold."""
+    return re.sub(r"://[^/@]*@", "://", uri)

@@ -1,0 +1,113 @@
+"""What MLflow holds of a recommender: its folder without anything that only this machine knows.
+
+A packaged recommender is a recommender folder with one more file, ``settings.json``. A backbone that
+is a local folder is called by the folder's own name in it; which weights are meant, its SHA-256 says.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .catalogue import Catalogue
+from .embedded import EMBEDDED
+from .errors import AdapterError
+from .policy import CONFIG_FILE, WEIGHTS_FILE
+from .storage import load_json, write_json
+
+RECOMMENDER_FILE, CATALOGUE_FILE, TEMPLATES_FILE = "recommender.json", "catalogue.json", "templates.json"
+SETTINGS_FILE = "settings.json"
+# Where the packaged recommender lies in a logged model, and what MLflow calls it.
+ARTIFACT, ARTIFACT_FOLDER = "recommender", "artifacts/recommender"
+
+DISTRIBUTION = "recbole-dynamicpo"
+# Of our own requirements, those that a ranking depends on; a reader of a logged model sees them beside ours.
+_NAMED = ("mlflow", "torch", "transformers", "peft")
+
+
+def package_recommender(folder: Path, target: Path, settings: Mapping[str, Any]) -> None:
+    """Write the packaged form of a recommender folder.
+
+    Args:
+        folder: as a run leaves it in ``saved/<run>/preference``.
+        target: new folder.
+        settings: what a later evaluation needs of the run: data set, seed, ``num_candidates`` and others.
+
+    Raises:
+        AdapterError: a file of the folder is missing or damaged.
+    """
+    target.mkdir(parents=True)
+    for name in (WEIGHTS_FILE, CATALOGUE_FILE, TEMPLATES_FILE):
+        try:
+            shutil.copyfile(folder / name, target / name)
+        except OSError as error:
+            raise AdapterError(f"{folder / name}: cannot be read ({error.strerror})") from error
+    for name, key in ((RECOMMENDER_FILE, "backbone"), (CONFIG_FILE, "base_model_name_or_path")):
+        content = read_json(folder / name)
+        if not isinstance(content, dict) or not isinstance(content.get(key), str):
+            raise AdapterError(f"{folder / name}: wanted the name of the backbone as '{key}'")
+        write_json(target / name, {**content, key: portable_backbone(content[key])})
+    kept = {name: _portable(value) for name, value in settings.items()}
+    if isinstance(kept.get("backbone"), str):
+        kept["backbone"] = portable_backbone(settings["backbone"])
+    write_json(target / SETTINGS_FILE, kept)
+
+
+def portable_backbone(name: str) -> str:
+    """Return what a backbone is called elsewhere: a local folder by its own name, others as they are."""
+    place = Path(name).expanduser()
+    hub_id = name.count("/") == 1 and not name.startswith(("/", ".", "~"))
+    if name == EMBEDDED or (hub_id and not place.is_dir()):
+        return name
+    return place.resolve().name
+
+
+def _portable(value: Any) -> Any:
+    """Return a setting's value with absolute paths cut to their last part."""
+    if isinstance(value, Mapping):
+        return {key: _portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_portable(item) for item in value]
+    if isinstance(value, Path) or (isinstance(value, str) and value.startswith(("/", "~"))):
+        return Path(value).name
+    return value
+
+
+def requirements() -> list[str]:
+    """Return what pip has to install where a logged model is loaded: this package and what decides scores."""
+    from importlib.metadata import requires, version
+
+    from packaging.requirements import Requirement
+
+    found = [Requirement(text) for text in requires(DISTRIBUTION) or []]
+    named = [r for r in found if r.name in _NAMED and r.marker is None]
+    return [f"{DISTRIBUTION}=={version(DISTRIBUTION)}", *(f"{r.name}{r.specifier}" for r in named)]
+
+
+def example_request(folder: Path) -> dict[str, Any]:
+    """Return a request that shows the form, made of popular titles of a recommender folder's catalogue."""
+    titles = Catalogue.load(folder / CATALOGUE_FILE).popular(5)
+    return {"history": titles[:2], "candidates": titles[2:] or titles, "k": 3}
+
+
+def folder_size(folder: Path) -> int:
+    """Return the bytes of all files below ``folder``."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file of a recommender folder.
+
+    Raises:
+        AdapterError: it is missing or damaged.
+    """
+    try:
+        return load_json(path)
+    except OSError as error:
+        raise AdapterError(
+            f"{path}: cannot be read ({error.strerror}); wanted a recommender folder"
+        ) from error
+    except ValueError as error:
+        raise AdapterError(f"{path}: damaged JSON ({error})") from error

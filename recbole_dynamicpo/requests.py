@@ -1,0 +1,111 @@
+"""Requests to rank, as JSON brings them, and what they are answered with.
+
+A text in ``history`` or ``candidates`` is a title, a whole number is an item id of the catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import DataError, nearest
+from .recommender import DEFAULT_K, Recommender, short
+
+
+class RankRequest(BaseModel):
+    """Whom to rank for and what.
+
+    Attributes:
+        history: what the user took, oldest first; titles that the catalogue lacks are allowed.
+        candidates: what to rank; None takes the most popular titles that are not in the history.
+        k: how many to return, 10 where it is left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    history: list[str | int]
+    candidates: list[str | int] | None = None
+    k: int | None = None
+
+
+class RankedTitle(BaseModel):
+    """One ranked title: the catalogue's items that bear it, and its summed log-probability in nats."""
+
+    title: str
+    ids: list[str]
+    score: float
+
+
+class RankResponse(BaseModel):
+    """The answer to one request.
+
+    Attributes:
+        ranked: the best titles, best first.
+        candidates: ``given`` by the request, or the ``popular`` ones of the catalogue.
+        num_candidates: distinct titles that were compared.
+    """
+
+    ranked: list[RankedTitle]
+    candidates: str
+    num_candidates: int
+
+
+_ENTRIES = "a list of titles (texts) and item ids (whole numbers)"
+_WANTED = {"history": _ENTRIES, "candidates": _ENTRIES, "k": "a whole number of at least 1"}
+
+
+def answer(recommender: Recommender, requests: object) -> list[RankResponse]:
+    """Answer requests in order.
+
+    Args:
+        recommender: ranks.
+        requests: a list of ``RankRequest`` or of objects of its form.
+
+    Raises:
+        DataError: one of them is wrong; none is answered then.
+    """
+    if isinstance(requests, str) or not isinstance(requests, Sequence):
+        raise DataError(
+            f"inputs: got {type(requests).__name__}, wanted a list of objects with the key 'history'"
+        )
+    answers = []
+    for index, request in enumerate(requests):
+        try:
+            answers.append(_answer(recommender, _parse(request)))
+        except DataError as error:
+            raise DataError(f"inputs[{index}]: {error}") from error
+    return answers
+
+
+def _answer(recommender: Recommender, request: RankRequest) -> RankResponse:
+    k = DEFAULT_K if request.k is None else request.k
+    found = recommender.ranking(request.history, request.candidates, k)
+    ranked = [RankedTitle(title=item.title, ids=list(item.ids), score=item.score) for item in found.ranked]
+    return RankResponse(ranked=ranked, candidates=found.source, num_candidates=found.num_candidates)
+
+
+def _parse(request: object) -> RankRequest:
+    if isinstance(request, RankRequest):
+        return request
+    if not isinstance(request, Mapping):
+        raise DataError(f"got {type(request).__name__}, wanted an object with the key 'history'")
+    try:
+        return RankRequest.model_validate(dict(request))
+    except ValidationError as error:
+        problems = dict.fromkeys(_problem(item, request) for item in error.errors())
+        raise DataError("; ".join(problems)) from error
+
+
+def _problem(error: Any, request: Mapping[Any, Any]) -> str:
+    """Return what is wrong with one field in one line; pydantic needs several."""
+    name, *inside = error["loc"]
+    if name not in _WANTED:
+        return f"{name}: unknown{nearest(str(name), _WANTED)}"
+    if error["type"] == "missing":
+        return f"{name}: missing, wanted {_WANTED[name]}"
+    if inside and isinstance(inside[0], int):
+        value = request[name][inside[0]]
+        return f"{name}[{inside[0]}]: got {short(value)}, wanted a title (text) or an item id (whole number)"
+    return f"{name}: got {short(request[name])}, wanted {_WANTED[name]}"

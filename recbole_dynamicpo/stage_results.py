@@ -1,0 +1,121 @@
+"""Results of stages in folders that are named by what decides them, so that nothing is computed twice.
+
+A folder counts as a result only while its manifest is there and every file in it has the recorded
+hash; anything else is a stage that did not end, and is gone on with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import CHECKPOINT
+from .shipped import properties_folder
+from .storage import sha256_file, sha256_json, write_json
+
+logger = logging.getLogger(__name__)
+
+MANIFEST_FILE = "done.json"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage left, in terms that JSON can hold.
+
+    Attributes:
+        stage: ``prepare``, ``sft``, ``preference`` or ``evaluate``.
+        key: hash of everything that decides the result.
+        folder: where it lies.
+        outputs: small results, different for each stage.
+        cached: whether it was there already.
+    """
+
+    stage: str
+    key: str
+    folder: str
+    outputs: dict[str, Any] = field(default_factory=dict)
+    cached: bool = False
+
+
+@cache
+def code_digest() -> str:
+    """Return the SHA-256 of this package's code and shipped defaults: other code may give other results."""
+    digest = hashlib.sha256()
+    home = Path(__file__).parent
+    shipped = properties_folder()
+    files = [*home.glob("*.py"), *shipped.rglob("*.yaml"), *shipped.rglob("*.txt")]
+    for path in sorted(files, key=lambda path: path.name):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def stage_key(stage: str, *, before: str, decided_by: dict[str, Any]) -> str:
+    """Return the key of a stage's result.
+
+    Args:
+        stage: its name.
+        before: key of the stage that it builds on; empty for the first.
+        decided_by: settings and hashes of data and backbone.
+    """
+    return sha256_json([stage, before, decided_by, code_digest()])
+
+
+def stage_folder(store: Path, stage: str, key: str) -> Path:
+    """Return where the result with ``key`` lies."""
+    return store / "stages" / f"{stage}-{key[:16]}"
+
+
+def finish(folder: Path, result: StageResult) -> StageResult:
+    """Write the manifest that makes ``folder`` a result."""
+    files = {name: sha256_file(folder / name) for name in _result_files(folder)}
+    write_json(folder / MANIFEST_FILE, {**asdict(result), "files": files})
+    return result
+
+
+def finished(folder: Path, key: str) -> StageResult | None:
+    """Return the result in ``folder`` if it is whole and belongs to ``key``; None otherwise.
+
+    A result that was whole once and is not any more is removed with a warning.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return None
+    reason = ""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = manifest.pop("files")
+        reason = _difference(folder, files) or ("" if manifest["key"] == key else "it has another key")
+        if not reason:
+            return StageResult(**{**manifest, "cached": True, "folder": str(folder)})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"damaged manifest ({error!r})"
+    logger.warning("%s: not used, %s; the stage is done again", folder, reason)
+    shutil.rmtree(folder)
+    return None
+
+
+def _difference(folder: Path, files: dict[str, str]) -> str:
+    """Return what is not as the manifest says, or an empty text."""
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256_file(folder / name) != digest:
+            return f"{name} has changed"
+    return ""
+
+
+def _result_files(folder: Path) -> list[str]:
+    """Return the files that make up the result; the checkpoint only served the way there."""
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [str(name) for name in names if name.parts[0] != CHECKPOINT and not _hidden(name)]
+
+
+def _hidden(name: Path) -> bool:
+    """Say whether a file is, or lies in, something that is being written or only keeps others out."""
+    return any(part.startswith(".") for part in name.parts)

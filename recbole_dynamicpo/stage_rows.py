@@ -1,0 +1,92 @@
+"""The training rows of a stage and the batches that each of its optimizer steps takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+
+from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset, StageDataLoader, scored_columns
+from .errors import SettingsError
+from .sampling import IntArray, epoch_order
+from .stages import StagePlan
+
+if TYPE_CHECKING:
+    from .model import DynamicPO
+
+TOKENS = "row_tokens"  # (n,) size of each row in the present epoch
+
+logger = logging.getLogger(__name__)
+
+
+def stage_rows(dataset: DynamicPODataset, plan: StagePlan) -> Interaction:
+    """Return the rows of a stage, drawn by the seed.
+
+    Raises:
+        SettingsError: there are none.
+    """
+    rows = dataset.stage_rows(plan.rows, plan.skip)
+    count = len(rows[ROW_ID])
+    if not count:
+        raise SettingsError(f"stage {plan.name}: the data set has no training rows")
+    logger.info(
+        "stage %s: %d of %d training rows, %d epochs, %d rows a step", plan.name, count,
+        len(dataset.built["train"].inter_feat), plan.epochs, plan.rows_per_step,
+    )  # fmt: skip
+    return rows
+
+
+def row_tokens(model: DynamicPO, rows: Interaction, scored: IntArray) -> IntArray:
+    """Return (n,) about how many tokens each row packs into: those of its titles, without the template's.
+
+    Args:
+        model: gives titles and tokenizer.
+        rows: (n) with their candidates.
+        scored: (n, any) items to score; 0 where there is none.
+    """
+    candidates = rows[CANDIDATE_IDS].numpy()
+    histories = [items[-model.settings.max_history :] for items in model.dataset.history(rows)]
+    known = np.unique(np.concatenate([candidates.ravel(), scored.ravel(), *histories]))
+    lengths = np.zeros(known[-1] + 1, dtype=np.int64)
+    lengths[known[known > 0]] = [len(model.collator.title_ids(model.titles[i])) for i in known[known > 0]]
+    counts: IntArray = lengths[candidates].sum(axis=1) + lengths[scored].sum(axis=1)
+    counts += np.array([lengths[items].sum() for items in histories])
+    return counts
+
+
+def step_batches(
+    model: DynamicPO, plan: StagePlan, rows: Interaction, epoch: int, done: int
+) -> Iterator[list[Interaction]]:
+    """Yield the batches of each optimizer step of an epoch, after the ``done`` steps that were taken.
+
+    Args:
+        model: gives data set and settings.
+        plan: of the stage.
+        rows: (n) of the stage; the epoch's negatives and the rows' sizes are added to them.
+        epoch: counted from 0.
+        done: steps of this epoch.
+    """
+    settings, dataset = model.settings, model.dataset
+    if plan.name == "preference":
+        columns = scored_columns(rows, model.ITEM_ID, settings.num_negatives, settings.seed, epoch)
+        rows.update(Interaction({SCORED: columns}))
+        scored = rows[CANDIDATE_IDS].gather(1, columns).numpy()
+    else:
+        scored = rows[model.ITEM_ID].numpy()[:, None]
+    tokens = row_tokens(model, rows, scored)
+    rows.update(Interaction({TOKENS: torch.from_numpy(tokens)}))
+    order = epoch_order(tokens, plan.batch_size, settings.seed, plan.number, epoch)
+    left = order[done * plan.rows_per_step :]
+    loader = StageDataLoader(dataset.config, dataset, rows, left, plan.batch_size)
+    batches: list[Interaction] = []
+    for batch in loader:
+        batches.append(batch)
+        if len(batches) == plan.accumulation:
+            yield batches
+            batches = []
+    if batches:
+        yield batches

@@ -1,0 +1,146 @@
+"""One optimizer step, and the reference's log-probabilities that its rows need."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from .batches import Diagnostics
+from .dataset import CANDIDATE_IDS, ROW_ID
+from .embedded import cache_folder
+from .errors import NumericsError
+from .memory import TokenBudget, free_device_memory
+from .model import BETA_BINS, DynamicPO
+from .objectives import merge_diagnostics
+from .reference import ReferenceCache, reference_key, row_key
+from .stage_rows import TOKENS
+
+logger = logging.getLogger(__name__)
+
+
+def take_step(
+    model: DynamicPO,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Interaction],
+    clip: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Take one optimizer step over ``batches`` and return its numbers, read from the device once.
+
+    Batches that exceed the model's token budget pass it in parts; where memory runs out, the budget is
+    halved and the step begun again.
+
+    Args:
+        model: in the stage to train.
+        optimizer: over the adapter, its learning rate set.
+        batches: accumulated into one step.
+        clip: arguments of ``clip_grad_norm_``; None does not clip.
+
+    Raises:
+        NumericsError: the loss or the gradient is not finite; the weights stay as they were.
+    """
+    model.train()
+    while True:
+        parts = [part for batch in batches for part in _parts(batch, model.budget)]
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        try:
+            found, tokens = _backward(model, parts)
+            break
+        except torch.OutOfMemoryError:
+            widest = max(parts, key=_padded_tokens)
+            if not model.budget.shrink(len(widest), _padded_tokens(widest), "out of memory"):
+                raise
+            free_device_memory()
+    norm = clip_grad_norm_(model.policy.trainable(), **(clip or {"max_norm": float("inf")}))
+    loss_value, norm_value, *rest = torch.cat([found[0], norm[None], *found[1:]]).tolist()
+    if not np.isfinite([loss_value, norm_value]).all():
+        rows = sorted(int(row) for batch in batches for row in batch[ROW_ID])
+        raise NumericsError(f"loss {loss_value}, gradient norm {norm_value} in rows {rows}")
+    optimizer.step()
+    values: dict[str, Any] = {"loss": loss_value, "grad_norm": norm_value}
+    values["rows"] = sum(len(part) for part in parts)
+    values["tokens_per_second"] = tokens / (time.perf_counter() - started)
+    if rest:
+        values.update(zip(Diagnostics._fields, rest, strict=False))
+        values["beta_counts"] = [int(count) for count in rest[-BETA_BINS:]]
+    return values
+
+
+def _parts(batch: Interaction, budget: TokenBudget) -> list[Interaction]:
+    """Return a batch in parts that fit the budget; its rows are sorted by size."""
+    groups = budget.split(batch[TOKENS].tolist())
+    return [batch] if len(groups) == 1 else [batch[group] for group in groups]
+
+
+def _padded_tokens(batch: Interaction) -> int:
+    return len(batch) * int(batch[TOKENS].max())
+
+
+def _backward(model: DynamicPO, parts: Sequence[Interaction]) -> tuple[list[Tensor], int]:
+    """Add up the gradients of the mean row loss over all parts.
+
+    Returns:
+        The loss (1,), and in the preference stage the diagnostics and the betas' histogram, all float32
+        on the device; and the tokens that passed.
+    """
+    sizes = [len(part) for part in parts]
+    losses, diagnostics, betas, tokens = [], [], [], 0
+    for part in parts:
+        loss = model.row_losses(part).sum() / sum(sizes)
+        loss.backward()
+        losses.append(loss.detach())
+        tokens += model.tokens
+        model.budget.check(len(part), _padded_tokens(part))
+        if model.stage == "preference" and model.diagnostics is not None:
+            diagnostics.append(model.diagnostics)
+            betas.append(model.beta_counts)
+    found = [torch.stack(losses).sum()[None]]
+    if diagnostics:
+        found += [torch.stack(merge_diagnostics(diagnostics, sizes)), torch.stack(betas).sum(dim=0)]
+    return [part.float() for part in found], tokens
+
+
+def reference_logps(
+    model: DynamicPO, rows: Interaction, show_progress: bool, between: Callable[[], None]
+) -> Tensor:
+    """Return (n, C) reference log-probabilities of all candidates of ``rows``, from the cache where known.
+
+    ``between`` is called after each part that reached the cache, and may raise.
+    """
+    policy, backbone = model.policy, model.policy.backbone
+    key = reference_key(
+        backbone=backbone.fingerprint, adapter=policy.digest(), dtype=str(backbone.dtype),
+        shares_prompt=backbone.shares_prompt, load_in_4bit=model.settings.load_in_4bit,
+    )  # fmt: skip
+    cache = ReferenceCache(cache_folder() / "reference" / key)
+    prompts = model.dataset.prompt_rows(rows, rows[CANDIDATE_IDS].numpy())
+    shortened = model.collator.truncated_rows
+    keys = list(map(row_key, *model.collator.token_ids(prompts)))
+    model.collator.truncated_rows = shortened  # looking rows up is no use of them
+
+    def score(indices: list[int]) -> Tensor:
+        model.voice = "reference"
+        try:
+            logps: Tensor = model.candidate_logps(rows[indices])
+        finally:
+            model.voice = "policy"
+        return logps
+
+    with tqdm(total=len(keys), desc="reference", disable=not show_progress, unit="row") as bar:
+
+        def advance(done: int) -> None:
+            bar.update(done)
+            between()
+
+        table, computed = cache.complete(keys, score, advance)
+    logger.info("reference: %d rows computed, %d from %s", computed, len(keys) - computed, cache.folder)
+    return table

@@ -1,0 +1,46 @@
+"""A recommender folder without a training run: a random adapter on the tiny backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from recbole_dynamicpo.backbone import load_backbone
+from recbole_dynamicpo.catalogue import Catalogue
+from recbole_dynamicpo.packaging import CATALOGUE_FILE, TEMPLATES_FILE
+from recbole_dynamicpo.policy import LoraShape, Policy
+from recbole_dynamicpo.recommender import Card, write_card
+from recbole_dynamicpo.storage import write_json
+
+# Items 3 and 5 bear one title. By falling popularity: Delta 9, Amber 8 (item 5; item 3 has 2), Bear 7, ...
+IDS = ("1", "2", "3", "4", "5", "6", "7")
+TITLES = ("Bear", "Canyon", "Amber", "Delta", "Amber", "Ember", "Forest")
+POPULARITY = (7, 6, 2, 9, 8, 5, 4)
+BY_POPULARITY = ["Delta", "Amber", "Bear", "Canyon", "Ember", "Forest"]
+
+
+def write_recommender(folder: Path, backbone: Path, *, popular_candidates: int = 100, seed: int = 3) -> Path:
+    """Write a recommender of the seven items above and return its folder."""
+    policy = Policy(load_backbone(str(backbone), dtype="float32"), LoraShape(4, 8.0, 0.0, ("q_proj",), 0), 0)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in policy.trainable():
+            weight.copy_(torch.randn(weight.shape, generator=draw))
+    folder.mkdir(parents=True)
+    policy.save(folder)
+    Catalogue(IDS, TITLES, POPULARITY).save(folder / CATALOGUE_FILE)
+    write_json(folder / TEMPLATES_FILE, ["Seen: {history:; }\nNext, one of {candidates:; }:"])
+    card = Card(
+        backbone=policy.backbone.name,
+        fingerprint=policy.backbone.fingerprint,
+        dtype="float32",
+        max_length=256,
+        max_history=4,
+        num_candidates=4,
+        tokens_per_batch=4096,
+        made_by={"model": "DynamicPO", "stage": "preference"},
+        popular_candidates=popular_candidates,
+    )
+    write_card(folder, card)
+    return folder

@@ -1,0 +1,197 @@
+"""A real `mlflow models serve` in a process of its own, asked over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_dynamicpo import Recommender, load_recommender
+from recbole_dynamicpo.errors import DataError
+from recbole_dynamicpo.recommender import BACKBONE_VARIABLE, Ranked
+from recbole_dynamicpo.requests import RankRequest, answer
+
+from .mlflow_world import Store, make_store
+from .saved_recommender import BY_POPULARITY
+
+START_SECONDS = 120.0
+
+
+@pytest.fixture(scope="module")
+def store(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make_store(tmp_path_factory.mktemp("served"), tiny_backbone)
+
+
+@pytest.fixture(scope="module")
+def recommender(store: Store) -> Recommender:
+    """The folder that was logged, on the same backbone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(BACKBONE_VARIABLE, str(store.backbone))
+        return load_recommender(store.folder)
+
+
+@pytest.fixture(scope="module")
+def server(store: Store) -> Iterator[str]:
+    """The address of the served champion."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    tools = Path(sys.executable).parent  # `mlflow` starts `uvicorn` by its bare name
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}",
+        "MLFLOW_TRACKING_URI": store.uri,
+        BACKBONE_VARIABLE: str(store.backbone),
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", store.champion]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    log = store.folder.parent / "serve.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, env=environment, stdout=out, stderr=out, cwd=store.folder.parent, start_new_session=True
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _wait(address, process, log)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(f"{address}/ping", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"not ready after {START_SECONDS} s:\n{log.read_text()}")
+
+
+def post(server: str, body: Any) -> tuple[int, dict[str, Any]]:
+    """Send a body as JSON and return the status and the answer."""
+    request = urllib.request.Request(
+        f"{server}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def as_json(ranked: list[Ranked]) -> list[dict[str, Any]]:
+    return [{"title": item.title, "ids": list(item.ids), "score": item.score} for item in ranked]
+
+
+def test_given_candidates_are_ranked(server: str, recommender: Recommender) -> None:
+    """Scores are float32 values, so that JSON brings them back exactly."""
+    request = {"history": ["Bear", "Nobody's"], "candidates": [2, "Amber", "Unheard Of", 3], "k": 2}
+    expected = recommender.rank(request["history"], request["candidates"], 2)
+    assert post(server, {"inputs": [request]}) == (
+        200,
+        {"predictions": [{"ranked": as_json(expected), "candidates": "given", "num_candidates": 3}]},
+    )
+
+
+def test_without_candidates_popular_ones_are_ranked_and_the_answer_says_so(
+    server: str, recommender: Recommender
+) -> None:
+    status, body = post(server, {"inputs": [{"history": [3]}, {"history": ["Bear"], "candidates": None}]})
+    assert status == 200
+    amber, bear = body["predictions"]
+    assert (amber["candidates"], amber["num_candidates"]) == ("popular", 5)
+    assert {item["title"] for item in amber["ranked"]} == set(BY_POPULARITY) - {"Amber"}
+    assert bear == {
+        "ranked": as_json(recommender.rank(["Bear"])),
+        "candidates": "popular",
+        "num_candidates": 5,
+    }
+
+
+_WRONG = [
+    ({"candidates": ["Bear"]}, "history: missing, wanted a list of titles (texts) and item ids"),
+    ({"history": []}, "history: got [], wanted a list of at least one title or item id"),
+    ({"history": ["Bear"], "candidates": []}, "candidates: got [], wanted a list of at least one title"),
+    ({"history": ["Bear", 99]}, "history[1]: got item id 99, which the catalogue does not have"),
+    ({"history": ["Bear"], "candidates": [8]}, "candidates[0]: got item id 8, which the catalogue does not"),
+    ({"history": ["Bear"], "k": 0}, "k: got 0, wanted a whole number of at least 1"),
+    ({"history": ["Bear"], "k": "3"}, "k: got '3', wanted a whole number of at least 1"),
+    ({"history": "Bear"}, "history: got 'Bear', wanted a list of titles (texts) and item ids"),
+    ({"history": [1.5]}, "history[0]: got 1.5, wanted a title (text) or an item id (whole number)"),
+    ({"history": [True]}, "history[0]: got True, wanted a title (text) or an item id (whole number)"),
+    ({"history": [""]}, "history[0]: got '', wanted a non-empty title or an item id"),
+    ({"history": ["\ud800"]}, "history[0]: got '\\ud800', wanted a non-empty title"),
+    ({"history": ["Bear"], "candidate": []}, "candidate: unknown (did you mean 'candidates'?)"),
+    ("Bear", "got str, wanted an object with the key 'history'"),
+]
+
+
+@pytest.mark.parametrize(("request_", "message"), _WRONG, ids=[message[:30] for _, message in _WRONG])
+def test_wrong_requests_are_refused_in_one_line(server: str, request_: Any, message: str) -> None:
+    """A good request before it does not help; nothing of the server's inside is shown."""
+    status, body = post(server, {"inputs": [{"history": ["Bear"]}, request_]})
+    assert status == 400
+    assert body.keys() == {"error_code", "message"}
+    assert body["error_code"] == "INVALID_PARAMETER_VALUE"
+    assert body["message"].startswith(f"inputs[1]: {message}")
+    assert "\n" not in body["message"]
+
+
+def test_inputs_that_are_no_list_are_refused(server: str) -> None:
+    status, body = post(server, {"inputs": {"history": ["Bear"]}})
+    assert status == 400
+    assert body["message"] == "inputs: got dict, wanted a list of objects with the key 'history'"
+    status, body = post(server, {"history": ["Bear"]})
+    assert status == 400
+    assert "'inputs'" in body["message"]
+    assert "Traceback" not in json.dumps(body)
+
+
+def test_requests_at_the_same_time_do_not_disturb_one_another(server: str, recommender: Recommender) -> None:
+    requests = [{"history": ["Bear"], "candidates": [f"title {n}", "Canyon", "Delta"]} for n in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda request: post(server, {"inputs": [request]}), requests))
+    for request, (status, body) in zip(requests, answers, strict=True):
+        assert status == 200
+        expected = recommender.rank(request["history"], request["candidates"])
+        assert body["predictions"][0]["ranked"] == as_json(expected)
+
+
+# --- the same without a server ---
+
+
+def test_several_problems_are_named_at_once(recommender: Recommender) -> None:
+    with pytest.raises(DataError) as caught:
+        answer(recommender, [{"history": [None, "Bear", {}], "k": 1.5}])
+    entry = "wanted a title (text) or an item id (whole number)"
+    assert str(caught.value) == (
+        f"inputs[0]: history[0]: got None, {entry}; history[2]: got {{}}, {entry}; "
+        "k: got 1.5, wanted a whole number of at least 1"
+    )
+
+
+def test_python_callers_may_send_typed_requests(recommender: Recommender) -> None:
+    (found,) = answer(recommender, [RankRequest(history=[4], candidates=["Bear", "Ember"], k=1)])
+    assert [item.model_dump() for item in found.ranked] == as_json(recommender.rank([4], [1, 6], 1))
+    (found,) = answer(recommender, [RankRequest(history=["Delta"], candidates=[f"t{n}" for n in range(12)])])
+    assert len(found.ranked) == 10
+    assert answer(recommender, []) == []

@@ -1,0 +1,174 @@
+"""The four stages as functions: equal to a whole run, cached by content, gone on with after a crash."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recbole_dynamicpo.errors import AdapterError, BackboneError, DataError, SettingsError
+from recbole_dynamicpo.job import Job, check
+from recbole_dynamicpo.journal import Journal
+from recbole_dynamicpo.pipeline import begin, evaluate, prepare, train
+from recbole_dynamicpo.record import read_record
+from recbole_dynamicpo.runner import run
+from recbole_dynamicpo.stage_results import StageResult
+
+
+@pytest.fixture
+def settings(toy_settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in toy_settings.items() if key != "checkpoint_dir"} | {"eval_rows": 6}
+
+
+@pytest.fixture
+def job(settings: dict[str, Any], tmp_path: Path) -> Job:
+    return Job("DynamicPO", "toy", (), settings, str(tmp_path / "store"))
+
+
+def run_stages(job: Job) -> dict[str, StageResult]:
+    """Run all stages in order."""
+    prepared = prepare(job)
+    begin(job, prepared)
+    sft = train(job, "sft", prepared)
+    preference = train(job, "preference", prepared)
+    return {"prepare": prepared, "sft": sft, "preference": preference, "evaluate": evaluate(job, prepared)}
+
+
+def with_settings(job: Job, **more: Any) -> Job:
+    return Job(job.model, job.dataset, (), {**job.overrides, **more}, job.store)
+
+
+def done_again(results: dict[str, StageResult]) -> list[str]:
+    """Return the stages that were not cached."""
+    return [stage for stage, result in results.items() if not result.cached]
+
+
+def weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "adapter_model.safetensors")
+
+
+def test_stages_one_by_one_equal_a_whole_run(job: Job, settings: dict[str, Any], tmp_path: Path) -> None:
+    results = run_stages(job)
+    whole = run("DynamicPO", "toy", overrides={**settings, "checkpoint_dir": str(tmp_path / "whole")})
+    (folder,) = (tmp_path / "whole").iterdir()
+    for stage in ("sft", "preference"):
+        expected, found = weights(folder / stage), weights(results[stage].outputs["adapter"])
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert results["evaluate"].outputs["test"] == pytest.approx(dict(whole["test_result"]), abs=0)
+    report = json.loads((folder / "report.json").read_text())
+    assert results["evaluate"].outputs["contestants"] == report["contestants"]
+
+
+def test_what_is_done_is_not_done_again(job: Job) -> None:
+    first = run_stages(job)
+    assert done_again(first) == ["prepare", "sft", "preference", "evaluate"]
+    second = run_stages(job)
+    assert done_again(second) == []
+    assert [r.outputs for r in second.values()] == [r.outputs for r in first.values()]
+    assert done_again(run_stages(with_settings(job, beta=0.5))) == ["preference", "evaluate"]
+    assert done_again(run_stages(with_settings(job, eval_rows=5))) == ["evaluate"]
+    assert done_again(run_stages(with_settings(job, num_negatives=2))) == ["preference", "evaluate"]
+    assert done_again(run_stages(with_settings(job, seed=7))) == ["sft", "preference", "evaluate"]
+    assert done_again(run_stages(with_settings(job, register=False))) == []
+
+
+def test_other_data_are_another_result(job: Job) -> None:
+    run_stages(job)
+    path = Path(job.overrides["data_path"]) / "toy" / "toy.item"
+    path.write_text(path.read_text().replace("amber", "umber"))
+    assert done_again(run_stages(job)) == ["prepare", "sft", "preference", "evaluate"]
+
+
+def test_a_damaged_result_is_not_used(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    first = run_stages(job)
+    path = Path(first["preference"].outputs["adapter"]) / "adapter_model.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with caplog.at_level(logging.WARNING):
+        again = run_stages(job)
+    assert done_again(again) == ["preference"]
+    assert "adapter_model.safetensors has changed" in caplog.text
+    assert path.read_bytes() == good
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("stage", ["sft", "preference"])
+def test_an_interrupted_stage_goes_on(
+    job: Job, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = with_settings(job, checkpoint_every=1, sft_epochs=2, epochs=2)
+    undisturbed = run_stages(Job(job.model, job.dataset, (), job.overrides, str(tmp_path / "other")))
+    write, seen = Journal.write, []
+
+    def dying(self: Journal, of: str, step: int, kind: str, values: dict[str, Any]) -> None:
+        write(self, of, step, kind, values)
+        if (of, kind) == (stage, "train"):
+            seen.append(step)
+            if len(seen) == 4:
+                raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", dying)
+        with pytest.raises(Killed):
+            run_stages(job)
+    results = run_stages(job)
+    journal = Journal(Path(results[stage].folder) / "metrics.jsonl")
+    steps = [entry["step"] for entry in journal.entries() if entry["kind"] == "train"]
+    assert seen == [1, 2, 3, 4]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert ("sft" in done_again(results)) == (stage == "sft")
+    expected, found = (weights(r["preference"].outputs["adapter"]) for r in (undisturbed, results))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_model_without_preference_stage(job: Job) -> None:
+    results = run_stages(Job("SFTRec", job.dataset, (), job.overrides, job.store))
+    assert results["preference"].outputs["adapter"] == results["sft"].outputs["adapter"]
+    names = [line["name"] for line in results["evaluate"].outputs["contestants"]]
+    assert names == ["popularity", f"{Path(job.overrides['backbone']).name} zero-shot", "after SFTRec"]
+
+
+def test_the_record_names_the_folder_of_every_stage(job: Job) -> None:
+    results = run_stages(job)
+    folder = begin(job, results["prepare"])
+    record = read_record(folder)
+    assert folder.name == record.name
+    assert record.name.startswith("DynamicPO-toy-")
+    assert record.name.endswith("-s2020")
+    assert {stage: Path(path) for stage, path in record.stages.items()} == {
+        stage: Path(result.folder).resolve() for stage, result in results.items()
+    }
+    assert read_record(begin(job, results["prepare"])).key == record.key
+    assert record.data["rows"]["test"] == 6
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "named"),
+    [
+        ({"beta": -1}, SettingsError, "beta"),
+        ({"betta": 1}, SettingsError, "betta"),
+        ({"backbone": "__import__('os').system('true')"}, BackboneError, "backbone"),
+        ({"sft_adapter": "nowhere"}, AdapterError, "nowhere"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_the_first_stage(
+    job: Job, more: dict[str, Any], error: type[Exception], named: str
+) -> None:
+    with pytest.raises(error, match=named):
+        check(with_settings(job, **more))
+    assert not Path(job.store).exists()
+
+
+def test_an_unknown_data_set_is_refused(job: Job) -> None:
+    with pytest.raises(DataError, match="nonesuch"):
+        check(Job(job.model, "nonesuch", (), job.overrides, job.store))
+    check(job)
