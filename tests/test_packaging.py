@@ -27,6 +27,9 @@ def test_the_wheel_holds_every_property_file(tmp_path: Path) -> None:
     properties = [path.relative_to(ROOT) for path in (ROOT / "properties").rglob("*") if path.is_file()]
     assert len(properties) > 10
     assert {f"recbole_dynamicpo/{path.as_posix()}" for path in properties} <= inside
+    flows = {f"recbole_dynamicpo/flows/{path.name}" for path in (ROOT / "flows").iterdir() if path.is_file()}
+    assert "recbole_dynamicpo/flows/prefect.yaml" in flows
+    assert flows <= inside
 
 
 def test_the_readme_lists_every_setting() -> None:

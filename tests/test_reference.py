@@ -253,14 +253,14 @@ def test_reuse_across_k_objectives_epochs_and_reruns(
     toy_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All candidates of a row are stored, so only another reference or other prompts are computed."""
-    score, scored = Scorer.__call__, []
+    score, scored = Scorer.in_voices, []
 
-    def counted(self: Scorer, rows: Any, voice: str = "policy") -> Tensor:
-        if voice == "reference":
+    def counted(self: Scorer, rows: Any, voices: Any) -> dict[str, Tensor]:
+        if "reference" in voices:
             scored.append(len(rows))
-        return score(self, rows, voice)
+        return score(self, rows, voices)
 
-    monkeypatch.setattr(Scorer, "__call__", counted)
+    monkeypatch.setattr(Scorer, "in_voices", counted)
     settings = {**toy_settings, "compare_stages": False, "eval_rows": 1}
 
     def computed(**changes: Any) -> int:
