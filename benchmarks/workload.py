@@ -108,6 +108,9 @@ def build(settings: Settings, shapes: str | None = None) -> Bench:
         settings: of the package; ``dtype`` and those of backbone, adapter and prompt are read.
         shapes: one of ``SHAPES`` for random weights instead of the backbone.
     """
+    # RecBole's SINE module turns anomaly detection on for the whole process when it is imported; the
+    # trainer turns it off too.
+    torch.autograd.set_detect_anomaly(False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if shapes is None:
         backbone = load_backbone(settings.backbone, dtype=settings.dtype, device=device)

@@ -88,6 +88,7 @@ class Policy(nn.Module):
                     task_type="CAUSAL_LM",
                 )
                 self.peft = get_peft_model(backbone.model, config, adapter_name=POLICY)
+                _multiply_as_activations(self.peft)
             except ValueError as error:
                 raise BackboneError(
                     f"backbone '{backbone.name}' cannot carry LoRA on {targets}: {error} "
@@ -191,8 +192,29 @@ class Policy(nn.Module):
         if adapter not in self.peft.peft_config:
             with _old_name_of_peft():
                 self.peft.add_adapter(adapter, self.peft.peft_config[POLICY])
+            _multiply_as_activations(self.peft)
             self.peft.set_adapter(POLICY)
         set_peft_model_state_dict(self.peft, weights, adapter_name=adapter)
+
+
+class _AdapterLinear(nn.Linear):
+    """A matrix of the adapter: float32 weights, which multiply in the dtype of the activations."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return (..., out) products."""
+        return nn.functional.linear(input, self.weight.to(input.dtype))
+
+
+def _multiply_as_activations(model: Any) -> None:
+    """Let adapters multiply in the backbone's dtype, as in mixed precision.
+
+    Peft widens every activation to the adapter's float32 instead, which costs some 8 % of a bfloat16 step.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "lora_A"):
+            layer.cast_input_dtype_enabled = False
+            for part in (*layer.lora_A.values(), *layer.lora_B.values()):
+                part.__class__ = _AdapterLinear
 
 
 @contextmanager

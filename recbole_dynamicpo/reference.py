@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Rows per shard: a crash loses at most this much work.
 SHARD_ROWS = 128
+# Raised where a change of the code moves scores by more than rounding in float32.
+SCORING = 2
 
 
 def reference_key(*, backbone: str, adapter: str, dtype: str, shares_prompt: bool, load_in_4bit: bool) -> str:
@@ -36,7 +38,7 @@ def reference_key(*, backbone: str, adapter: str, dtype: str, shares_prompt: boo
         shares_prompt: whether all completions of a prompt are scored in one pass.
         load_in_4bit: whether the frozen weights are quantized.
     """
-    return sha256_json([backbone, adapter, dtype, shares_prompt, load_in_4bit])[:24]
+    return sha256_json([SCORING, backbone, adapter, dtype, shares_prompt, load_in_4bit])[:24]
 
 
 def row_key(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> str:

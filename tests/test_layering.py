@@ -21,7 +21,7 @@ NAME = PACKAGE.name
 _ORDER = """
     version errors names interrupt locks shipped stock histories storage journal reference
     batches boundary objectives logps lower_layers prompts collate settings stages
-    embedded backbone policy checkpoint run_folder record system memory scorer
+    embedded attention backbone policy checkpoint run_folder record system memory scorer
     catalogue sampling statistics report generate
     published converter sequences audit download prepare prompt_check inter_file known_data
     packaging model_store saved_folders

@@ -285,3 +285,24 @@ def test_a_saved_configuration_names_the_backbone(policy: Policy, tmp_path: Path
     assert config["peft_type"] == "LORA"
     with pytest.raises(AdapterError, match="cannot be read"):
         read_lora_shape(tmp_path / "nowhere")
+
+
+def test_a_bfloat16_backbone_multiplies_the_adapter_in_bfloat16_and_trains_it_in_float32() -> None:
+    backbone = Backbone(make_model(torch.bfloat16), make_tokenizer(), "tiny", "0" * 64, True)
+    policy = Policy(backbone, LoraShape(2, 8.0, 0.0, ("q_proj",), 0), seed=1)
+    disturb(policy)
+    policy.freeze_reference()
+    seen = []
+    for module in policy.modules():
+        if type(module).__name__ == "_AdapterLinear":
+            module.register_forward_hook(
+                lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype))
+            )
+    policy.logps(BATCH).sum().backward()
+    with policy.speaking_as("reference"), torch.no_grad():
+        policy.logps(BATCH)
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    assert len(seen) == 8  # A and B of two layers, for the policy and for the reference
+    assert {(p.dtype, p.grad.dtype) for p in policy.trainable() if p.grad is not None} == {
+        (torch.float32, torch.float32)
+    }
