@@ -256,10 +256,10 @@ def load_recommender(
         templates = Templates(read_json(folder / TEMPLATES_FILE), str(folder / TEMPLATES_FILE))
         catalogue = Catalogue.load(folder / CATALOGUE_FILE)
         policy = Policy(_load_backbone(card, str(source), dtype or card.dtype, device), shape, seed=0)
+        policy.load(folder)
         if adapter_digest(folder) != card.adapter_sha256:
             weights = folder / WEIGHTS_FILE
             raise AdapterError(f"{weights}: not the file that {RECOMMENDER_FILE} was written for")
-        policy.load(folder)
     return Recommender(policy, templates, catalogue, card)
 
 

@@ -77,7 +77,7 @@ class Scorer:
         self.budget.check(len(rows), tokens)
         for voice, logps in found.items():
             if not torch.isfinite(logps[present]).all():
-                raise NumericsError(f"{voice}: log-probabilities not finite in a batch of {len(rows)} rows")
+                raise NumericsError(f"{voice}: log-probabilities are not finite in {len(rows)} rows")
         return {voice: logps.masked_fill(~present, -torch.inf) for voice, logps in found.items()}
 
 
