@@ -16,7 +16,8 @@ from recbole_dynamicpo.shipped import properties_folder
 
 MODEL_FOLDER = properties_folder() / "model"
 MODEL_FILES = sorted(MODEL_FOLDER.rglob("*.yaml"))
-ALL_FILES = sorted(properties_folder().rglob("*.yaml"))
+# properties/study holds lists of settings to be varied, which tests/flows reads.
+ALL_FILES = sorted(path for path in properties_folder().rglob("*.yaml") if path.parent.name != "study")
 
 
 def complaint(values: dict[str, Any], given: list[str] | None = None, known: list[str] | None = None) -> str:
