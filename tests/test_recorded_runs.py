@@ -1,0 +1,98 @@
+"""Runs as a user starts them, seen in MLflow: ours with its registered model, and a stock model."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from recbole_dynamicpo.cli import main
+from recbole_dynamicpo.recommender import BACKBONE_VARIABLE
+from recbole_dynamicpo.runner import run
+
+
+@pytest.fixture
+def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
+    return f"sqlite:///{tmp_path}/store.db"
+
+
+def runs_of(uri: str, dataset: str) -> dict[str, Any]:
+    """Return the runs of a data set by their stage; the parent's is ``run``."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(f"recbole-dynamicpo/{dataset}")
+    return {found.data.tags["stage"]: found for found in client.search_runs([experiment.experiment_id])}
+
+
+def test_a_champion_reproduces_its_test_figures(
+    toy_settings: dict[str, Any],
+    uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In bfloat16, where scores depend on the batches; with settings that differ from the defaults."""
+    own = {**toy_settings, "mlflow_tracking_uri": "auto", "dtype": "bfloat16", "seed": 5, "eval_rows": 9}
+    run("DynamicPO", "toy", overrides={**own, "compare_stages": False, "eval_batch_size": 5})
+    logged = runs_of(uri, "toy")["evaluate"].data.metrics
+    monkeypatch.setenv(BACKBONE_VARIABLE, own["backbone"])
+    out = tmp_path / "again"
+    command = ["evaluate", "--model", "models:/dynamicpo-toy@champion", "--dataset", "toy", "--out", str(out)]
+    assert main([*command, "--data-path", own["data_path"]]) == 0
+    assert "test rows: 9 of 12" in capsys.readouterr().out
+    found = json.loads((out / "report.json").read_text())["likelihood"]
+    for name in ("rows", "hr_at_1", "hr_at_1_low", "hr_at_1_high", "ndcg_at_5", "mrr"):
+        assert found[name] == logged[f"test/{name}"], name
+
+
+def test_a_stock_model_is_recorded(toy_settings: dict[str, Any], uri: str) -> None:
+    stock = {
+        key: toy_settings[key]
+        for key in ("data_path", "load_col", "checkpoint_dir", "show_progress", "state")
+    }
+    result = run(
+        "BPR", "toy", overrides={**stock, "epochs": 3, "embedding_size": 8, "metrics": ["Hit"], "topk": [5]}
+    )
+    runs = runs_of(uri, "toy")
+    assert set(runs) == {"run", "train", "evaluate"}
+    assert {found.info.status for found in runs.values()} == {"FINISHED"}
+    assert runs["run"].data.params["embedding_size"] == "8"
+    assert runs["run"].info.run_name.startswith("BPR-toy-")
+    metrics = runs["evaluate"].data.metrics
+    assert metrics["test/hit_at_5"] == pytest.approx(result["test_result"]["hit@5"])
+    assert metrics["valid/hit_at_5"] == pytest.approx(result["best_valid_result"]["hit@5"])
+    scores = MlflowClient(uri).get_metric_history(runs["train"].info.run_id, "valid/valid_score")
+    assert [score.step for score in scores] == [1, 2, 3]
+    assert all(math.isfinite(score.value) for score in scores)
+
+
+def test_a_stock_model_that_fails_is_a_failed_run(
+    toy_settings: dict[str, Any], uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recbole.trainer import Trainer
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("power")
+
+    monkeypatch.setattr(Trainer, "_train_epoch", broken)
+    stock = {
+        key: toy_settings[key]
+        for key in ("data_path", "load_col", "checkpoint_dir", "show_progress", "state")
+    }
+    with pytest.raises(RuntimeError, match="power"):
+        run("BPR", "toy", overrides={**stock, "epochs": 1})
+    runs = runs_of(uri, "toy")
+    assert {runs[stage].info.status for stage in ("run", "train")} == {"FAILED"}
+
+
+def test_none_records_nothing(toy_settings: dict[str, Any], uri: str, tmp_path: Path) -> None:
+    stock = {
+        key: toy_settings[key]
+        for key in ("data_path", "load_col", "checkpoint_dir", "show_progress", "state")
+    }
+    run("BPR", "toy", overrides={**stock, "epochs": 1, "mlflow_tracking_uri": None})
+    assert not (tmp_path / "store.db").exists()
