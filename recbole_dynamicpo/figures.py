@@ -85,7 +85,7 @@ def draw_training(stages: Mapping[str, Mapping[str, Any]], metric: str) -> Figur
         bottom.set_xlabel("optimizer step")
         limits = [step for name in ("loss", "valid") for step, _ in series[name]]
         for axis in (top, bottom):
-            axis.set_xlim(0, max(limits) * 1.03)
+            axis.set_xlim(0, 1.03 * max(1, *limits))
     _share_range(axes[1])
     return figure
 

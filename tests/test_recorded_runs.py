@@ -55,7 +55,16 @@ def test_a_stock_model_is_recorded(toy_settings: dict[str, Any], uri: str) -> No
         for key in ("data_path", "load_col", "checkpoint_dir", "show_progress", "state")
     }
     result = run(
-        "BPR", "toy", overrides={**stock, "epochs": 3, "embedding_size": 8, "metrics": ["Hit"], "topk": [5]}
+        "BPR",
+        "toy",
+        overrides={
+            **stock,
+            "epochs": 3,
+            "embedding_size": 8,
+            "metrics": ["Hit"],
+            "topk": [5],
+            "valid_metric": "Hit@5",
+        },
     )
     runs = runs_of(uri, "toy")
     assert set(runs) == {"run", "train", "evaluate"}
