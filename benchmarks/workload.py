@@ -116,13 +116,7 @@ def build(settings: Settings, shapes: str | None = None) -> Bench:
         backbone = load_backbone(settings.backbone, dtype=settings.dtype, device=device)
     else:
         backbone = _random_backbone(shapes, settings, device)
-    shape = LoraShape(
-        settings.lora_rank,
-        settings.lora_alpha,
-        settings.lora_dropout,
-        settings.lora_targets,
-        settings.lora_layers,
-    )
+    shape = LoraShape.of(settings)
     policy = Policy(backbone, shape, settings.seed)
     move_adapter(policy, seed=1)
     policy.freeze_reference()

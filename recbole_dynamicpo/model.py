@@ -96,13 +96,7 @@ class DynamicPO(SequentialRecommender):
             load_in_4bit=settings.load_in_4bit,
             gradient_checkpointing=settings.gradient_checkpointing,
         )
-        shape = LoraShape(
-            settings.lora_rank,
-            settings.lora_alpha,
-            settings.lora_dropout,
-            settings.lora_targets,
-            settings.lora_layers,
-        )
+        shape = LoraShape.of(settings)
         policy = Policy(backbone, shape, settings.seed)
         if settings.sft_adapter:
             policy.load(Path(settings.sft_adapter))

@@ -24,6 +24,7 @@ from .batches import TokenBatch
 from .errors import AdapterError, BackboneError, NumericsError
 from .logps import separate_logps, shared_logps
 from .lower_layers import lower_layers_once
+from .settings import Settings
 from .storage import load_json, named, sha256_file
 
 POLICY, REFERENCE = "policy", "reference"
@@ -53,6 +54,17 @@ class LoraShape:
     dropout: float
     targets: tuple[str, ...]
     layers: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> LoraShape:
+        """Return the shape that the ``lora_*`` settings ask for."""
+        return cls(
+            settings.lora_rank,
+            settings.lora_alpha,
+            settings.lora_dropout,
+            settings.lora_targets,
+            settings.lora_layers,
+        )
 
 
 class Policy(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,23 @@ def toy_settings(tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.Monkey
         "state": "WARNING",
         "mlflow_tracking_uri": None,
     }
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, which take seconds to make."""
+    from recbole_dynamicpo.tracking import connect
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def uri(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An MLflow store of the test's own."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    (tmp_path / "store").mkdir()
+    shutil.copyfile(empty_database, tmp_path / "store" / "mlflow.db")
+    return f"sqlite:///{tmp_path}/store/mlflow.db"

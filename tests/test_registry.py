@@ -20,7 +20,7 @@ from recbole_dynamicpo.recommender import BACKBONE_VARIABLE, Ranked
 from recbole_dynamicpo.record import PROBE_FILE, write_record
 from recbole_dynamicpo.registry import register, register_model, wants_registration, worse_than
 from recbole_dynamicpo.storage import sha256_file, write_json
-from recbole_dynamicpo.tracking import connect, sync
+from recbole_dynamicpo.tracking import sync
 
 from .run_folders import PARAMS, RunFolder, toy_record
 from .saved_recommender import TITLES, write_recommender
@@ -28,21 +28,6 @@ from .saved_recommender import TITLES, write_recommender
 NAME = "dynamicpo-toy"
 ROWS = [{"history": [TITLES[0]], "candidates": ["Canyon", "Delta", "Amber"]}]
 PASSED = Verdict(rows=1, largest_difference=0.0, reasons=[])
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def uri(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    (tmp_path / "store").mkdir()
-    shutil.copyfile(empty_database, tmp_path / "store" / "mlflow.db")
-    return f"sqlite:///{tmp_path}/store/mlflow.db"
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import subprocess
 import sys
 import threading
@@ -27,31 +26,13 @@ from recbole_dynamicpo.points import METRICS_AT_ONCE, Point, batches
 from recbole_dynamicpo.record import JOURNAL_FILE, write_record
 from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.stores import SENT_FILE, page, recorded_at, resolve_uri
-from recbole_dynamicpo.tracking import Mirror, connect, open_tracker, sync
+from recbole_dynamicpo.tracking import Mirror, open_tracker, sync
 
 from .run_folders import BEGIN, PARAMS, RunFolder, toy_record
 from .saved_recommender import write_recommender
 
 EXPERIMENT = "recbole-dynamicpo/toy"
 FIGURES = ["beta", "boundary", "hit_rate", "loss_and_validation", "reward"]
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, which take seconds to make."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def uri(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store of the test's own."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    (tmp_path / "store").mkdir()
-    shutil.copyfile(empty_database, tmp_path / "store" / "mlflow.db")
-    return f"sqlite:///{tmp_path}/store/mlflow.db"
 
 
 @pytest.fixture
