@@ -9,12 +9,11 @@ import importlib.metadata
 import os
 import platform
 import statistics
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 # As the console scripts do: read when torch loads its OpenMP runtime.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -23,10 +22,10 @@ import torch
 
 from recbole_dynamicpo.storage import write_json
 
-# Seconds between two looks at the resident memory; reading it takes some 20 microseconds.
-SAMPLE_SECONDS = 0.003
 LIBRARIES = ("torch", "transformers", "peft", "recbole")
 MEGABYTE = 1e6
+
+_Way = TypeVar("_Way")
 
 
 class Spread(NamedTuple):
@@ -118,10 +117,10 @@ def seconds(work: Callable[[], object], device: str = "cpu") -> float:
 
 
 def interleave(
-    ways: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
-) -> dict[str, list[float]]:
+    ways: Mapping[_Way, Callable[[], object]], rounds: int, device: str = "cpu"
+) -> dict[_Way, list[float]]:
     """Return the seconds of each way, measured in turns A, B, A, B, so that all meet the same machine."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[_Way, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, work in ways.items():
             times[name].append(seconds(work, device))
@@ -136,7 +135,7 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
 class PeakMemory:
     """Bytes that a block takes above what was taken at its start.
 
-    On a GPU torch's own peak; else the highest of many looks at the resident memory of the process.
+    On a GPU torch's own peak; else the kernel's high-water mark of the process's resident memory (Linux).
     What a Python heap keeps of earlier work is given back to the system first.
     """
 
@@ -153,29 +152,20 @@ class PeakMemory:
             return self
         if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)
-        self._start = self._peak = resident_bytes()
-        self._done = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the mark so far
+        self._start = resident_peak()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.cuda:
-            self.bytes = torch.cuda.max_memory_allocated() - self._start
-            return
-        self._done.set()
-        self._watcher.join()
-        self.bytes = self._peak - self._start
-
-    def _watch(self) -> None:
-        while not self._done.wait(SAMPLE_SECONDS):
-            self._peak = max(self._peak, resident_bytes())
+        peak = torch.cuda.max_memory_allocated() if self.cuda else resident_peak()
+        self.bytes = peak - self._start
 
 
-def resident_bytes() -> int:
-    """Return the resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def resident_peak() -> int:
+    """Return the high-water mark of this process's resident memory, bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    (kilobytes,) = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(kilobytes) * 1024
 
 
 def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

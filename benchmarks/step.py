@@ -32,6 +32,9 @@ NEGATIVES = (1, 3, 5, 10, 15, 19)
 # boundary, beta or token shows in the first decimals.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
 
+# Ratios of seconds a row: name, above, below.
+RATIOS = (("speedup", "naive", "ours"), ("speedup_many", "naive", "many"), ("cached_ratio", "cached", "many"))
+
 
 @dataclass
 class Step:
@@ -120,34 +123,53 @@ def agrees(found: dict[str, float]) -> bool:
     return found["loss_difference"] <= LOSS_TOLERANCE and found["gradient_difference"] <= GRADIENT_TOLERANCE
 
 
-def against_naive(step: Step, second: Any, rounds: int) -> dict[str, Any]:
-    """Return times, tokens, peak memory and results of both ways over the same rows."""
-    peaks: dict[str, list[int]] = {"naive": [], "ours": []}
-    results: dict[str, tuple[float, Tensor]] = {}
+class Measured:
+    """What is measured at one K: the naive way and ours over a few rows, ours alone over more.
 
-    def watched(name: str, work: Callable[[], None]) -> Callable[[], None]:
+    Args:
+        few: the rows that both ways take.
+        many: the rows of ours alone; None: not at this K.
+        second: the naive way's reference model.
+    """
+
+    def __init__(self, few: Step, many: Step | None, second: Any) -> None:
+        self.few, self.many = few, many
+        self.peaks: dict[str, list[int]] = {"naive": [], "ours": []}
+        self.results: dict[str, tuple[float, Tensor]] = {}
+        self.ways = {
+            "naive": self._watched("naive", lambda: few.naive(second)),
+            "ours": self._watched("ours", few.ours),
+        }
+        few.ours()  # warm
+        if many is not None:
+            self.ways |= {"many": many.ours, "cached": many.ours_cached}
+            many.ours()
+
+    def _watched(self, name: str, work: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
-            with common.PeakMemory(step.bench.device) as memory:
+            with common.PeakMemory(self.few.bench.device) as memory:
                 work()
-            peaks[name].append(memory.bytes)
-            results[name] = step.result()
+            self.peaks[name].append(memory.bytes)
+            self.results[name] = self.few.result()
 
         return run
 
-    ways = {"naive": watched("naive", lambda: step.naive(second)), "ours": watched("ours", step.ours)}
-    step.ours()  # warm
-    times = common.interleave(ways, rounds, step.bench.device)
-    found: dict[str, Any] = {"rows": len(step.rows)}
-    for way, count in zip(ways, step.tokens(), strict=True):
-        found[way] = {
-            "seconds_per_row": common.Spread.of([t / len(step.rows) for t in times[way]])._asdict(),
-            "peak_bytes": max(peaks[way]),
-            "tokens_per_row": count / len(step.rows),
+    def figures(self, times: dict[str, list[float]]) -> dict[str, Any]:
+        """Return times per row, tokens, peak memory, ratios and agreement."""
+        rows = {way: len((self.many if way in ("many", "cached") else self.few).rows) for way in times}
+        per_row = {way: [t / rows[way] for t in measured] for way, measured in times.items()}
+        found: dict[str, Any] = {
+            way: {"rows": rows[way], "seconds_per_row": common.Spread.of(values)._asdict()}
+            for way, values in per_row.items()
         }
-    found["speedup"] = common.ratios(times["naive"], times["ours"])._asdict()
-    found["memory_ratio"] = found["ours"]["peak_bytes"] / found["naive"]["peak_bytes"]
-    found["agreement"] = differences(results["naive"], results["ours"])
-    return found
+        for way, count in zip(("naive", "ours"), self.few.tokens(), strict=True):
+            found[way] |= {"peak_bytes": max(self.peaks[way]), "tokens_per_row": count / rows[way]}
+        found["memory_ratio"] = found["ours"]["peak_bytes"] / found["naive"]["peak_bytes"]
+        for name, above, below in RATIOS:
+            if above in times and below in times:
+                found[name] = common.ratios(per_row[above], per_row[below])._asdict()
+        found["agreement"] = differences(self.results["naive"], self.results["ours"])
+        return found
 
 
 def agreement_in_float32(step: Step, second: Any) -> dict[str, float]:
@@ -158,29 +180,24 @@ def agreement_in_float32(step: Step, second: Any) -> dict[str, float]:
     return differences(expected, step.result())
 
 
-def alone(steps: dict[int, Step], rounds: int) -> dict[str, Any]:
-    """Return our times at several K, with and without a known reference."""
-    device = next(iter(steps.values())).bench.device
-    ways = {}
-    for negatives, step in steps.items():
-        ways[f"{negatives}"], ways[f"{negatives} cached"] = step.ours, step.ours_cached
-        step.ours()  # warm
+def in_turns(measured: dict[int, Measured], rounds: int) -> dict[str, Any]:
+    """Measure all ways in turns; return the figures of each K, and of the greatest over the least."""
+    ways = {(k, way): work for k, one in measured.items() for way, work in one.ways.items()}
+    device = next(iter(measured.values())).few.bench.device
     times = common.interleave(ways, rounds, device)
-    found: dict[str, Any] = {"rows": len(next(iter(steps.values())).rows)}
-    for negatives in steps:
-        plain, cached = times[f"{negatives}"], times[f"{negatives} cached"]
-        found[f"{negatives}"] = {
-            "seconds_per_row": common.Spread.of([t / found["rows"] for t in plain])._asdict(),
-            "cached_seconds_per_row": common.Spread.of([t / found["rows"] for t in cached])._asdict(),
-            "cached_ratio": common.ratios(cached, plain)._asdict(),
+    figures: dict[str, Any] = {
+        "steps": {
+            f"{k}": one.figures({way: times[k, way] for way in one.ways}) for k, one in measured.items()
         }
-    least, most = min(steps), max(steps)
-    found["most_over_least"] = {
-        "negatives": [most, least],
-        "uncached": common.ratios(times[f"{most}"], times[f"{least}"])._asdict(),
-        "cached": common.ratios(times[f"{most} cached"], times[f"{least} cached"])._asdict(),
     }
-    return found
+    alone = sorted(k for k, one in measured.items() if one.many is not None)
+    least, most = alone[0], alone[-1]
+    figures["most_over_least"] = {
+        "negatives": [most, least],
+        "computed": common.ratios(times[most, "many"], times[least, "many"])._asdict(),
+        "cached": common.ratios(times[most, "cached"], times[least, "cached"])._asdict(),
+    }
+    return figures
 
 
 def measure(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
@@ -199,13 +216,13 @@ def measure(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, 
     figures["model"] = {"backbone": bench.policy.backbone.name, "lora_layers": dataset.settings.lora_layers}
     second = naive.second_model(bench.policy)
     figures["second_model_bytes"] = sum(p.numel() * p.element_size() for p in second.parameters())
-    figures["against_naive"] = {
-        f"{k}": against_naive(Step(bench, few.scored(k)), second, options.rounds) for k in options.negatives
+    chosen = {min(options.negatives), 15, max(options.negatives)} & set(options.negatives)
+    measured = {
+        k: Measured(Step(bench, few.scored(k)), Step(bench, many.scored(k)) if k in chosen else None, second)
+        for k in options.negatives
     }
-    del second
-    chosen = sorted({min(options.negatives), 15, max(options.negatives)} & set(options.negatives))
-    figures["ours"] = alone({k: Step(bench, many.scored(k)) for k in chosen}, options.rounds)
-    judged = [found["agreement"] for found in figures["against_naive"].values()]
+    figures |= in_turns(measured, options.rounds)
+    judged = [found["agreement"] for found in figures["steps"].values()]
     figures["agree"] = all(map(agrees, [figures["agreement"]] if "agreement" in figures else judged))
     return figures
 
@@ -214,36 +231,37 @@ def report(figures: dict[str, Any]) -> None:
     """Print the tables."""
     common.print_machine({**figures["machine"], **figures["model"]})
     _report_agreement(figures)
-    measured = figures["against_naive"]
-    rows = next(iter(measured.values()))["rows"]
+    steps = figures["steps"]
+    rows = next(iter(steps.values()))["naive"]["rows"]
     common.print_table(
-        f"A step over {rows} row(s): naive against ours, no reference known; median (least..greatest)",
-        ["K", "naive, s/row", "ours, s/row", "naive / ours", "naive, MB", "ours, MB", "ours / naive",
+        f"Seconds a row of a step over {rows} row(s), no reference known; median (least..greatest)",
+        ["K", "naive", "ours", "naive / ours", "naive, MB", "ours, MB", "ours / naive",
          "naive, tokens/row", "ours, tokens/row"],
         [[k, _spread(f["naive"]), _spread(f["ours"]), common.Spread(**f["speedup"]),
           *(f"{f[way]['peak_bytes'] / common.MEGABYTE:.0f}" for way in ("naive", "ours")),
           f"{f['memory_ratio']:.3f}", *(f"{f[way]['tokens_per_row']:.0f}" for way in ("naive", "ours"))]
-         for k, f in measured.items()],
+         for k, f in steps.items()],
     )  # fmt: skip
     second = figures["second_model_bytes"] / common.MEGABYTE
     print(f"\nMemory is the peak above all weights; the naive way's second model is another {second:.0f} MB.")
-    own = figures["ours"]
+    alone = {k: f for k, f in steps.items() if "many" in f}
+    rows = next(iter(alone.values()))["many"]["rows"]
     common.print_table(
-        f"Ours over {own['rows']} row(s): the reference computed, or from the cache as from epoch 2 on",
-        ["K", "s/row", "cached, s/row", "cached / computed"],
-        [[k, _spread(f), common.Spread(**f["cached_seconds_per_row"]), common.Spread(**f["cached_ratio"])]
-         for k, f in own.items() if k.isdigit()],
+        f"Ours over {rows} row(s), seconds a row: the reference computed, or known as from epoch 2 on",
+        ["K", "computed", "cached", "cached / computed", "naive / computed"],
+        [[k, _spread(f["many"]), _spread(f["cached"]), common.Spread(**f["cached_ratio"]),
+          common.Spread(**f["speedup_many"])] for k, f in alone.items()],
     )  # fmt: skip
-    most = own["most_over_least"]
+    most = figures["most_over_least"]
     high, low = most["negatives"]
-    uncached, cached = common.Spread(**most["uncached"]), common.Spread(**most["cached"])
+    computed, cached = common.Spread(**most["computed"]), common.Spread(**most["cached"])
     if high > low:
-        print(f"\nK = {high} over K = {low}: {uncached}; with a cached reference {cached}")
+        print(f"\nK = {high} over K = {low}: {computed}; with a cached reference {cached}")
 
 
 def _report_agreement(figures: dict[str, Any]) -> None:
     """Print how far both ways differ."""
-    losses = {f"{k}": found["agreement"] for k, found in figures["against_naive"].items()}
+    losses = {k: found["agreement"] for k, found in figures["steps"].items()}
     if "agreement" in figures:
         losses["float32"] = figures["agreement"]
     common.print_table(

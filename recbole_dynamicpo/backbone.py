@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .attention import widen_attention
+from .attention import use_short_attention
 from .embedded import EMBEDDED, EMBEDDED_SHA256, embedded_folder
 from .errors import BackboneError, nearest
 from .logps import sharing_works
@@ -239,7 +239,7 @@ def _from_pretrained(
     if not load_in_4bit:
         model.to(device)
     if device.type == "cpu" and dtype == torch.bfloat16:
-        widen_attention(model)
+        use_short_attention(model)
     return model, tokenizer
 
 
