@@ -13,7 +13,7 @@ from recbole_dynamicpo.adapter_folder import LoraShape
 from recbole_dynamicpo.backbone import DTYPES, Backbone, load_backbone, resolve_backbone
 from recbole_dynamicpo.batches import PromptRow, TokenBatch
 from recbole_dynamicpo.collate import Collator
-from recbole_dynamicpo.dataset import CANDIDATE_IDS, DynamicPODataset, scored_columns
+from recbole_dynamicpo.dataset import CANDIDATE_IDS, DynamicPODataset
 from recbole_dynamicpo.logps import sharing_works
 from recbole_dynamicpo.memory import TokenBudget
 from recbole_dynamicpo.policy import POLICY, Policy
@@ -22,6 +22,7 @@ from recbole_dynamicpo.runner import PlainConfig
 from recbole_dynamicpo.scorer import Scorer
 from recbole_dynamicpo.settings import Settings
 from recbole_dynamicpo.shipped import properties_folder
+from recbole_dynamicpo.stage_rows import scored_columns
 
 # Standard deviation of the adapters' B matrices: enough to move a title by about a nat, so that the
 # policy differs from the reference and a wrong log-ratio shows in the loss.

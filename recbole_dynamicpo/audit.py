@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,8 @@ import numpy as np
 
 from .catalogue import read_titles
 from .errors import DataError
+from .prepared_files import MANIFEST_FILE, SEQUENCE_COLUMNS, SPLIT_COLUMNS, read_table
+from .storage import load_json
 
 SPLITS = ("train", "valid", "test")
 Prompt = tuple[list[str], list[str]]  # history titles, oldest first, and candidate titles
@@ -59,9 +60,9 @@ def audit(folder: Path, check: PromptCheck | None = None) -> dict[str, Any]:
     report: dict[str, Any] = {"dataset": name, "items": len(titles), "titles": _title_figures(titles, inside)}
     if check is not None:
         report["prompts"] = check.described
-    manifest = folder / "manifest.json"
+    manifest = folder / MANIFEST_FILE
     if manifest.is_file():
-        report["test_from_validation"] = json.loads(manifest.read_text("utf-8")).get("test_from_validation")
+        report["test_from_validation"] = load_json(manifest).get("test_from_validation")
     if (folder / f"{name}.inter").is_file():
         users = _read_sequences(folder / f"{name}.inter")
         report["sequences"] = _sequence_figures(users)
@@ -157,25 +158,11 @@ def _data_set_name(folder: Path) -> str:
     return names[0]
 
 
-def _cells(path: Path, header: list[str]) -> Iterator[list[str]]:
-    """Yield the cells of each row of an atomic file after checking its header."""
-    try:
-        with path.open(encoding="utf-8", newline="\n") as handle:
-            got = handle.readline().removesuffix("\n").split("\t")
-            if got != header:
-                raise DataError(f"{path}: wanted the columns {header}, got {got}")
-            for line in handle:
-                yield line.removesuffix("\n").split("\t")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-
-
 def _read_split(path: Path, titles: dict[str, str]) -> _Split:
     """Read one benchmark file; its ids are the very strings of ``titles``, to save memory."""
-    header = ["user_id:token", "item_id_list:token_seq", "item_id:token", "candidate_id_list:token_seq"]
     same = {item: item for item in titles}
     split = _Split()
-    for number, cells in enumerate(_cells(path, header), start=1):
+    for number, cells in enumerate(read_table(path, SPLIT_COLUMNS), start=1):
         try:
             user, history, target, candidates = cells
             split.histories.append([same[item] for item in history.split()])
@@ -241,8 +228,7 @@ def _has_contained(candidates: list[str], inside: dict[str, set[str]]) -> bool:
 def _read_sequences(path: Path) -> dict[str, list[tuple[str, str]]]:
     """Read a plain .inter file as user -> (item, time), in file order."""
     users: dict[str, list[tuple[str, str]]] = {}
-    header = ["user_id:token", "item_id:token", "timestamp:float"]
-    for number, cells in enumerate(_cells(path, header), start=1):
+    for number, cells in enumerate(read_table(path, SEQUENCE_COLUMNS), start=1):
         if len(cells) != 3:
             raise DataError(f"{path}, row {number}: wanted a user, an item and a time, got {cells}")
         users.setdefault(cells[0], []).append((cells[1], cells[2]))

@@ -25,12 +25,12 @@ from .errors import SettingsError
 from .evaluation import RankingCollector, ranks_of
 from .histories import fit_histories
 from .model import popularity_scores
+from .ranks import RANKS_FILE, write_ranks
 from .registration import MODEL_NAMES, read_dataset_defaults, register
-from .report import Contestant, render, summarize
+from .report import REPORT_FILE, Contestant, render, summarize
 from .runner import PlainConfig, check_model, refuse_pickles
 from .saved_evaluation import candidate_ranks
 from .shipped import properties_folder
-from .statistics import RANKS_FILE, write_ranks
 from .storage import write_json
 
 
@@ -194,4 +194,4 @@ def _save(
             folder / contestant.name / RANKS_FILE, list(map(str, row_ids)), list(users), contestant.ranks
         )
     summaries = [summarize(contestant) for contestant in contestants]
-    write_json(folder / "report.json", {"contestants": summaries, "seconds": dict(seconds)})
+    write_json(folder / REPORT_FILE, {"contestants": summaries, "seconds": dict(seconds)})

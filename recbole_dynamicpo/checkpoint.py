@@ -6,21 +6,32 @@ progress (JSON), replaced as a whole. The random draws need no state: each is se
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .adapter_folder import CONFIG_FILE, WEIGHTS_FILE, write_tensors
 from .errors import CheckpointError
-from .policy import CONFIG_FILE, WEIGHTS_FILE, Policy, write_tensors
+from .policy import Policy
 from .stages import STAGES
-from .storage import atomic_folder, load_json, restore_swapped, sha256_file, write_json
+from .storage import (
+    atomic_folder,
+    is_number,
+    load_json,
+    restore_swapped,
+    sha256_file,
+    sha256_files,
+    write_json,
+)
 
 STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
 CHECKPOINT = "checkpoint"  # folder within the folder of a run
+_SUMMED = (WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE)  # files whose SHA-256 the state records
 
 
 @dataclass
@@ -34,7 +45,8 @@ class Progress:
         best_result: RecBole's metrics of that validation.
         worse: validations in a row that were not better.
         stopped: whether the stage ended early.
-        seconds: training time of each stage so far, resumed parts added up.
+        seconds: spent so far on each stage's training, on validation and on the reference; resumed parts
+            are added up.
     """
 
     stage: str = "sft"
@@ -44,6 +56,13 @@ class Progress:
     worse: int = 0
     stopped: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the time that the block takes to ``seconds[what]``."""
+        started = time.perf_counter()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
 
 
 def save_checkpoint(
@@ -59,7 +78,7 @@ def save_checkpoint(
     with atomic_folder(folder) as work:
         policy.save(work)
         write_tensors(work / OPTIMIZER_FILE, tensors)
-        sums = {name: sha256_file(work / name) for name in (WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE)}
+        sums = sha256_files(work, _SUMMED)
         write_json(work / STATE_FILE, {**asdict(progress), "sha256": sums})
 
 
@@ -99,19 +118,15 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_number, value.values()))
+    return isinstance(value, dict) and all(map(is_number, value.values()))
 
 
 # What each entry of the state may be.
 _VALID: dict[str, Callable[[Any], bool]] = {
     "stage": lambda value: value in STAGES,
     "step": _count,
-    "best_score": lambda value: value is None or _number(value),
+    "best_score": lambda value: value is None or is_number(value),
     "best_result": lambda value: value is None or _numbers(value),
     "worse": _count,
     "stopped": lambda value: isinstance(value, bool),
@@ -130,7 +145,7 @@ def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimiz
     from safetensors.torch import load_file
 
     for name, wanted in _read_state(folder)[1].items():
-        if name in (WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE) and _sum_of(folder / name) != wanted:
+        if name in _SUMMED and _sum_of(folder / name) != wanted:
             raise CheckpointError(
                 f"{folder / name}: damaged checkpoint (its SHA-256 is not that in {STATE_FILE})"
             )

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.config import Config
-from recbole.data.dataloader import TrainDataLoader
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
@@ -31,7 +30,6 @@ from .sampling import (
     IntArray,
     choose_rows,
     draw_candidates,
-    draw_scored,
     row_generator,
 )
 from .settings import Settings
@@ -280,38 +278,3 @@ class DynamicPODataset(SequentialDataset):
         )
         tokens = [str(token) for token in self.field2id_token[self.iid_field][1:]]
         return build_catalogue(titles, tokens, [0] * len(tokens), path)
-
-
-class StageDataLoader(TrainDataLoader):
-    """RecBole's training loader over the rows of one epoch, in the order in which they lie.
-
-    Args:
-        dataset: the built training data set.
-        rows: what ``DynamicPODataset.stage_rows`` returned.
-        order: (n,) the epoch's order.
-        batch_size: rows per batch.
-    """
-
-    def __init__(
-        self, config: Config, dataset: DynamicPODataset, rows: Interaction, order: IntArray, batch_size: int
-    ) -> None:
-        self.rows_per_batch = batch_size
-        super().__init__(config, dataset.copy(rows[order]), None, shuffle=False)
-
-    def _init_batch_size_and_step(self) -> None:
-        self.step = self.rows_per_batch
-        self.set_batch_size(self.rows_per_batch)
-
-
-def scored_columns(rows: Interaction, item_field: str, negatives: int, seed: int, epoch: int) -> torch.Tensor:
-    """Return (n, 1 + K) columns of the candidates: the positive, then this epoch's negatives.
-
-    Raises:
-        DataError: a row's positive is not among its candidates.
-    """
-    candidates = rows[CANDIDATE_IDS].numpy()
-    hit = candidates == rows[item_field].numpy()[:, None]
-    if not hit.any(axis=1).all():
-        row = int(rows[ROW_ID][int((~hit.any(axis=1)).argmax())])
-        raise DataError(f"row {row}: the item chosen is not among the row's candidates")
-    return torch.from_numpy(draw_scored(hit, candidates > 0, negatives, seed, epoch))

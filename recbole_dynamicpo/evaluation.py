@@ -16,8 +16,8 @@ from torch import Tensor
 from .dataset import ROW_ID
 from .journal import Journal
 from .packaging import portable_backbone
+from .ranks import RANKS_FILE, write_ranks
 from .report import REPORT_FILE, Contestant, metric_name, render, summarize
-from .statistics import write_ranks
 from .storage import write_json
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class RankingMixin:
     run_folder: Path
     adapters: dict[str, Path]
     journal: Journal
-    seconds: dict[str, float]
+    progress: Any
     tot_item_num: int
     _validating = False
 
@@ -134,11 +134,10 @@ class RankingMixin:
         contestants = []
         with self._recorded("evaluate"):
             voices = self._voices()
-            self.model.will_answer_as([voice for voice, _ in voices if voice != "popularity"])
-            for voice, name in voices:
-                result, ranks = self._evaluate_voice(voice, eval_data, show_progress)
-                contestants.append(Contestant(name, ranks))
-            self.model.will_answer_as([])
+            with self.model.scoring_together([voice for voice, _ in voices if voice != "popularity"]):
+                for voice, name in voices:
+                    result, ranks = self._evaluate_voice(voice, eval_data, show_progress)
+                    contestants.append(Contestant(name, ranks))
             self._report(contestants, result)
         self._publish()
         return result
@@ -160,14 +159,13 @@ class RankingMixin:
     ) -> tuple[Any, np.ndarray[Any, Any]]:
         self._ranks: list[Tensor] = []
         self._row_ids: list[Tensor] = []
-        self.model.voice = voice
         draws = np.random.get_state()  # RecBole's uniN and popN modes draw candidates from it
         np.random.seed(self.settings.seed)
         eval_data.generator.manual_seed(self.settings.seed)
         try:
-            result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)  # type: ignore[misc]
+            with self.model.speaking_as(voice):
+                result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)  # type: ignore[misc]
         finally:
-            self.model.voice = "policy"
             np.random.set_state(draws)
         return result, torch.cat(self._ranks).cpu().numpy()
 
@@ -199,12 +197,13 @@ class RankingMixin:
         table = render(
             contestants,
             candidates=self.settings.num_candidates,
-            seconds=self.seconds,
+            seconds=self.progress.seconds,
             notes=self._notes(),
         )
         logger.info("final result\n%s", table)
         summaries = [summarize(contestant) for contestant in contestants]
-        write_json(self.run_folder / REPORT_FILE, {"contestants": summaries, "seconds": self.seconds})
+        report = {"contestants": summaries, "seconds": self.progress.seconds}
+        write_json(self.run_folder / REPORT_FILE, report)
         row_ids = torch.cat(self._row_ids).tolist()
         dataset = self.model.dataset
         users: dict[int, int] = {}
@@ -213,7 +212,7 @@ class RankingMixin:
             users.update(zip(rows[ROW_ID].tolist(), rows[dataset.uid_field].tolist(), strict=True))
         tokens = dataset.id2token(dataset.uid_field, np.array([users[row] for row in row_ids]))
         write_ranks(
-            self.run_folder / "ranks.parquet",
+            self.run_folder / RANKS_FILE,
             [str(row) for row in row_ids],
             [str(token) for token in tokens],
             contestants[-1].ranks,

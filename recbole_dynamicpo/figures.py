@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .boundary import TANH_SCALE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -21,8 +23,6 @@ Drawing = tuple[str, Any, Callable[[], "Figure"]]  # name, what it is made from,
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 SIZE, DPI = (8.0, 5.0), 100  # 800 x 500 pixels
-# The range of beta / beta0 that the journal's histograms cover.
-BETA_LOW, BETA_HIGH = 0.5, 1.5
 # More steps than this are drawn faintly, with so many means of neighbours above them.
 MOST_POINTS, MEANS = 60, 24
 
@@ -127,7 +127,7 @@ def draw_beta(entries: Sequence[Entry]) -> Figure:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, axes = _panels(1, 1, "Strength of the boundary negatives over time")
     axis = axes[0][0]
-    bins = np.linspace(BETA_LOW, BETA_HIGH, counts.shape[1] + 1)
+    bins = np.linspace(1 - TANH_SCALE, 1 + TANH_SCALE, counts.shape[1] + 1)
     # Empty cells stay white, so that a rare strength can be told from none.
     drawn = axis.pcolormesh(edges, bins, np.where(shares > 0, shares, np.nan).T, cmap="viridis_r", vmin=0)
     figure.colorbar(drawn, ax=axis, label="share of the boundary negatives")

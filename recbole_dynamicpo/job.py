@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .adapter_folder import adapter_digest
 from .backbone import check_backbone
 from .dataset import read_settings
 from .known_data import can_be_fetched, require_data
-from .policy import adapter_digest
 from .record import PLACES, RECORDED, flat_settings
 from .runner import PlainConfig, plain_config, refuse_pickles
 from .settings import Settings

@@ -21,6 +21,7 @@ from .download import HUB_DATA_SETS, check_name
 from .errors import DataError, nearest
 from .inter_file import check_inter_file
 from .locks import locked
+from .prepared_files import MANIFEST_FILE
 from .storage import atomic_folder, load_json, sha256_file, sha256_json
 
 logger = logging.getLogger(__name__)
@@ -55,11 +56,11 @@ def require_data(config: Any) -> None:
         with locked(folder, wait=True):
             if not folder.is_dir():
                 fetch(name, folder)
-    splits = config["benchmark_filename"]
-    files = [folder / f"{name}.{part}.inter" for part in splits] if splits else [folder / f"{name}.inter"]
+    files = _inter_files(config)
     for path in files:
         if not path.is_file():
-            hint = _how_to_prepare(name, folder) if name in HUB_DATA_SETS and splits else ""
+            published = name in HUB_DATA_SETS and config["benchmark_filename"]
+            hint = _how_to_prepare(name, folder) if published else ""
             raise DataError(f"{path}: no such file. {hint}".rstrip(". ") + ".")
     _check_columns(config, files[0])
     for path in files:
@@ -73,10 +74,14 @@ def can_be_fetched(name: str) -> bool:
 
 def data_files(config: Any) -> list[Path]:
     """Return the files that a data set is read from: ``<name>*.inter`` and ``<name>.item``."""
-    name, folder = config["dataset"], Path(config["data_path"])
-    splits = config["benchmark_filename"]
-    parts = [f"{name}.{part}.inter" for part in splits] if splits else [f"{name}.inter"]
-    return [path for path in (folder / file for file in [*parts, f"{name}.item"]) if path.is_file()]
+    items = Path(config["data_path"]) / f"{config['dataset']}.item"
+    return [path for path in (*_inter_files(config), items) if path.is_file()]
+
+
+def _inter_files(config: Any) -> list[Path]:
+    """Return where the interactions lie: ``<name>.inter``, or one file for each split of pre-split data."""
+    name, folder, splits = config["dataset"], Path(config["data_path"]), config["benchmark_filename"]
+    return [folder / f"{name}.{part}.inter" for part in splits] if splits else [folder / f"{name}.inter"]
 
 
 def data_digest(config: Any) -> str:
@@ -93,7 +98,7 @@ def data_notes(config: Any) -> list[str]:
         DataError: the manifest is damaged.
     """
     notes = [config["data_note"]] if config["data_note"] else []
-    manifest = Path(config["data_path"]) / "manifest.json"
+    manifest = Path(config["data_path"]) / MANIFEST_FILE
     if config["benchmark_filename"] and manifest.is_file():
         try:
             facts = load_json(manifest)

@@ -16,15 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .adapter_folder import WEIGHTS_FILE
 from .journal import Journal
 from .model_store import without_password
 from .packaging import package_recommender
-from .points import Entry, Point, is_number, measured, milliseconds, spent
-from .policy import WEIGHTS_FILE
+from .points import Entry, Point, measured, milliseconds, spent
+from .ranks import RANKS_FILE
 from .record import AUDIT_FILE, JOURNAL_FILE, PLACES, RECORDED, Record
 from .report import REPORT_FILE, metric_name, read_report
-from .statistics import RANKS_FILE
-from .storage import sha256_file, sha256_json
+from .storage import is_number, sha256_file, sha256_json
 
 # Finds the runs of a folder again: the key of its record, and the stage.
 KEY_TAG, STAGE_TAG = "recbole-dynamicpo.key", "stage"
@@ -206,15 +206,9 @@ def _note(place: Path, status: str) -> dict[str, str]:
     return {"mlflow.note.content": "\n".join(lines)}
 
 
-def short_name(contestant: str) -> str:
-    """Return the name of a line of the report without the folders of a backbone's path."""
-    return contestant.rpartition("/")[2] if contestant.startswith(("/", "~", ".")) else contestant
-
-
 def _contestants(place: Path) -> list[dict[str, Any]]:
     """Return the lines of a stage's report; models of others leave none."""
-    lines = read_report(place) if (place / REPORT_FILE).is_file() else []
-    return [{**line, "name": short_name(line["name"])} for line in lines]
+    return read_report(place) if (place / REPORT_FILE).is_file() else []
 
 
 def _files(place: Path, *names: str) -> list[Upload]:
@@ -229,7 +223,6 @@ def _copy(path: Path, target: Path) -> None:
 
 def _adapter(folder: Path, record: Record) -> Upload:
     """Return the upload of a recommender folder, without what only this machine knows."""
-
     digest = {path.name: sha256_file(path) for path in folder.iterdir() if path.is_file()}
     return Upload("adapter", sha256_json(digest), partial(_package, folder, model_settings(record)))
 

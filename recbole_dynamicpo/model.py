@@ -6,7 +6,8 @@ DynamicPO and its plain baselines are one class; properties/model/<Name>.yaml se
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
+from .adapter_folder import LoraShape
 from .backbone import load_backbone
 from .batches import Diagnostics, PromptRow
+from .boundary import TANH_SCALE
 from .catalogue import Catalogue
 from .collate import Collator
 from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset
 from .errors import DataError
 from .memory import TokenBudget
 from .objectives import preference_loss, sft_loss
-from .policy import LoraShape, Policy
+from .policy import Policy
 from .prompts import load_templates
 from .sampling import row_generator
 from .scorer import Scorer, break_ties
@@ -36,7 +39,8 @@ from .shipped import properties_folder
 logger = logging.getLogger(__name__)
 
 REFERENCE_LOGPS = "reference_logps"  # (n, C) column that the trainer adds to preference batches
-BETA_BINS = 20  # of the histogram of beta_i / beta0, which lies between 0.5 and 1.5
+BETA_BINS = 20  # of the histogram of beta_i / beta0, which lies within 1 -+ TANH_SCALE
+_BETA_EDGE = 0.001  # that the histogram reaches further, so that rounding loses no beta
 
 
 class DynamicPO(SequentialRecommender):
@@ -44,7 +48,7 @@ class DynamicPO(SequentialRecommender):
 
     Attributes:
         stage: ``sft`` or ``preference``; which loss ``calculate_loss`` returns.
-        voice: who answers ``predict``: ``policy``, ``reference``, ``backbone`` or ``popularity``.
+        voice: who answers ``predict``; see ``speaking_as``.
         diagnostics: of the last preference batch.
         beta_counts: (BETA_BINS,) histogram of that batch's betas over beta0.
         tokens: of the last training batch, padding left out.
@@ -139,7 +143,8 @@ class DynamicPO(SequentialRecommender):
         )
         self.diagnostics = result.diagnostics
         relative = result.beta.detach().float() / self.settings.beta
-        self.beta_counts = relative.histc(BETA_BINS, min=0.499, max=1.501)  # 0: no part of the loss
+        reach = TANH_SCALE + _BETA_EDGE
+        self.beta_counts = relative.histc(BETA_BINS, 1 - reach, 1 + reach)  # 0: no part of the loss
         return result.loss
 
     @torch.no_grad()
@@ -154,13 +159,26 @@ class DynamicPO(SequentialRecommender):
         scores[present] = found[torch.isfinite(found)]
         return scores
 
-    def will_answer_as(self, voices: Sequence[str]) -> None:
-        """Announce that ``candidate_logps`` will be asked for the same rows in each of these voices.
+    @contextmanager
+    def speaking_as(self, voice: str) -> Iterator[None]:
+        """Answer in ``voice`` inside the block: ``policy``, ``reference``, ``backbone`` or ``popularity``."""
+        self.voice = voice
+        try:
+            yield
+        finally:
+            self.voice = "policy"
 
-        The first to be asked then scores for all of them; an empty list ends it.
+    @contextmanager
+    def scoring_together(self, voices: Sequence[str]) -> Iterator[None]:
+        """Score for all ``voices`` at once inside the block, where each will be asked for the same rows.
+
+        The answers to the first voice's question are kept until the others are asked.
         """
         self._voices = tuple(voices)
-        self._answers = {}
+        try:
+            yield
+        finally:
+            self._voices, self._answers = (), {}
 
     def _scores(self, interaction: Interaction, candidates: Tensor) -> Tensor:
         """Return (B, C) scores in the present voice, perhaps known since another voice was asked."""

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .adapter_folder import WEIGHTS_FILE
 from .errors import AdapterError
 from .packaging import (
     ARTIFACT,
@@ -26,7 +27,6 @@ from .packaging import (
     package_recommender,
     requirements,
 )
-from .policy import WEIGHTS_FILE
 from .storage import sha256_file, write_json
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ def write_model(
         model_id: of the logged model that it becomes.
         run_id: of the run that made it.
     """
-    # MLflow says this of a class of its own, when it is imported.
-    warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
+    expect_any_type()
     import mlflow.pyfunc
     from mlflow.models import Model
 
@@ -126,6 +125,11 @@ def write_model(
     model.model_size_bytes = size
     model.save(str(path / "MLmodel"))
     return size
+
+
+def expect_any_type() -> None:
+    """Silence what MLflow, when it is imported, says of a class of its own."""
+    warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
 
 
 @contextlib.contextmanager
@@ -154,10 +158,16 @@ def find_tracking_uri(given: str | None = None) -> str:
             f"MLFLOW_TRACKING_URI, or {database}"
         )
     uri = uri or f"sqlite:///{database}"
-    file = uri.removeprefix("sqlite:///").partition("?")[0]
-    if uri.startswith("sqlite:///") and not Path(file).is_file():
+    file = local_database(uri)
+    if file is not None and not file.is_file():
         raise AdapterError(f"{uri}: no such file; MLflow would make an empty store of it")
     return uri
+
+
+def local_database(uri: str) -> Path | None:
+    """Return the file of an sqlite URI; None for any other store."""
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix).partition("?")[0]) if uri.startswith(prefix) else None
 
 
 def download_model(uri: str, target: Path, tracking_uri: str | None = None) -> Path:

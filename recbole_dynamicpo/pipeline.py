@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,27 @@ from .journal import Journal
 from .known_data import data_digest, require_data
 from .locks import locked
 from .prepare import prepare as write_data
-from .record import AUDIT_FILE, JOURNAL_FILE, PROBE_FILE, RECORD_FILE, describe, read_record, write_record
+from .record import (
+    AUDIT_FILE,
+    JOURNAL_FILE,
+    PROBE_FILE,
+    RECORD_FILE,
+    describe,
+    read_record,
+    run_tags,
+    write_record,
+)
 from .recording import data_audit, probe_rows
 from .report import read_report
 from .runner import PlainConfig, load
 from .stage_results import StageResult, finish, finished, stage_folder, stage_key
+from .stages import STAGES
 from .storage import write_json
 from .system import peak_memory_mb
 from .tracking import NullTracker, Tracker
-from .trainer import DynamicPOTrainer
-from .version import __version__
+from .trainer import DynamicPOTrainer, OnProgress
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], object]  # stage, done, total
 
 
 def prepare(job: Job) -> StageResult:
@@ -103,12 +110,7 @@ def begin(job: Job, prepared: StageResult, tags: Mapping[str, str] | None = None
     record = describe(
         config.final_config_dict,
         data={"name": job.dataset, "digest": prepared.outputs["data"], "rows": prepared.outputs["rows"]},
-        tags={
-            "backbone": Path(str(config["backbone"])).name,
-            "backbone_sha256": prepared.outputs["backbone"],
-            "version": __version__,
-            **(tags or {}),
-        },
+        tags={**run_tags(str(config["backbone"]), prepared.outputs["backbone"]), **(tags or {})},
         stages={stage: str(folder.resolve()) for stage, (_, folder) in folders.items()},
     )
     folder = Path(job.store) / "runs" / record.name
@@ -126,7 +128,7 @@ def train(
     stage: str,
     prepared: StageResult,
     tracker: Tracker | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> StageResult:
     """Run stage ``sft`` or ``preference``, from where it was interrupted, unless its result is there.
 
@@ -158,7 +160,7 @@ def _trained(
     folder: Path,
     folders: Mapping[str, tuple[str, Path]],
     tracker: Tracker | None,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> dict[str, Any]:
     """Train until the end of the stage and return its outputs."""
     loaded = load(config)
@@ -168,7 +170,7 @@ def _trained(
 
 
 def evaluate(
-    job: Job, prepared: StageResult, tracker: Tracker | None = None, progress: Progress | None = None
+    job: Job, prepared: StageResult, tracker: Tracker | None = None, progress: OnProgress | None = None
 ) -> StageResult:
     """Evaluate the final adapter, and those that it is compared with, unless the result is there.
 
@@ -203,11 +205,11 @@ def _trainer(
     folder: Path,
     folders: Mapping[str, tuple[str, Path]],
     tracker: Tracker | None,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> DynamicPOTrainer:
     """Return a trainer that works in ``folder`` and finds the adapters where the stages leave them."""
     trainer = DynamicPOTrainer(config, model, run_folder=folder, tracker=tracker or NullTracker())
-    trainer.adapters = {stage: folders[stage][1] / stage for stage in ("sft", "preference")}
+    trainer.adapters = {stage: folders[stage][1] / stage for stage in STAGES}
     if progress is not None:
         trainer.on_progress = progress
     return trainer

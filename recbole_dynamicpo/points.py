@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from .storage import is_number
 
 Entry = dict[str, Any]  # of a journal
 
@@ -93,9 +94,6 @@ def batches(points: Iterable[Point]) -> Iterator[list[Point]]:
         yield batch
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def milliseconds(seconds: float) -> int:
+    """Return a time of day as MLflow writes it."""
     return round(seconds * 1000)

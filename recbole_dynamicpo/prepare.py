@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import logging
-import random
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from .audit import PromptCheck, audit, audit_table
-from .converter import Converter
+from .converter import write_published
 from .download import HUB, find_sources, source_hashes
 from .errors import DataError
 from .locks import locked
+from .prepared_files import AUDIT_FILE, MANIFEST_FILE
 from .published import BadRows
 from .sequences import read_sequences, write_sequences
 from .storage import (
     atomic_folder,
+    difference,
     load_json,
     remove_partial,
     restore_swapped,
-    sha256_file,
+    sha256_files,
     sha256_json,
     write_json,
 )
 
 VERSION = 1  # of what is written; a higher one makes prepare write again what an older one wrote
-MANIFEST, AUDIT = "manifest.json", "audit.json"
-CHECKSUM = "sha256"  # in the audit: of the rest of it
-_SPLIT_OF = {"train": "train", "val": "valid", "test": "test"}  # published name -> RecBole's
-_HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\tcandidate_id_list:token_seq\n"
-_log = logging.getLogger(__name__)
+_CHECKSUM = "sha256"  # in the audit: of the rest of it
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,16 +119,14 @@ def _prepared(
     hashes = source_hashes(files)
     known = _manifest_of(folder)
     if known and _is_unchanged(folder, known, settings, hashes):
-        _log.info("%s is there already, from the same sources: nothing is written", folder)
+        logger.info("%s is there already, from the same sources: nothing is written", folder)
         return PreparedData(dataset, folder, known, _audit_of(folder, check), unchanged=True)
     _refuse_foreign_files(folder, known)
     with atomic_folder(folder) as work:
         manifest = _fill(work, dataset, files, settings, hashes, progress)
-        report = audit(work, check)
-        report[CHECKSUM] = sha256_json(report)
-        write_json(work / AUDIT, report)
+        report = _write_audit(work, check)
     prepared = PreparedData(dataset, folder, manifest, report, unchanged=False)
-    _log.info("wrote %s\n%s", folder, prepared.table())
+    logger.info("wrote %s\n%s", folder, prepared.table())
     return prepared
 
 
@@ -150,7 +143,7 @@ def _fill(
     if "sequences" in files:
         facts = _write_sequences(dataset, files["sequences"], work, bad, progress)
     else:
-        facts = _write_published(dataset, files, work, settings["seed"], bad, progress)
+        facts = write_published(files, work, dataset, settings["seed"], bad, progress=progress)
     manifest = {
         "dataset": dataset,
         "version": VERSION,
@@ -161,16 +154,16 @@ def _fill(
             for role, path in files.items()
         },
         "dropped_examples": bad.examples,
-        "files": {path.name: sha256_file(path) for path in sorted(work.iterdir())},
+        "files": sha256_files(work, sorted(path.name for path in work.iterdir())),
         **facts,
     }
-    write_json(work / MANIFEST, manifest)
+    write_json(work / MANIFEST_FILE, manifest)
     return manifest
 
 
 def _manifest_of(folder: Path) -> dict[str, Any] | None:
     try:
-        manifest = load_json(folder / MANIFEST)
+        manifest = load_json(folder / MANIFEST_FILE)
         PreparedData("", folder, manifest, {}, True).remarks()
         whole = (
             {"version", "settings"} <= manifest.keys()
@@ -185,16 +178,22 @@ def _manifest_of(folder: Path) -> dict[str, Any] | None:
 def _audit_of(folder: Path, check: PromptCheck | None) -> dict[str, Any]:
     """Read a folder's audit, or make it again where it is missing, damaged or lacks the prompts' check."""
     try:
-        stored = dict(load_json(folder / AUDIT))
-        if stored[CHECKSUM] != sha256_json({key: stored[key] for key in stored if key != CHECKSUM}):
+        stored = dict(load_json(folder / AUDIT_FILE))
+        if stored[_CHECKSUM] != sha256_json({key: stored[key] for key in stored if key != _CHECKSUM}):
             stored = {}
     except (OSError, ValueError, TypeError, KeyError):
         stored = {}
     if not stored or (check is not None and stored.get("prompts") != check.described):
-        stored = audit(folder, check)
-        stored[CHECKSUM] = sha256_json(stored)
-        write_json(folder / AUDIT, stored)
+        stored = _write_audit(folder, check)
     return stored
+
+
+def _write_audit(folder: Path, check: PromptCheck | None) -> dict[str, Any]:
+    """Audit the data in ``folder``, and write the audit beside them with a checksum of its own."""
+    report = audit(folder, check)
+    report[_CHECKSUM] = sha256_json(report)
+    write_json(folder / AUDIT_FILE, report)
+    return report
 
 
 def _is_unchanged(
@@ -205,8 +204,7 @@ def _is_unchanged(
         known["version"] == VERSION
         and known["settings"] == settings
         and {role: source["sha256"] for role, source in known["sources"].items()} == hashes
-        and all((folder / name).is_file() for name in known["files"])
-        and all(sha256_file(folder / name) == sha256 for name, sha256 in known["files"].items())
+        and not difference(folder, known["files"])
     )
 
 
@@ -214,7 +212,7 @@ def _refuse_foreign_files(folder: Path, known: dict[str, Any] | None) -> None:
     """Stop before a whole folder is replaced in which something lies that prepare did not write."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: wanted a folder or nothing there, got a file")
-    ours = {MANIFEST, AUDIT, *known["files"]} if known else set()
+    ours = {MANIFEST_FILE, AUDIT_FILE, *known["files"]} if known else set()
     foreign = (
         sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.exists() else []
     )
@@ -238,80 +236,3 @@ def _write_sequences(dataset: str, path: Path, work: Path, bad: BadRows, progres
         "ambiguous_histories": 0,
         "ambiguous_examples": [],
     }
-
-
-def _write_published(
-    dataset: str, files: dict[str, Path], work: Path, seed: int, bad: BadRows, progress: bool
-) -> dict[str, Any]:
-    """Write benchmark files into ``work`` and return what the manifest says about them."""
-    converter = Converter(files.values(), bad, progress)
-    halves = "val" in files and "test" not in files
-    dealt_by = None
-    rows: dict[str, int] = {}
-    for role, path in files.items():
-        lines: Iterable[tuple[str, str]] = converter.lines(path, role)
-        if role == "all" or (role == "val" and halves):
-            lines = list(lines)
-            shares = {"valid": 0.5, "test": 0.5} if halves else {"train": 0.8, "valid": 0.1, "test": 0.1}
-            dealt, dealt_by = deal([user for user, _ in lines], shares, seed)
-            for split in shares:
-                chosen = (line for line, its_split in zip(lines, dealt, strict=True) if its_split == split)
-                rows[split] = _write_split(work / f"{dataset}.{split}.inter", chosen)
-        else:
-            rows[_SPLIT_OF[role]] = _write_split(work / f"{dataset}.{_SPLIT_OF[role]}.inter", lines)
-    with (work / f"{dataset}.item").open("w", encoding="utf-8", newline="") as handle:
-        handle.write("item_id:token\ttitle:token\n")
-        handle.writelines(f"{item}\t{title}\n" for title, item in converter.items.items())
-    return {
-        "rows": rows,
-        "items": len(converter.items),
-        "items_only_in_histories": len(converter.items) - len(converter.splitter.known),
-        "test_from_validation": halves,
-        "dealt_by": dealt_by,
-        "ambiguous_histories": converter.ambiguous,
-        "ambiguous_examples": converter.examples,
-    }
-
-
-def _write_split(path: Path, lines: Iterable[tuple[str, str]]) -> int:
-    """Write one benchmark file of (user, rest of the line) and return its number of rows."""
-    rows = 0
-    with path.open("w", encoding="utf-8", newline="") as handle:
-        handle.write(_HEADER)
-        for user, line in lines:
-            handle.write(f"{user}\t{line}\n")
-            rows += 1
-    if not rows:
-        raise DataError(f"no usable row is left for {path.name}; wanted at least one")
-    return rows
-
-
-def deal(users: Sequence[str], shares: dict[str, float], seed: int) -> tuple[list[str], str]:
-    """Deal rows to splits at random, all rows of a user to the same one.
-
-    Otherwise the target of a test row would stand in the history of a training row of the same user.
-
-    Args:
-        users: the user of each row.
-        shares: of the rows, by split; they sum to 1.
-        seed: of the order of users.
-
-    Returns:
-        The split of each row, and "users"; or "rows" if there were too few users for whole ones.
-
-    Raises:
-        DataError: if there are too few rows to give each split one.
-    """
-    for by, groups in (("users", list(users)), ("rows", [str(row) for row in range(len(users))])):
-        sizes = Counter(groups)
-        order = list(sizes)
-        random.Random(seed).shuffle(order)
-        bounds = [len(users) * total for total in accumulate(shares.values())]
-        dealt, before = {}, 0
-        for group in order:
-            middle = before + sizes[group] / 2
-            dealt[group] = next(split for split, end in zip(shares, bounds, strict=True) if middle < end)
-            before += sizes[group]
-        if set(dealt.values()) == set(shares):
-            return [dealt[group] for group in groups], by
-    raise DataError(f"{len(users)} rows are too few to be dealt to {', '.join(shares)}; wanted at least 10")

@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 
 from tqdm import tqdm
 
-from .errors import DataError
+from .errors import DataError, short
 
 SEPARATOR = "::"
 _CHUNK = 1 << 20  # bytes read at a time
@@ -106,30 +106,24 @@ def read_rows(path: Path, bad: BadRows, *, progress: bool = False) -> Iterator[P
 def _row_problem(value: Any) -> str | None:
     """Say why an element of the list is no usable row, or return None."""
     if not isinstance(value, dict):
-        return f"wanted an object with historyList, itemList and trueSelection, got {_short(value)}"
+        return f"wanted an object with historyList, itemList and trueSelection, got {short(value)}"
     for key in ("historyList", "itemList", "trueSelection"):
         if key not in value:
-            return f"{key} is missing; the row has {_short(sorted(value))}"
+            return f"{key} is missing; the row has {short(sorted(value))}"
     history, candidates, target = value["historyList"], value["itemList"], value["trueSelection"]
     if not isinstance(history, str):
-        return f"historyList must be one string of titles joined with '::', got {_short(history)}"
+        return f"historyList must be one string of titles joined with '::', got {short(history)}"
     if not isinstance(candidates, list) or not all(isinstance(title, str) for title in candidates):
-        return f"itemList must be a list of titles, got {_short(candidates)}"
+        return f"itemList must be a list of titles, got {short(candidates)}"
     if len(candidates) < 2:
         return f"itemList must have at least 2 candidates, got {len(candidates)}"
     if len(set(candidates)) < len(candidates):
         twice = next(title for title in candidates if candidates.count(title) > 1)
         return f"itemList names {twice!r} more than once; candidates must be distinct"
     if not isinstance(target, str) or target not in candidates:
-        return f"trueSelection must be one of itemList, got {_short(target)}"
+        return f"trueSelection must be one of itemList, got {short(target)}"
     titles = (*candidates, history) if history else candidates
     return next((problem for problem in map(title_problem, titles) if problem), None)
-
-
-def _short(value: Any) -> str:
-    """Return ASCII text of at most 80 characters: what is quoted may be long, or no valid Unicode."""
-    text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _elements(path: Path, progress: bool) -> Iterator[Any]:

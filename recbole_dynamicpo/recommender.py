@@ -9,21 +9,23 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from .backbone import DTYPES, Backbone, load_backbone
+from .adapter_folder import WEIGHTS_FILE, adapter_digest, read_lora_shape
+from .backbone import Backbone, load_backbone
 from .batches import PromptRow
+from .card import Card, read_card, write_card
 from .catalogue import Catalogue
 from .collate import Collator
-from .errors import AdapterError, BackboneError, DataError
+from .errors import AdapterError, BackboneError, DataError, short
 from .memory import TokenBudget
 from .packaging import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json
-from .policy import WEIGHTS_FILE, Policy, adapter_digest, read_lora_shape
+from .policy import Policy
 from .prompts import Templates
 from .saved_folders import opened_recommender
 from .scorer import Scorer
@@ -35,35 +37,6 @@ if TYPE_CHECKING:
 # Names the backbone, a folder or a hub id, where that of the card is not to be had under its name.
 BACKBONE_VARIABLE = "RECBOLE_DYNAMICPO_BACKBONE"
 DEFAULT_K = 10
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a recommender folder says of itself.
-
-    Attributes:
-        backbone: name of the backbone, never a path that only its maker has unless it was given as one.
-        fingerprint: SHA-256 of the backbone's weights.
-        dtype: of the backbone's weights when it was trained, like ``float32``.
-        max_length: most tokens of prompt and longest title together.
-        max_history: most history titles in a prompt.
-        num_candidates: candidates in a prompt while it was trained.
-        tokens_per_batch: padded tokens per forward pass.
-        made_by: model and stage.
-        popular_candidates: titles that are ranked where the caller names none.
-        adapter_sha256: of the adapter's weights file beside the card.
-    """
-
-    backbone: str
-    fingerprint: str
-    dtype: str
-    max_length: int
-    max_history: int
-    num_candidates: int
-    tokens_per_batch: int
-    made_by: dict[str, str]
-    popular_candidates: int
-    adapter_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,12 +169,6 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def short(value: Any) -> str:
-    """Return ``repr(value)``, cut where it is too long for a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def save_recommender(folder: Path, model: DynamicPO, made_by: dict[str, str]) -> None:
     """Write the model's policy as a recommender folder, whole or not at all."""
     backbone = model.policy.backbone
@@ -221,11 +188,6 @@ def save_recommender(folder: Path, model: DynamicPO, made_by: dict[str, str]) ->
         model.catalogue.save(work / CATALOGUE_FILE)
         write_json(work / TEMPLATES_FILE, model.collator.templates.texts)
         write_card(work, card)
-
-
-def write_card(folder: Path, card: Card) -> None:
-    """Write the card of the recommender whose adapter lies in ``folder``, with the adapter's hash."""
-    write_json(folder / RECOMMENDER_FILE, asdict(replace(card, adapter_sha256=adapter_digest(folder))))
 
 
 def load_recommender(
@@ -251,7 +213,7 @@ def load_recommender(
         BackboneError: the backbone cannot be loaded.
     """
     with opened_recommender(source, tracking_uri) as folder:
-        card = _read_card(folder)
+        card = read_card(folder)
         shape = read_lora_shape(folder)
         templates = Templates(read_json(folder / TEMPLATES_FILE), str(folder / TEMPLATES_FILE))
         catalogue = Catalogue.load(folder / CATALOGUE_FILE)
@@ -281,23 +243,3 @@ def _load_backbone(card: Card, source: str, dtype: str, device: torch.device | s
             f"but {here} has {backbone.fingerprint[:12]}..."
         )
     return backbone
-
-
-def _read_card(folder: Path) -> Card:
-    path = folder / RECOMMENDER_FILE
-    try:
-        card = Card(**read_json(path))
-    except TypeError as error:
-        raise AdapterError(f"{path}: not a recommender card ({error})") from error
-    for field in fields(Card):
-        value = getattr(card, field.name)
-        valid = {
-            "str": isinstance(value, str) and bool(value),
-            "int": type(value) is int and value >= 1,
-            "dict[str, str]": isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
-        }[str(field.type)]
-        if not valid:
-            raise AdapterError(f"{path}: {field.name} is {short(value)}, wanted {field.type}")
-    if card.dtype not in DTYPES:
-        raise AdapterError(f"{path}: dtype is {short(card.dtype)}, wanted one of {', '.join(DTYPES)}")
-    return card

@@ -15,6 +15,7 @@ from typing import Any
 
 from .errors import CheckpointError
 from .storage import load_json, sha256_json, write_json
+from .version import __version__
 
 RECORD_FILE, JOURNAL_FILE, AUDIT_FILE, PROBE_FILE = "record.json", "metrics.jsonl", "audit.json", "probe.json"
 # The stages of a run as they are recorded; the two in the middle train.
@@ -82,6 +83,11 @@ def describe(
         tags=every,
         stages=dict(stages),
     )
+
+
+def run_tags(backbone: str, fingerprint: str) -> dict[str, str]:
+    """Return what the record of one of our models is tagged with: backbone, its hash, and our version."""
+    return {"backbone": Path(backbone).name, "backbone_sha256": fingerprint, "version": __version__}
 
 
 def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:

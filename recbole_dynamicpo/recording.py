@@ -15,14 +15,13 @@ from .dataset import CANDIDATE_IDS, ROW_ID
 from .errors import StoppedError
 from .journal import Journal
 from .known_data import data_digest
-from .record import AUDIT_FILE, PROBE_FILE, RECORD_FILE, describe, write_record
+from .record import AUDIT_FILE, PROBE_FILE, RECORD_FILE, describe, run_tags, write_record
 from .registry import register, wants_registration
 from .report import metric_name
 from .storage import write_json
 from .stores import resolve_uri
 from .system import peak_memory_mb, system_metrics
 from .tracking import Tracker, open_tracker
-from .version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,6 @@ class RecordingMixin:
     journal: Journal
     tracker: Tracker | None
     valid_data: Any
-    seconds: dict[str, float]
     shared_folder: bool
     _system_read = 0.0
 
@@ -80,11 +78,7 @@ class RecordingMixin:
         record = describe(
             values,
             data={"name": self.config["dataset"], "digest": data_digest(self.config), "rows": rows},
-            tags={
-                "backbone": Path(self.settings.backbone).name,
-                "backbone_sha256": backbone.fingerprint,
-                "version": __version__,
-            },
+            tags=run_tags(self.settings.backbone, backbone.fingerprint),
             stages={},
         )
         write_record(self.run_folder, record)

@@ -11,17 +11,17 @@ from typing import Any
 from filelock import FileLock
 
 from . import gate
-from .errors import TrackingError
+from .adapter_folder import WEIGHTS_FILE
+from .errors import StoppedError, TrackingError
 from .live import reason
 from .mirror import PARENT, model_settings, read_journals, read_parts
 from .model_store import log_model, without_password
 from .packaging import RECOMMENDER_FILE
-from .points import Entry, is_number
-from .policy import WEIGHTS_FILE
+from .points import Entry
 from .record import PROBE_FILE, Record, read_record
 from .report import metric_name
 from .stages import STAGES
-from .storage import load_json, sha256_file, sha256_json
+from .storage import is_number, load_json, sha256_file, sha256_json
 from .stores import open_experiment
 from .tracking import connect, find_runs
 
@@ -60,14 +60,18 @@ def register(folder: Path, uri: str) -> Registered | None:
     Args:
         folder: of the run, already sent by ``tracking.sync`` or a tracker.
         uri: of the MLflow store.
+
+    Raises:
+        StoppedError: the process was asked to end; says how to register the model later.
     """
+    shown = without_password(uri)
+    remedy = f"recbole-dynamicpo sync {folder} --mlflow-tracking-uri {shown}"
     try:
         return register_model(folder, uri)
+    except StoppedError as error:
+        raise StoppedError(f"{error} before the model was registered; do it later: {remedy}") from error
     except Exception as error:  # whatever is wrong with MLflow, the run's result stays
-        logger.warning(
-            "%s: not registered at %s (%s). Do it later: recbole-dynamicpo sync %s --mlflow-tracking-uri %s",
-            folder, without_password(uri), reason(error), folder, without_password(uri),
-        )  # fmt: skip
+        logger.warning("%s: not registered at %s (%s). Do it later: %s", folder, shown, reason(error), remedy)
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from .errors import DataError
 from .statistics import hit_at, mcnemar, ndcg_at, reciprocal_rank, wilson_interval
+from .storage import load_json
 
 REPORT_FILE = "report.json"
 
@@ -58,7 +58,7 @@ def read_report(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / REPORT_FILE
     try:
-        lines: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["contestants"]
+        lines: list[dict[str, Any]] = load_json(path)["contestants"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path}: not a readable report ({error!r})") from error
     return lines

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import DataError, nearest
-from .recommender import DEFAULT_K, Recommender, short
+from .errors import DataError, nearest, short
+from .recommender import DEFAULT_K, Recommender
 
 
 class RankRequest(BaseModel):

@@ -18,13 +18,13 @@ from .dataset import CANDIDATE_IDS, ROW_ID, DynamicPODataset
 from .errors import AdapterError
 from .generate import Protocols, compare_protocols, write_answers
 from .packaging import SETTINGS_FILE
+from .ranks import RANKS_FILE, write_ranks
 from .recommender import Recommender, load_recommender
 from .record import RECORD_FILE, nested_settings
 from .report import REPORT_FILE, Contestant, render, summarize
 from .runner import PlainConfig, refuse_pickles
 from .saved_folders import opened_recommender
 from .scorer import Scorer, break_ties
-from .statistics import RANKS_FILE, write_ranks
 from .storage import atomic_file, load_json, write_json
 
 ANSWERS_FILE = "answers.jsonl"

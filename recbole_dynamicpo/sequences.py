@@ -18,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .errors import DataError, nearest
+from .prepared_files import ITEM_COLUMNS, SEQUENCE_COLUMNS, write_table
 from .published import BadRows, title_problem
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -29,28 +30,10 @@ _NAMES = {
 }
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 # What pandas takes for a missing value when RecBole loads an id column, and RecBole's own padding token.
-_MISSING = frozenset(
-    [
-        "#N/A",
-        "#NA",
-        "-1.#IND",
-        "-1.#QNAN",
-        "-NaN",
-        "-nan",
-        "1.#IND",
-        "1.#QNAN",
-        "<NA>",
-        "N/A",
-        "NA",
-        "NULL",
-        "NaN",
-        "None",
-        "n/a",
-        "nan",
-        "null",
-        "[PAD]",
-    ]
-) | {"#N/A N/A"}
+_MISSING = frozenset([
+    "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
+    "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "[PAD]",
+])  # fmt: skip
 
 
 @dataclass
@@ -103,12 +86,8 @@ def read_sequences(path: Path, bad: BadRows, *, progress: bool = False) -> Seque
 
 def write_sequences(found: Sequences, folder: Path, name: str) -> None:
     """Write ``<name>.inter`` (user_id, item_id, timestamp) and ``<name>.item`` (item_id, title)."""
-    with (folder / f"{name}.inter").open("w", encoding="utf-8", newline="") as handle:
-        handle.write("user_id:token\titem_id:token\ttimestamp:float\n")
-        handle.writelines(f"{user}\t{item}\t{time}\n" for user, item, time in found.interactions)
-    with (folder / f"{name}.item").open("w", encoding="utf-8", newline="") as handle:
-        handle.write("item_id:token\ttitle:token\n")
-        handle.writelines(f"{item}\t{title}\n" for item, title in found.titles.items())
+    write_table(folder / f"{name}.inter", SEQUENCE_COLUMNS, found.interactions)
+    write_table(folder / f"{name}.item", ITEM_COLUMNS, found.titles.items())
 
 
 def _problem(user: str, item: str, time: str, title: str, titles: dict[str, str]) -> str | None:

@@ -100,6 +100,7 @@ class Settings:
     )
     popular_candidates: int = setting(100, "popular titles that are ranked where a request names none", low=1)
     compare_stages: bool = setting(True, "evaluate popularity, backbone and SFT beside the final model")
+
     # record
     mlflow_tracking_uri: str | None = setting(
         "auto", "MLflow server; auto: MLFLOW_TRACKING_URI, else mlflow.db in the present folder; none: off"

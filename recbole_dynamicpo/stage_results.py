@@ -7,7 +7,6 @@ hash; anything else is a stage that did not end, and is gone on with.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 
 from .checkpoint import CHECKPOINT
 from .shipped import properties_folder
-from .storage import sha256_file, sha256_json, write_json
+from .storage import difference, load_json, sha256_files, sha256_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ def stage_folder(store: Path, stage: str, key: str) -> Path:
 
 def finish(folder: Path, result: StageResult) -> StageResult:
     """Write the manifest that makes ``folder`` a result."""
-    files = {name: sha256_file(folder / name) for name in _result_files(folder)}
+    files = sha256_files(folder, _result_files(folder))
     write_json(folder / MANIFEST_FILE, {**asdict(result), "files": files})
     return result
 
@@ -88,9 +87,9 @@ def finished(folder: Path, key: str) -> StageResult | None:
         return None
     reason = ""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = load_json(path)
         files = manifest.pop("files")
-        reason = _difference(folder, files) or ("" if manifest["key"] == key else "it has another key")
+        reason = difference(folder, files) or ("" if manifest["key"] == key else "it has another key")
         if not reason:
             return StageResult(**{**manifest, "cached": True, "folder": str(folder)})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -98,16 +97,6 @@ def finished(folder: Path, key: str) -> StageResult | None:
     logger.warning("%s: not used, %s; the stage is done again", folder, reason)
     shutil.rmtree(folder)
     return None
-
-
-def _difference(folder: Path, files: dict[str, str]) -> str:
-    """Return what is not as the manifest says, or an empty text."""
-    for name, digest in files.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if sha256_file(folder / name) != digest:
-            return f"{name} has changed"
-    return ""
 
 
 def _result_files(folder: Path) -> list[str]:

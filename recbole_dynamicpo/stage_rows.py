@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from recbole.config import Config
+from recbole.data.dataloader import TrainDataLoader
 from recbole.data.interaction import Interaction
 
-from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset, StageDataLoader, scored_columns
-from .errors import SettingsError
-from .sampling import IntArray, epoch_order
+from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset
+from .errors import DataError, SettingsError
+from .sampling import IntArray, draw_scored, epoch_order
 from .stages import StagePlan
 
 if TYPE_CHECKING:
@@ -40,6 +42,20 @@ def stage_rows(dataset: DynamicPODataset, plan: StagePlan) -> Interaction:
     return rows
 
 
+def scored_columns(rows: Interaction, item_field: str, negatives: int, seed: int, epoch: int) -> torch.Tensor:
+    """Return (n, 1 + K) columns of the candidates: the positive, then this epoch's negatives.
+
+    Raises:
+        DataError: a row's positive is not among its candidates.
+    """
+    candidates = rows[CANDIDATE_IDS].numpy()
+    hit = candidates == rows[item_field].numpy()[:, None]
+    if not hit.any(axis=1).all():
+        row = int(rows[ROW_ID][int((~hit.any(axis=1)).argmax())])
+        raise DataError(f"row {row}: the item chosen is not among the row's candidates")
+    return torch.from_numpy(draw_scored(hit, candidates > 0, negatives, seed, epoch))
+
+
 def row_tokens(model: DynamicPO, rows: Interaction, scored: IntArray) -> IntArray:
     """Return (n,) about how many tokens each row packs into: those of its titles, without the template's.
 
@@ -56,6 +72,27 @@ def row_tokens(model: DynamicPO, rows: Interaction, scored: IntArray) -> IntArra
     counts: IntArray = lengths[candidates].sum(axis=1) + lengths[scored].sum(axis=1)
     counts += np.array([lengths[items].sum() for items in histories])
     return counts
+
+
+class StageDataLoader(TrainDataLoader):
+    """RecBole's training loader over the rows of one epoch, in the order in which they lie.
+
+    Args:
+        dataset: the built training data set.
+        rows: what ``DynamicPODataset.stage_rows`` returned.
+        order: (n,) the epoch's order.
+        batch_size: rows per batch.
+    """
+
+    def __init__(
+        self, config: Config, dataset: DynamicPODataset, rows: Interaction, order: IntArray, batch_size: int
+    ) -> None:
+        self.rows_per_batch = batch_size
+        super().__init__(config, dataset.copy(rows[order]), None, shuffle=False)
+
+    def _init_batch_size_and_step(self) -> None:
+        self.step = self.rows_per_batch
+        self.set_batch_size(self.rows_per_batch)
 
 
 def step_batches(

@@ -1,4 +1,4 @@
-"""What a figure over n rows can tell: intervals, paired tests, and the per-row ranks they are computed from.
+"""What a figure over n rows can tell: intervals and paired tests.
 
 A rank is the 1-based place of a row's positive among its candidates. Everything here works on ranks, so two
 runs can be compared long after they ended, from the small Parquet files that their evaluations left.
@@ -7,21 +7,17 @@ runs can be compared long after they ended, from the small Parquet files that th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .errors import DataError
-from .storage import atomic_file
+from .ranks import checked_ranks, read_ranks
 
 Z95 = 1.959963984540054  # the normal quantile of 0.975
 Z80 = 0.8416212335729143  # the normal quantile of 0.80
 MEANINGFUL = 0.02  # in HR@1: about what separates neighbouring methods in the published tables
-RANKS_FILE = "ranks.parquet"
-_HIGHEST_RANK = 2**31 - 1  # of what the file holds
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -58,9 +54,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     for k in range(min(only_a, only_b) + 1):
         tail += term
         term = term * (trials - k) // (k + 1)
-    return min(
-        1.0, 2 * tail / (1 << trials)
-    )  # whole numbers until this division, so nothing is rounded before
+    # Whole numbers until this division, so nothing is rounded before.
+    return min(1.0, 2 * tail / (1 << trials))
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
@@ -162,7 +157,7 @@ def compare_ranks(
     Raises:
         DataError: if the shapes differ, there are no rows, or a rank is below 1.
     """
-    a, b = _checked_ranks(a, "the first run"), _checked_ranks(b, "the second run")
+    a, b = checked_ranks(a, "the first run"), checked_ranks(b, "the second run")
     difference, low, high = paired_bootstrap(ndcg_at(a, 5), ndcg_at(b, 5), seed, draws)
     n, right_a, right_b = len(a), a == 1, b == 1
     hits_a, hits_b = int(right_a.sum()), int(right_b.sum())
@@ -197,99 +192,6 @@ def _verdict(n: int, difference: float, p: float, detectable: float, meaningful:
             f"found four times in five, {meaningful:.4f} is what one would not want to miss"
         )
     return f"{start}; a difference of {detectable:.4f} or more would most likely have been found"
-
-
-def _checked_ranks(ranks: Any, where: str) -> np.ndarray:
-    """Return ranks as a one-dimensional int64 array of numbers from 1 on."""
-    array = np.asarray(ranks)
-    numbers = array.ndim == 1 and len(array) and array.dtype.kind in "iu"
-    if not numbers or not 1 <= int(array.min()) <= int(array.max()) <= _HIGHEST_RANK:
-        raise DataError(
-            f"{where}: ranks must be whole numbers from 1 on (of 32 bits), one per row and at least one row, "
-            f"got {array.dtype} of shape {array.shape}"
-            + (f" with minimum {array.min()}, maximum {array.max()}" if len(array) and numbers else "")
-        )
-    return array.astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """What an evaluation leaves of every row: columns of length n; ``ranks`` is int32, from 1 on."""
-
-    row_ids: list[str]
-    user_ids: list[str]
-    ranks: np.ndarray
-
-
-def write_ranks(path: Path, row_ids: Sequence[str], user_ids: Sequence[str], ranks: Any) -> None:
-    """Write one row per evaluated prompt to a Parquet file, whole or not at all.
-
-    Raises:
-        DataError: if the columns differ in length, a row id occurs twice, or a rank is not from 1 on.
-    """
-    import pyarrow
-    from pyarrow import parquet
-
-    checked = _checked_ranks(ranks, str(path)).astype(np.int32)
-    if not len(row_ids) == len(user_ids) == len(checked):
-        raise DataError(
-            f"{path}: columns must be equally long, got {len(row_ids)} row ids, {len(user_ids)} user ids "
-            f"and {len(checked)} ranks"
-        )
-    _refuse_repeats(path, row_ids)
-    table = pyarrow.table(
-        {
-            "row_id": pyarrow.array(list(row_ids), pyarrow.string()),
-            "user_id": pyarrow.array(list(user_ids), pyarrow.string()),
-            "rank": pyarrow.array(checked, pyarrow.int32()),
-        }
-    )
-    with atomic_file(Path(path), "wb") as handle:
-        parquet.write_table(table, handle, write_page_checksum=True)
-
-
-def read_ranks(path: Path) -> Ranks:
-    """Read a file of :func:`write_ranks`; ``path`` may also be a folder that holds ``ranks.parquet``.
-
-    Raises:
-        DataError: if there is no such Parquet file, or its columns are not those of :func:`write_ranks`.
-    """
-    import pyarrow
-    from pyarrow import parquet
-
-    path = Path(path)
-    file = path / RANKS_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise DataError(
-            f"{file}: no such file; wanted the per-row ranks that an evaluation saves as {RANKS_FILE}"
-        )
-    try:
-        with parquet.ParquetFile(file, page_checksum_verification=True) as handle:
-            table = handle.read()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a name is not UTF-8
-        raise DataError(f"{file}: not a readable Parquet file ({error})") from error
-    missing = [name for name in ("row_id", "user_id", "rank") if name not in table.column_names]
-    if missing:
-        raise DataError(f"{file}: wanted columns row_id, user_id and rank, {', '.join(missing)} missing")
-    if len(set(table.column_names)) < len(table.column_names):
-        raise DataError(f"{file}: has the columns {', '.join(table.column_names)}; wanted each once")
-    if any(table.column(name).null_count for name in ("row_id", "user_id", "rank")):
-        raise DataError(f"{file}: an id or a rank is missing in some row")
-    ranks = _checked_ranks(table.column("rank").to_numpy(), str(file)).astype(np.int32)
-    try:
-        rows, users = ([str(v) for v in table.column(name).to_pylist()] for name in ("row_id", "user_id"))
-    except ValueError as error:
-        raise DataError(f"{file}: an id is not UTF-8 ({error})") from error
-    _refuse_repeats(file, rows)
-    return Ranks(rows, users, ranks)
-
-
-def _refuse_repeats(path: Path, row_ids: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for row_id in row_ids:
-        if row_id in seen:
-            raise DataError(f"{path}: row id {row_id!r} occurs twice; ids must be unique to pair two runs")
-        seen.add(row_id)
 
 
 def compare_runs(path_a: Path, path_b: Path, *, seed: int = 0, draws: int = 2000) -> Comparison:

@@ -75,6 +75,14 @@ def take_step(
     return values
 
 
+def summary(values: Mapping[str, Any]) -> str:
+    """Return what a progress bar shows of the numbers of a step."""
+    text = f"loss {values['loss']:.3f}"
+    if "violation_rate" in values:
+        text += f", violations {values['violation_rate']:.2f}, wins {values['reward_win_rate']:.2f}"
+    return text
+
+
 def _parts(batch: Interaction, budget: TokenBudget) -> list[Interaction]:
     """Return a batch in parts that fit the budget; its rows are sorted by size."""
     groups = budget.split(batch[TOKENS].tolist())
@@ -128,12 +136,8 @@ def reference_logps(
     model.collator.truncated_rows = shortened  # looking rows up is no use of them
 
     def score(indices: list[int]) -> Tensor:
-        model.voice = "reference"
-        try:
-            logps: Tensor = model.candidate_logps(rows[indices])
-        finally:
-            model.voice = "policy"
-        return logps
+        with model.speaking_as("reference"):
+            return model.candidate_logps(rows[indices])
 
     with tqdm(total=len(keys), desc="reference", disable=not show_progress, unit="row") as bar:
 

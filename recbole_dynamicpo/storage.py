@@ -5,10 +5,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -117,10 +118,30 @@ def load_json(path: Path) -> Any:
     return value
 
 
+def is_number(value: Any) -> bool:
+    """Say whether a JSON value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return name -> SHA-256 for files below ``folder``."""
+    return {name: sha256_file(folder / name) for name in names}
+
+
+def difference(folder: Path, files: Mapping[str, str]) -> str:
+    """Say what is not as ``sha256_files`` found it, or return an empty text."""
+    for name, wanted in files.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256_file(folder / name) != wanted:
+            return f"{name} has changed"
+    return ""
 
 
 def sha256_json(value: Any) -> str:

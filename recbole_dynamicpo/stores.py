@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import TrackingError
-from .model_store import DATABASE, without_password
+from .model_store import DATABASE, local_database, without_password
 from .record import read_record
+from .storage import load_json
 
 # Of a run: where it was sent, and which artifacts, so that none is sent twice. MLflow tells the rest.
 SENT_FILE = "tracking.json"
@@ -47,16 +47,10 @@ def recorded_at(folder: Path) -> str:
 def noted(folder: Path) -> dict[str, Any]:
     """Return what was noted of earlier copies; a lost or damaged note costs another upload."""
     try:
-        known = json.loads((folder / SENT_FILE).read_text(encoding="utf-8"))
+        known = load_json(folder / SENT_FILE)
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
-
-
-def local_database(uri: str) -> Path | None:
-    """Return the file of an sqlite URI; None for any other store."""
-    prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix).partition("?")[0]) if uri.startswith(prefix) else None
 
 
 def open_experiment(client: Any, uri: str, dataset: str) -> str:

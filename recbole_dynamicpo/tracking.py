@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from .errors import DynamicPOError, TrackingError
 from .live import THREAD, LiveTracker, NullTracker, Tracker, reason
 from .mirror import KEY_TAG, PARENT, STAGE_TAG, Part, Upload, read_parts
-from .model_store import without_password
+from .model_store import expect_any_type, local_database, without_password
 from .points import Point, batches, unsent
 from .record import Record, read_record
 from .storage import write_json
-from .stores import SENT_FILE, alone, local_database, noted, open_experiment, page, resolve_uri
+from .stores import SENT_FILE, alone, noted, open_experiment, page, resolve_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -247,8 +246,7 @@ def connect(uri: str) -> MlflowClient:
     """Return a client of its own; a new local database is made by one process at a time."""
     for name, value in HTTP_BOUNDS.items():
         os.environ.setdefault(name, value)
-    # MLflow says this of a class of its own, when it is imported.
-    warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
+    expect_any_type()
     logging.getLogger("urllib3.connectionpool").addFilter(_is_news)
     from mlflow import MlflowClient
 

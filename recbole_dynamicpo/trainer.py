@@ -8,7 +8,6 @@ own best score; a killed run goes on from its last checkpoint along the same tra
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -36,11 +35,13 @@ from .run_folder import check_identity, identity, new_run_folder, write_identity
 from .sampling import row_generator
 from .stage_rows import stage_rows, step_batches
 from .stages import STAGES, StagePlan, plan_stages
-from .steps import reference_logps, take_step
+from .steps import reference_logps, summary, take_step
 from .storage import remove_partial, sha256_json
 from .tracking import Tracker
 
 logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[str, int, int], object]  # told stage, steps done, steps in all
 
 
 class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
@@ -77,9 +78,8 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
         self.journal = Journal(run_folder / JOURNAL_FILE)
         self.tracker = tracker
         self.stop = StopRequest()
-        self.on_progress: Callable[[str, int, int], object] = lambda stage, done, total: None
+        self.on_progress: OnProgress = lambda stage, done, total: None
         self.progress = Progress()
-        self.seconds: dict[str, float] = {}
 
     @property
     def final_stage(self) -> str:
@@ -179,15 +179,13 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
         if plan.name == "preference":
             policy.freeze_reference()
         if plan.name == "preference" and self.settings.objective != "mppo":
-            started = time.perf_counter()
-            table = reference_logps(
-                self.model, rows, self.show_progress, between=lambda: self._stop_if_asked(plan.name)
-            )
+            with self.progress.timed("reference"):
+                table = reference_logps(
+                    self.model, rows, self.show_progress, between=lambda: self._stop_if_asked(plan.name)
+                )
             rows.update(Interaction({REFERENCE_LOGPS: table}))
-            self.progress.seconds["reference"] = time.perf_counter() - started
         self.optimizer = self._build_optimizer(learning_rate=plan.learning_rate)
         self.progress = resumed or Progress(stage=plan.name, seconds=self.progress.seconds)
-        self.seconds = self.progress.seconds
         if resumed is not None:
             load_checkpoint(self.run_folder / CHECKPOINT, policy, self.optimizer)
         else:
@@ -213,15 +211,13 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
             for epoch in range(self.progress.step // per_epoch, plan.epochs):
                 done = self.progress.step - epoch * per_epoch
                 for batches in step_batches(self.model, plan, rows, epoch, done):
-                    started = time.perf_counter()
-                    values = self._step(plan, batches, total)
-                    spent = self.seconds.get(plan.name, 0.0) + time.perf_counter() - started
-                    self.seconds[plan.name] = spent
+                    with self.progress.timed(plan.name):
+                        values = self._step(plan, batches, total)
                     self.progress.step += 1
                     self._note(plan.name, "train", values)
                     self.on_progress(plan.name, self.progress.step, total)
                     bar.update()
-                    bar.set_postfix_str(_summary(values))
+                    bar.set_postfix_str(summary(values))
                     if self._after_step(plan, per_epoch):
                         return
 
@@ -242,7 +238,7 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
         except NumericsError as error:
             raise NumericsError(
                 f"stage {plan.name}, step {step + 1}: {error}; stopped, the last good checkpoint is in "
-                f"{self.run_folder / 'checkpoint'}"
+                f"{self.run_folder / CHECKPOINT}"
             ) from error
         return {**values, "learning_rate": rate}
 
@@ -264,8 +260,7 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
 
     def _validate(self, plan: StagePlan, epoch: int) -> bool:
         """Validate, keep the adapter if it is the best of its stage, and return whether to stop."""
-        started = time.perf_counter()
-        with self.validating():
+        with self.progress.timed("validation"), self.validating():
             found = self.evaluate(self.valid_data, load_best_model=False, show_progress=False)
         result = {name: float(value) for name, value in found.items()}  # some are numpy numbers
         score = float(calculate_valid_score(result, self.valid_metric))
@@ -279,7 +274,6 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
             self.progress.best_score, self.progress.best_result = score, result
             self._save_adapter(plan.name)
         self._note(plan.name, "valid", result)
-        self.seconds["validation"] = self.seconds.get("validation", 0.0) + time.perf_counter() - started
         logger.info("%s step %d: valid %s", plan.name, self.progress.step, dict2str(result))
         if self.callback:
             self.callback(epoch, score)
@@ -297,11 +291,3 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
         kwargs.setdefault("params", self.model.policy.trainable())
         optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)
         return optimizer
-
-
-def _summary(values: dict[str, float]) -> str:
-    """Return what the progress bar shows."""
-    text = f"loss {values['loss']:.3f}"
-    if "violation_rate" in values:
-        text += f", violations {values['violation_rate']:.2f}, wins {values['reward_win_rate']:.2f}"
-    return text

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,24 @@ WORDS = [
 ]  # fmt: skip
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays, so that collections of garbage need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """RecBole's Config reads the command line of whatever process it runs in."""
     monkeypatch.setattr(sys, "argv", ["test"])
+
+
+@pytest.fixture(autouse=True)
+def _own_sigterm() -> Iterator[None]:
+    """The commands leave a handler of their own behind, as their process ends with them; here it does not."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def make_tokenizer() -> Any:
@@ -97,15 +114,12 @@ def write_dataset(folder: Path, name: str = "toy", users: int = 12, items: int =
     return folder
 
 
-@pytest.fixture
-def toy_settings(tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Settings of a run that takes seconds, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RECBOLE_DYNAMICPO_CACHE", str(tmp_path / "cache"))
+def small_settings(data: Path, backbone: Path) -> dict[str, Any]:
+    """Return settings of a run of seconds on the data set of ``write_dataset`` with the tiny backbone."""
     return {
-        "data_path": str(write_dataset(tmp_path / "dataset")),
+        "data_path": str(data),
         "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-        "backbone": str(tiny_backbone),
+        "backbone": str(backbone),
         "dtype": "float32",
         "num_candidates": 6,
         "num_negatives": 4,
@@ -122,10 +136,18 @@ def toy_settings(tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.Monkey
         "lora_layers": 0,
         "checkpoint_every": 3,
         "show_progress": False,
-        "checkpoint_dir": str(tmp_path / "saved"),
         "state": "WARNING",
         "mlflow_tracking_uri": None,
     }
+
+
+@pytest.fixture
+def toy_settings(tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings of a run that takes seconds, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECBOLE_DYNAMICPO_CACHE", str(tmp_path / "cache"))
+    chosen = small_settings(write_dataset(tmp_path / "dataset"), tiny_backbone)
+    return {**chosen, "checkpoint_dir": str(tmp_path / "saved")}
 
 
 @pytest.fixture(scope="session")
@@ -146,3 +168,28 @@ def uri(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "store").mkdir()
     shutil.copyfile(empty_database, tmp_path / "store" / "mlflow.db")
     return f"sqlite:///{tmp_path}/store/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def drawn() -> dict[str, bytes]:
+    """The figures that were drawn so far, by name and data."""
+    return {}
+
+
+@pytest.fixture
+def figures_drawn_once(drawn: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of the same data are drawn once, which takes longer than all else that is sent to MLflow."""
+    from recbole_dynamicpo import mirror
+
+    really_draw = mirror._draw
+
+    def draw_once(name: str, draw: Any, target: Path) -> None:
+        key, place = f"{name} {draw.args}", target / "figures" / f"{name}.png"
+        if key in drawn:
+            place.parent.mkdir()
+            place.write_bytes(drawn[key])
+        else:
+            really_draw(name, draw, target)
+            drawn[key] = place.read_bytes()
+
+    monkeypatch.setattr(mirror, "_draw", draw_once)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from recbole_dynamicpo.adapter_folder import LoraShape
 from recbole_dynamicpo.backbone import load_backbone
+from recbole_dynamicpo.card import Card, write_card
 from recbole_dynamicpo.catalogue import Catalogue
 from recbole_dynamicpo.packaging import CATALOGUE_FILE, TEMPLATES_FILE
-from recbole_dynamicpo.policy import LoraShape, Policy
-from recbole_dynamicpo.recommender import Card, write_card
+from recbole_dynamicpo.policy import Policy
+from recbole_dynamicpo.recommender import Ranked
 from recbole_dynamicpo.storage import write_json
 
 # Items 3 and 5 bear one title. By falling popularity: Delta 9, Amber 8 (item 5; item 3 has 2), Bear 7, ...
@@ -44,3 +47,8 @@ def write_recommender(folder: Path, backbone: Path, *, popular_candidates: int =
     )
     write_card(folder, card)
     return folder
+
+
+def as_json(ranked: list[Ranked]) -> list[dict[str, Any]]:
+    """Return a ranking as an answer has it."""
+    return [{"title": item.title, "ids": list(item.ids), "score": item.score} for item in ranked]

@@ -22,9 +22,11 @@ from recbole_dynamicpo.dataset import CANDIDATE_IDS, ROW_ID
 from recbole_dynamicpo.errors import DataError, SettingsError
 from recbole_dynamicpo.histories import newest_history
 from recbole_dynamicpo.prepare import prepare
+from recbole_dynamicpo.ranks import read_ranks
 from recbole_dynamicpo.runner import PlainConfig, run
-from recbole_dynamicpo.statistics import compare_runs, read_ranks
+from recbole_dynamicpo.statistics import compare_runs
 
+from .conftest import write_dataset
 from .published_data import published_rows, write_published
 
 # RecBole 1.2.1 counts the items of pre-split rows by a deprecated way of pandas.
@@ -161,6 +163,7 @@ def test_a_width_below_the_limit_stays() -> None:
 
 def test_sasrec_reads_long_and_empty_histories(small: dict[str, Any]) -> None:
     stock = {"epochs": 1, "train_neg_sample_args": None, "MAX_ITEM_LIST_LENGTH": 4}
+    stock |= {"mlflow_tracking_uri": None}
     result = run("SASRec", "lastfm", overrides={**small, **stock})
     assert 0 <= result["test_result"]["hit@10"] <= 1
 
@@ -174,14 +177,17 @@ import recbole_dynamicpo
 assert "recbole" not in sys.modules
 from recbole.quick_start import run_recbole
 from recbole.trainer import Trainer
-settings = {"epochs": 1, "show_progress": False, "state": "WARNING", "checkpoint_dir": "saved"}
-result = run_recbole(model="BPR", dataset="ml-100k", config_dict=settings)
+settings = {
+    "epochs": 1, "show_progress": False, "state": "WARNING", "checkpoint_dir": "saved", "data_path": "data"
+}
+result = run_recbole(model="BPR", dataset="toy", config_dict=settings)
 print(sorted(result["test_result"]))
 """
 
 
 def test_plain_recbole_loads_the_checkpoint_it_wrote(tmp_path: Path) -> None:
     """In a process of its own, so that RecBole is imported after our package."""
+    write_dataset(tmp_path / "data")
     done = subprocess.run(
         [sys.executable, "-c", BPR],
         cwd=tmp_path,

@@ -14,7 +14,7 @@ from recbole_dynamicpo import prompt_check
 from recbole_dynamicpo.cli import main, run_recbole
 from recbole_dynamicpo.errors import BackboneError
 from recbole_dynamicpo.prompt_check import load_prompt_check
-from recbole_dynamicpo.statistics import read_ranks, write_ranks
+from recbole_dynamicpo.ranks import read_ranks, write_ranks
 
 from .published_data import CANDIDATES, small_published
 

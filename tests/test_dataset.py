@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_dynamicpo.dataset import CANDIDATE_IDS, ROW_ID, TEMPLATE, DynamicPODataset, scored_columns
+from recbole_dynamicpo.dataset import CANDIDATE_IDS, ROW_ID, TEMPLATE, DynamicPODataset
 from recbole_dynamicpo.errors import DataError, SettingsError
 from recbole_dynamicpo.runner import PlainConfig, run
+from recbole_dynamicpo.stage_rows import scored_columns
 
 
 def build(settings: dict[str, Any], model: str = "DynamicPO") -> DynamicPODataset:

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from recbole_dynamicpo import embedded
+from recbole_dynamicpo.adapter_folder import LoraShape
 from recbole_dynamicpo.backbone import Backbone, load_backbone
 from recbole_dynamicpo.batches import PromptRow
 from recbole_dynamicpo.collate import Collator
 from recbole_dynamicpo.errors import BackboneError
 from recbole_dynamicpo.logps import separate_logps, shared_logps
-from recbole_dynamicpo.policy import LoraShape, Policy
+from recbole_dynamicpo.policy import Policy
 from recbole_dynamicpo.prompts import load_templates
 from recbole_dynamicpo.shipped import properties_folder
 

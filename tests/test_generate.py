@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_dynamicpo.adapter_folder import LoraShape
 from recbole_dynamicpo.backbone import Backbone
 from recbole_dynamicpo.batches import PromptRow
 from recbole_dynamicpo.collate import Collator
@@ -24,7 +25,7 @@ from recbole_dynamicpo.generate import (
     write_answers,
 )
 from recbole_dynamicpo.memory import TokenBudget
-from recbole_dynamicpo.policy import LoraShape, Policy
+from recbole_dynamicpo.policy import Policy
 from recbole_dynamicpo.prompts import Templates
 from recbole_dynamicpo.scorer import Scorer
 

@@ -21,10 +21,10 @@ NAME = PACKAGE.name
 _ORDER = """
     version errors names interrupt locks shipped stock histories storage journal reference
     batches boundary objectives logps lower_layers prompts collate settings stages
-    embedded attention backbone policy checkpoint run_folder record system memory scorer
-    catalogue sampling statistics report generate
-    published converter sequences audit download prepare prompt_check inter_file known_data
-    packaging model_store saved_folders
+    embedded attention backbone adapter_folder policy checkpoint run_folder record system memory scorer
+    catalogue sampling ranks statistics report generate
+    prepared_files published converter sequences audit download prepare prompt_check inter_file known_data
+    packaging card model_store saved_folders
     dataset model recommender requests mlflow_model points figures mirror live
     stores tracking gate registry evaluation recording stage_rows steps trainer
     registration stock_record plain_config runner
@@ -34,7 +34,10 @@ _ORDER = """
 ORDER = _ORDER.split()
 
 TENSORS = ["batches", "boundary", "objectives", "logps", "lower_layers", "collate"]
-TEXT = ["errors", "shipped", "storage", "prompts", "catalogue", "stages", "settings", "journal"]
+TEXT = [
+    *("errors", "shipped", "storage", "prompts", "catalogue", "stages", "settings", "journal"),
+    "prepared_files",
+]
 MLFLOW = {"tracking", "mlflow_model", "model_store"}
 WITHOUT_RECBOLE = ["recommender", "prepare", "statistics", "report", "checkpoint"]
 

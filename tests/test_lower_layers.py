@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from recbole_dynamicpo.batches import PromptRow
 from recbole_dynamicpo.collate import Collator
 from recbole_dynamicpo.memory import TokenBudget
+from recbole_dynamicpo.model import DynamicPO
 from recbole_dynamicpo.policy import Policy
 from recbole_dynamicpo.prompts import Templates
 from recbole_dynamicpo.runner import run
@@ -104,11 +107,9 @@ def test_a_run_reports_the_same_with_and_without(
 ) -> None:
     own = {**toy_settings, "lora_layers": 1}
     together = run("DynamicPO", "toy", overrides={**own, "checkpoint_dir": str(tmp_path / "a")})
-    monkeypatch.setattr("recbole_dynamicpo.model.DynamicPO.will_answer_as", lambda self, voices: None)
+    monkeypatch.setattr(DynamicPO, "scoring_together", lambda self, voices: nullcontext())
     apart = run("DynamicPO", "toy", overrides={**own, "checkpoint_dir": str(tmp_path / "b")})
     assert together["test_result"] == apart["test_result"]
     reports = [next((tmp_path / name).iterdir()) / "report.json" for name in "ab"]
-    import json
-
     first, second = (json.loads(path.read_text())["contestants"] for path in reports)
     assert first == second

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 from importlib.metadata import version
 from pathlib import Path
 
+import mlflow
 import pytest
 from packaging.requirements import Requirement
 
@@ -25,7 +23,7 @@ from recbole_dynamicpo.storage import sha256_file
 
 from .conftest import make_model, make_tokenizer
 from .mlflow_world import REGISTERED, Store, make_store
-from .saved_recommender import BY_POPULARITY, IDS, POPULARITY, TITLES
+from .saved_recommender import BY_POPULARITY, IDS, POPULARITY, TITLES, as_json
 
 MEGABYTE = 1_000_000
 
@@ -124,7 +122,6 @@ def test_signature_example_and_requirements(store: Store) -> None:
 
 def test_logging_leaves_the_process_as_it_was(store: Store, tmp_path: Path) -> None:
     """From another thread, while a run of another store is active."""
-    import mlflow
     from mlflow import MlflowClient
 
     before = mlflow.get_tracking_uri()
@@ -196,28 +193,15 @@ def test_every_way_to_name_it_ranks_as_the_folder(here: Store, original: Recomme
         assert (loaded.catalogue, loaded.card.num_candidates) == (original.catalogue, 4)
 
 
-def test_a_fresh_process_scores_as_the_folder(here: Store, original: Recommender) -> None:
-    """Through MLflow's own loader, which runs the file that was packaged."""
-    request = {"history": ["Bear", 4], "candidates": ["Canyon", 3, "Unheard Of"], "k": 2}
-    script = (
-        "import json, mlflow\n"
-        f"model = mlflow.pyfunc.load_model({here.champion!r}, model_config={{'dtype': 'float32'}})\n"
-        f"(answer,) = model.predict([{request!r}])\n"
-        "print(json.dumps(answer.model_dump()))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def test_mlflows_own_loader_scores_as_the_folder(
+    here: Store, original: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs the file that was packaged; in a fresh process: test_serving.py."""
+    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
+    model = mlflow.pyfunc.load_model(here.champion, model_config={"dtype": "float32"})
+    (answer,) = model.predict([{"history": ["Bear", 4], "candidates": ["Canyon", 3, "Unheard Of"], "k": 2}])
     ranked = original.rank(["Bear", "Delta"], ["Canyon", "Amber", "Unheard Of"], k=2)
-    assert json.loads(done.stdout) == {
-        "ranked": [{"title": item.title, "ids": [*item.ids], "score": item.score} for item in ranked],
-        "candidates": "given",
-        "num_candidates": 3,
-    }
+    assert answer.model_dump() == {"ranked": as_json(ranked), "candidates": "given", "num_candidates": 3}
 
 
 def test_nothing_downloaded_is_left(here: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

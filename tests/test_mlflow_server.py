@@ -28,6 +28,7 @@ from recbole_dynamicpo.registry import register_model
 from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.tracking import sync
 
+pytestmark = pytest.mark.servers
 START_SECONDS = 240.0
 # Two stages over all 60 rows of the toy data set, four at a time.
 STEPS = 15

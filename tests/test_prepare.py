@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_dynamicpo import prepare as prepare_module
+from recbole_dynamicpo.converter import deal
 from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.prepare import PreparedData, deal, prepare
+from recbole_dynamicpo.prepare import PreparedData, prepare
 
 PUBLISHED = os.environ.get("DYNAMICPO_PUBLISHED_DATA")
 REAL = ["lastfm", "goodreads", "steam"] if PUBLISHED else []

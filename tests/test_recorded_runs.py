@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from recbole_dynamicpo import gate
 from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.recommender import BACKBONE_VARIABLE
 from recbole_dynamicpo.runner import run
 
+from . import near_gate
+
 
 @pytest.fixture
-def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
-    return f"sqlite:///{tmp_path}/store.db"
+def known_uri(uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test's own store, as ``MLFLOW_TRACKING_URI`` names it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
 
 
 def runs_of(uri: str, dataset: str) -> dict[str, Any]:
@@ -30,15 +34,16 @@ def runs_of(uri: str, dataset: str) -> dict[str, Any]:
 
 def test_a_champion_reproduces_its_test_figures(
     toy_settings: dict[str, Any],
-    uri: str,
+    known_uri: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """In bfloat16, where scores depend on the batches; with settings that differ from the defaults."""
+    monkeypatch.setattr(gate, "subprocess", near_gate)
     own = {**toy_settings, "mlflow_tracking_uri": "auto", "dtype": "bfloat16", "seed": 5, "eval_rows": 9}
     run("DynamicPO", "toy", overrides={**own, "compare_stages": False, "eval_batch_size": 5})
-    logged = runs_of(uri, "toy")["evaluate"].data.metrics
+    logged = runs_of(known_uri, "toy")["evaluate"].data.metrics
     monkeypatch.setenv(BACKBONE_VARIABLE, own["backbone"])
     out = tmp_path / "again"
     command = ["evaluate", "--model", "models:/dynamicpo-toy@champion", "--dataset", "toy", "--out", str(out)]
@@ -49,7 +54,7 @@ def test_a_champion_reproduces_its_test_figures(
         assert found[name] == logged[f"test/{name}"], name
 
 
-def test_a_stock_model_is_recorded(toy_settings: dict[str, Any], uri: str) -> None:
+def test_a_stock_model_is_recorded(toy_settings: dict[str, Any], known_uri: str) -> None:
     stock = {
         key: toy_settings[key]
         for key in ("data_path", "load_col", "checkpoint_dir", "show_progress", "state")
@@ -66,7 +71,7 @@ def test_a_stock_model_is_recorded(toy_settings: dict[str, Any], uri: str) -> No
             "valid_metric": "Hit@5",
         },
     )
-    runs = runs_of(uri, "toy")
+    runs = runs_of(known_uri, "toy")
     assert set(runs) == {"run", "train", "evaluate"}
     assert {found.info.status for found in runs.values()} == {"FINISHED"}
     assert runs["run"].data.params["embedding_size"] == "8"
@@ -74,13 +79,13 @@ def test_a_stock_model_is_recorded(toy_settings: dict[str, Any], uri: str) -> No
     metrics = runs["evaluate"].data.metrics
     assert metrics["test/hit_at_5"] == pytest.approx(result["test_result"]["hit@5"])
     assert metrics["valid/hit_at_5"] == pytest.approx(result["best_valid_result"]["hit@5"])
-    scores = MlflowClient(uri).get_metric_history(runs["train"].info.run_id, "valid/valid_score")
+    scores = MlflowClient(known_uri).get_metric_history(runs["train"].info.run_id, "valid/valid_score")
     assert [score.step for score in scores] == [1, 2, 3]
     assert all(math.isfinite(score.value) for score in scores)
 
 
 def test_a_stock_model_that_fails_is_a_failed_run(
-    toy_settings: dict[str, Any], uri: str, monkeypatch: pytest.MonkeyPatch
+    toy_settings: dict[str, Any], known_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from recbole.trainer import Trainer
 
@@ -94,11 +99,14 @@ def test_a_stock_model_that_fails_is_a_failed_run(
     }
     with pytest.raises(RuntimeError, match="power"):
         run("BPR", "toy", overrides={**stock, "epochs": 1})
-    runs = runs_of(uri, "toy")
+    runs = runs_of(known_uri, "toy")
     assert {runs[stage].info.status for stage in ("run", "train")} == {"FAILED"}
 
 
-def test_none_records_nothing(toy_settings: dict[str, Any], uri: str, tmp_path: Path) -> None:
+def test_none_records_nothing(
+    toy_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/store.db")
     stock = {
         key: toy_settings[key]
         for key in ("data_path", "load_col", "checkpoint_dir", "show_progress", "state")

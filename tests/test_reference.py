@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from recbole_dynamicpo import reference
+from recbole_dynamicpo.adapter_folder import LoraShape
 from recbole_dynamicpo.backbone import Backbone, backbone_fingerprint
 from recbole_dynamicpo.batches import PromptRow
 from recbole_dynamicpo.collate import Collator
-from recbole_dynamicpo.policy import LoraShape, Policy
+from recbole_dynamicpo.policy import Policy
 from recbole_dynamicpo.prompts import Templates
 from recbole_dynamicpo.reference import ReferenceCache, reference_key, row_key
 from recbole_dynamicpo.runner import run
@@ -230,7 +231,7 @@ def _write(folder: Path, rows: int, barrier: Any, results: Any) -> None:
 
 def test_two_processes_at_once(cache: ReferenceCache, caplog: pytest.LogCaptureFixture) -> None:
     """Both compute all rows, in shards that overlap; then everything is there, whole and the same."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # has all imports already
     barrier, results = context.Barrier(2), context.Queue()
     writers = [context.Process(target=_write, args=(cache.folder, rows, barrier, results)) for rows in (3, 4)]
     for writer in writers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from recbole_dynamicpo import gate, load_recommender, registry
-from recbole_dynamicpo.cli import main
+from recbole_dynamicpo.cli import main, run_recbole
 from recbole_dynamicpo.errors import TrackingError
 from recbole_dynamicpo.gate import TOLERANCE, Verdict, ask, compare
 from recbole_dynamicpo.mirror import PARENT
@@ -22,9 +23,11 @@ from recbole_dynamicpo.registry import register, register_model, wants_registrat
 from recbole_dynamicpo.storage import sha256_file, write_json
 from recbole_dynamicpo.tracking import sync
 
+from . import near_gate
 from .run_folders import PARAMS, RunFolder, toy_record
 from .saved_recommender import TITLES, write_recommender
 
+pytestmark = pytest.mark.usefixtures("figures_drawn_once")
 NAME = "dynamicpo-toy"
 ROWS = [{"history": [TITLES[0]], "candidates": ["Canyon", "Delta", "Amber"]}]
 PASSED = Verdict(rows=1, largest_difference=0.0, reasons=[])
@@ -215,13 +218,18 @@ def test_the_gate_sees_other_weights(tmp_path: Path, tiny_backbone: Path, uri: s
     with monkeypatch.context() as patch:
         patch.setattr(gate, "ask", lambda *args: PASSED)
         register_model(folder, uri)
+    monkeypatch.setattr(gate, "subprocess", near_gate)
     other = write_recommender(tmp_path / "other", tiny_backbone, seed=9)
     verdict = ask(other, f"models:/{NAME}/1", uri, ROWS, str(tiny_backbone))
     assert not verdict.passed
     assert verdict.largest_difference > TOLERANCE
 
 
-def test_a_gate_that_cannot_answer(tmp_path: Path, tiny_backbone: Path, uri: str) -> None:
+def test_a_gate_that_cannot_answer(tmp_path: Path, tiny_backbone: Path, uri: str, monkeypatch: Any) -> None:
+    """In a fresh process, which says so at once where there is no folder, and in this one."""
+    with pytest.raises(TrackingError, match=r"models:/nothing/1: the gate could not compare it \(.*nowhere"):
+        ask(tmp_path / "nowhere", "models:/nothing/1", uri, ROWS, str(tiny_backbone))
+    monkeypatch.setattr(gate, "subprocess", near_gate)
     folder = write_recommender(tmp_path / "preference", tiny_backbone)
     with pytest.raises(TrackingError, match=r"models:/nothing/1: the gate could not compare it .*not found"):
         ask(folder, "models:/nothing/1", uri, ROWS, str(tiny_backbone))
@@ -236,6 +244,30 @@ def test_trouble_is_one_warning(tmp_path: Path, tiny_backbone: Path, uri: str, c
     (said,) = caplog.messages
     assert "not recorded" in said
     assert f"recbole-dynamicpo sync {folder}" in said
+
+
+@pytest.mark.parametrize("way", ["resume", "sync"])
+def test_sigterm_ends_the_registration_which_can_be_completed(
+    toy_settings: dict[str, Any], uri: str, capsys: Any, monkeypatch: Any, way: str
+) -> None:
+    """It is no trouble that is forgiven: usual line, usual status."""
+    settings = {**toy_settings, "mlflow_tracking_uri": uri, "compare_stages": False, "valid_rows": 4}
+    command = ["--model=SFTRec", "--dataset=toy", *(f"--{name}={value}" for name, value in settings.items())]
+    with monkeypatch.context() as patch:
+        patch.setattr(gate, "ask", lambda *args: signal.raise_signal(signal.SIGTERM))
+        assert run_recbole(command) == 128 + signal.SIGTERM
+    (folder,) = Path(settings["checkpoint_dir"]).iterdir()
+    later = f"recbole-dynamicpo sync {folder} --mlflow-tracking-uri {uri}"
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"stopped by SIGTERM before the model was registered; do it later: {later}"
+    )
+    assert aliases(uri) == {"candidate": "1"}
+    monkeypatch.setattr(gate, "ask", lambda *args: PASSED)
+    if way == "resume":
+        assert run_recbole([*command, f"--resume={folder}"]) == 0
+    else:
+        assert main(later.split()[1:]) == 0
+    assert aliases(uri) == {"candidate": "1", "champion": "1"}
 
 
 def test_who_is_registered(tmp_path: Path, tiny_backbone: Path) -> None:

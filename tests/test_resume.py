@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
-import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recbole_dynamicpo.cli import run_recbole
 from recbole_dynamicpo.errors import CheckpointError, LockedError
 from recbole_dynamicpo.journal import Journal
 from recbole_dynamicpo.locks import locked
@@ -40,7 +39,10 @@ def settings(toy_settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def outcome(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+Outcome = tuple[list[float], dict[str, torch.Tensor]]
+
+
+def outcome(folder: Path) -> Outcome:
     """Return all training losses in order and the final adapter."""
     entries = [entry for entry in Journal(folder / "metrics.jsonl").entries() if entry["kind"] == "train"]
     return [entry["loss"] for entry in entries], load_file(
@@ -52,6 +54,50 @@ def only_run(settings: dict[str, Any], name: str) -> tuple[dict[str, Any], Path]
     """Return settings with an output folder of their own, and that folder."""
     folder = Path(settings["checkpoint_dir"]) / name
     return {**settings, "checkpoint_dir": str(folder)}, folder
+
+
+@pytest.fixture(scope="module")
+def whole_runs() -> list[tuple[dict[str, Any], Path]]:
+    """Settings and folder of the one undisturbed run."""
+    return []
+
+
+@pytest.fixture
+def whole(
+    settings: dict[str, Any], whole_runs: list[tuple[dict[str, Any], Path]]
+) -> tuple[dict[str, Any], Path]:
+    """Settings and folder of a run that nobody disturbed; both are only read."""
+    if not whole_runs:
+        own, home = only_run(settings, "whole")
+        run("DynamicPO", "toy", overrides=own)
+        whole_runs.append((own, next(home.iterdir())))
+    return whole_runs[0]
+
+
+@pytest.fixture
+def undisturbed(whole: tuple[dict[str, Any], Path]) -> Outcome:
+    """What that run came to."""
+    return outcome(whole[1])
+
+
+@pytest.fixture
+def finished(whole: tuple[dict[str, Any], Path], tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    """A copy of its folder that may be altered, and its settings."""
+    settings, folder = whole
+    copy = Path(shutil.copytree(folder, tmp_path / "finished" / folder.name))
+    return {**settings, "checkpoint_dir": str(copy.parent)}, copy
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, act: Callable[[], None]) -> None:
+    """Call ``act`` when a training step is in the journal."""
+    write = Journal.write
+
+    def watched(self: Journal, *entry: Any) -> None:
+        write(self, *entry)
+        if entry[:3] == (stage, step, "train"):
+            act()
+
+    monkeypatch.setattr(Journal, "write", watched)
 
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
@@ -67,10 +113,10 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Journal, "write", dying)
 
 
-def test_killed_at_any_step_and_resumed_equals_undisturbed(settings: dict[str, Any]) -> None:
-    whole, home = only_run(settings, "whole")
-    run("DynamicPO", "toy", overrides=whole)
-    losses, adapter = outcome(next(home.iterdir()))
+def test_killed_at_any_step_and_resumed_equals_undisturbed(
+    settings: dict[str, Any], undisturbed: Outcome
+) -> None:
+    losses, adapter = undisturbed
     assert len(losses) == STEPS
     for steps in (1, 2, 4, 6, 7, 10, 12):
         cut, home = only_run(settings, f"cut{steps}")
@@ -96,37 +142,22 @@ def test_same_seed_twice_is_bitwise_equal_and_another_seed_is_not(settings: dict
     assert results[0][0] != results[2][0]
 
 
-def test_sigterm_ends_after_the_step_and_says_how_to_go_on(settings: dict[str, Any]) -> None:
+def test_sigterm_ends_after_the_step_and_says_how_to_go_on(
+    settings: dict[str, Any], undisturbed: Outcome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process of its own that is stopped anywhere: robustness/test_kills.py."""
     cut, home = only_run({**settings, "checkpoint_every": 100}, "cut")
-    script = textwrap.dedent(
-        """
-        import os, signal, sys
-        from recbole_dynamicpo.cli import run_recbole
-        from recbole_dynamicpo.journal import Journal
-        write = Journal.write
-        def asking(self, stage, step, kind, values):
-            write(self, stage, step, kind, values)
-            if (stage, step, kind) == ("preference", 2, "train"):
-                os.kill(os.getpid(), signal.SIGTERM)
-        Journal.write = asking
-        sys.exit(run_recbole(sys.argv[1:]))
-        """
-    )
     flags = [f"--{key}={value}" for key, value in cut.items()]
-    done = subprocess.run(
-        [sys.executable, "-c", script, "--model=DynamicPO", "--dataset=toy", *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 128 + signal.SIGTERM
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, "preference", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert run_recbole(["--model=DynamicPO", "--dataset=toy", *flags]) == 128 + signal.SIGTERM
     (folder,) = home.iterdir()
-    assert done.stderr.strip().splitlines()[-1] == (
+    assert capsys.readouterr().err.strip().splitlines()[-1] == (
         f"stopped by SIGTERM after step 2 of stage preference; go on with --resume={folder} "
         "and the same settings"
     )
     run("DynamicPO", "toy", overrides={**cut, "resume": str(folder)})
-    whole, other = only_run(settings, "whole")
-    run("DynamicPO", "toy", overrides=whole)
-    assert outcome(folder)[0] == outcome(next(other.iterdir()))[0]
+    assert outcome(folder)[0] == undisturbed[0]
 
 
 def test_a_second_process_is_told_who_holds_the_run(settings: dict[str, Any]) -> None:
@@ -138,47 +169,15 @@ def test_a_second_process_is_told_who_holds_the_run(settings: dict[str, Any]) ->
     run("SFTRec", "toy", overrides={**own, "resume": str(folder)})
 
 
-def test_sigkill_of_a_real_process(settings: dict[str, Any], tmp_path: Path) -> None:
-    cut, home = only_run(settings, "cut")
-    script = textwrap.dedent(
-        """
-        import json, os, signal, sys
-        from recbole_dynamicpo.journal import Journal
-        from recbole_dynamicpo.runner import run
-        write = Journal.write
-        def dying(self, stage, step, kind, values):
-            write(self, stage, step, kind, values)
-            if stage == "preference" and step == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-        Journal.write = dying
-        run("DynamicPO", "toy", overrides=json.loads(sys.argv.pop()))
-        """
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(cut)], env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == -signal.SIGKILL
-    (folder,) = home.glob("[!.]*")  # the lock file of a killed process stays, and holds nobody up
-    assert not (folder / "preference").exists()
-    run("DynamicPO", "toy", overrides={**cut, "resume": str(folder)})
-    whole, other = only_run(settings, "whole")
-    run("DynamicPO", "toy", overrides=whole)
-    assert outcome(folder)[0] == outcome(next(other.iterdir()))[0]
-
-
-def test_other_settings_are_refused_by_name(settings: dict[str, Any]) -> None:
-    own, home = only_run(settings, "a")
-    run("DynamicPO", "toy", overrides=own)
-    (folder,) = home.iterdir()
+def test_other_settings_are_refused_by_name(finished: tuple[dict[str, Any], Path]) -> None:
+    own, folder = finished
     with pytest.raises(CheckpointError, match=r"beta: then 1.0, now 2.0"):
         run("DynamicPO", "toy", overrides={**own, "beta": 2.0, "resume": str(folder)})
 
 
 @pytest.mark.parametrize("file", ["state.json", "optimizer.safetensors", "adapter_model.safetensors"])
-def test_a_damaged_checkpoint_is_named(file: str, settings: dict[str, Any]) -> None:
-    own, home = only_run(settings, "a")
-    run("DynamicPO", "toy", overrides=own)
-    (folder,) = home.iterdir()
+def test_a_damaged_checkpoint_is_named(file: str, finished: tuple[dict[str, Any], Path]) -> None:
+    own, folder = finished
     damaged = folder / "checkpoint" / file
     damaged.write_bytes(damaged.read_bytes()[:40])
     with pytest.raises(Exception, match=file) as caught:

@@ -19,13 +19,12 @@ from typing import Any
 import pytest
 
 from recbole_dynamicpo import Recommender, load_recommender
-from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.recommender import BACKBONE_VARIABLE, Ranked
-from recbole_dynamicpo.requests import RankRequest, answer
+from recbole_dynamicpo.recommender import BACKBONE_VARIABLE
 
 from .mlflow_world import Store, make_store
-from .saved_recommender import BY_POPULARITY
+from .saved_recommender import BY_POPULARITY, as_json
 
+pytestmark = pytest.mark.servers
 START_SECONDS = 120.0
 
 
@@ -96,10 +95,6 @@ def post(server: str, body: Any) -> tuple[int, dict[str, Any]]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, json.load(error)
-
-
-def as_json(ranked: list[Ranked]) -> list[dict[str, Any]]:
-    return [{"title": item.title, "ids": list(item.ids), "score": item.score} for item in ranked]
 
 
 def test_given_candidates_are_ranked(server: str, recommender: Recommender) -> None:
@@ -174,24 +169,3 @@ def test_requests_at_the_same_time_do_not_disturb_one_another(server: str, recom
         assert status == 200
         expected = recommender.rank(request["history"], request["candidates"])
         assert body["predictions"][0]["ranked"] == as_json(expected)
-
-
-# --- the same without a server ---
-
-
-def test_several_problems_are_named_at_once(recommender: Recommender) -> None:
-    with pytest.raises(DataError) as caught:
-        answer(recommender, [{"history": [None, "Bear", {}], "k": 1.5}])
-    entry = "wanted a title (text) or an item id (whole number)"
-    assert str(caught.value) == (
-        f"inputs[0]: history[0]: got None, {entry}; history[2]: got {{}}, {entry}; "
-        "k: got 1.5, wanted a whole number of at least 1"
-    )
-
-
-def test_python_callers_may_send_typed_requests(recommender: Recommender) -> None:
-    (found,) = answer(recommender, [RankRequest(history=[4], candidates=["Bear", "Ember"], k=1)])
-    assert [item.model_dump() for item in found.ranked] == as_json(recommender.rank([4], [1, 6], 1))
-    (found,) = answer(recommender, [RankRequest(history=["Delta"], candidates=[f"t{n}" for n in range(12)])])
-    assert len(found.ranked) == 10
-    assert answer(recommender, []) == []

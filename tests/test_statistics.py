@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_dynamicpo.errors import DataError
+from recbole_dynamicpo.ranks import read_ranks, write_ranks
 from recbole_dynamicpo.statistics import (
     bootstrap_interval,
     compare_ranks,
@@ -20,10 +21,8 @@ from recbole_dynamicpo.statistics import (
     mcnemar,
     ndcg_at,
     paired_bootstrap,
-    read_ranks,
     reciprocal_rank,
     wilson_interval,
-    write_ranks,
 )
 
 

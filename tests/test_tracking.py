@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
+import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from recbole_dynamicpo.tracking import Mirror, open_tracker, sync
 from .run_folders import BEGIN, PARAMS, RunFolder, toy_record
 from .saved_recommender import write_recommender
 
+pytestmark = pytest.mark.usefixtures("figures_drawn_once")
 EXPERIMENT = "recbole-dynamicpo/toy"
 FIGURES = ["beta", "boundary", "hit_rate", "loss_and_validation", "reward"]
 
@@ -427,14 +427,13 @@ def test_two_processes_make_one_database(tmp_path: Path) -> None:
     """MLflow alone fails here: both would make the same tables."""
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     folders = [RunFolder(tmp_path / f"run{n}", toy_record(key=f"key{n}")).whole().path for n in (1, 2)]
-    script = "import sys; from pathlib import Path; from recbole_dynamicpo.tracking import sync; "
-    script += "sync(Path(sys.argv[1]), sys.argv[2])"
-    started = [
-        subprocess.Popen([sys.executable, "-c", script, str(folder), uri], stderr=subprocess.PIPE, text=True)
-        for folder in folders
-    ]
-    said = [process.communicate(timeout=300)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+    context = multiprocessing.get_context("fork")  # has all imports already
+    started = [context.Process(target=sync, args=(folder, uri)) for folder in folders]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=300)
+    assert [process.exitcode for process in started] == [0, 0]
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment.artifact_location == (tmp_path / "new" / "mlartifacts").as_uri()

@@ -13,9 +13,9 @@ import torch
 from recbole_dynamicpo.errors import AdapterError, NumericsError, SettingsError
 from recbole_dynamicpo.journal import Journal
 from recbole_dynamicpo.model import DynamicPO
-from recbole_dynamicpo.runner import run
+from recbole_dynamicpo.ranks import read_ranks
+from recbole_dynamicpo.runner import load, plain_config, run
 from recbole_dynamicpo.stages import plan_stages
-from recbole_dynamicpo.statistics import read_ranks
 from recbole_dynamicpo.trainer import DynamicPOTrainer
 
 
@@ -120,6 +120,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         run("DynamicPO", "toy", overrides={**settings, "checkpoint_every": 1})
     state = json.loads((folder_of(settings) / "checkpoint" / "state.json").read_text())
     assert (state["stage"], state["step"]) == ("sft", 2)
+
+
+def test_a_failed_evaluation_leaves_no_answers(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had scored for the policy too; what is asked later is answered by the adapter of that time."""
+    loaded = load(plain_config("DynamicPO", "toy", (), {**settings, "compare_stages": True}))
+    model, trainer = loaded.model, DynamicPOTrainer(loaded.test.config, loaded.model)
+
+    note = DynamicPOTrainer._note_ranks
+
+    def fail(self: DynamicPOTrainer, *args: Any) -> None:
+        note(self, *args)
+        if model.voice == "backbone":
+            raise NumericsError("in the evaluation")
+
+    monkeypatch.setattr(DynamicPOTrainer, "_note_ranks", fail)
+    with pytest.raises(NumericsError, match="in the evaluation"):
+        trainer.evaluate(loaded.test, load_best_model=False)
+    for parameter in model.policy.trainable():
+        torch.nn.init.normal_(parameter)
+    batch = next(iter(loaded.test))[0]
+    assert torch.equal(model.candidate_logps(batch), model.candidate_logps(batch))
+    assert model.voice == "policy"
 
 
 def test_an_sft_adapter_replaces_the_sft_stage(settings: dict[str, Any]) -> None:

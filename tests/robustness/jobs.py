@@ -7,19 +7,18 @@ import importlib
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from recbole_dynamicpo import cli
 from recbole_dynamicpo.checkpoint import has_checkpoint
 from recbole_dynamicpo.journal import Journal
-from recbole_dynamicpo.statistics import read_ranks
+from recbole_dynamicpo.ranks import read_ranks
 
-from ..conftest import make_model, make_tokenizer, write_dataset
+from .. import near_gate
+from ..conftest import make_model, make_tokenizer, small_settings, write_dataset
 from ..published_data import small_published
 
 STEPS = 12  # of the job: two stages of two epochs with three steps each
@@ -43,34 +42,17 @@ def make_world(world: Path) -> None:
 
 
 def settings(world: Path, **more: Any) -> dict[str, Any]:
-    """Return the settings of a run that takes a second."""
+    """Return the settings of a run that takes a second and passes every kind of place to be killed at."""
     return {
-        "data_path": str(world / "dataset"),
-        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-        "backbone": str(world / "backbone"),
-        "dtype": "float32",
-        "num_candidates": 6,
-        "num_negatives": 4,
-        "max_history": 4,
-        "sft_rows": 12,
-        "preference_rows": 12,
-        "sft_batch_size": 4,
-        "train_batch_size": 4,
+        **small_settings(world / "dataset", world / "backbone"),
         "valid_rows": 4,
         "eval_rows": 6,
         "eval_batch_size": 4,
         "sft_epochs": 2,
         "epochs": 2,
         "validate_every": 2,
-        "sft_learning_rate": 0.01,
-        "learning_rate": 0.01,
-        "lora_rank": 4,
-        "lora_layers": 0,
         "lora_dropout": 0.1,
         "checkpoint_every": 2,
-        "show_progress": False,
-        "state": "WARNING",
-        "mlflow_tracking_uri": None,
         **more,
     }
 
@@ -211,13 +193,7 @@ def register(world: Path, home: Path) -> int:
     from recbole_dynamicpo.registry import register_model
     from recbole_dynamicpo.tracking import sync
 
-    def here(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
-        """Answer the gate's question in this process: a fresh one takes ten seconds to import everything."""
-        os.environ.update(how["env"])
-        gate.main(Path(command[-2]), Path(command[-1]))
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    gate.subprocess = SimpleNamespace(run=here, TimeoutExpired=subprocess.TimeoutExpired)  # type: ignore
+    gate.subprocess = near_gate  # type: ignore
 
     def command(arguments: Any) -> None:
         if not (home / "saved").is_dir():

@@ -14,9 +14,9 @@ from recbole_dynamicpo.catalogue import read_titles
 from recbole_dynamicpo.dataset import DynamicPODataset
 from recbole_dynamicpo.prompts import Templates, load_templates
 from recbole_dynamicpo.published import BadRows, PublishedRow, read_rows
+from recbole_dynamicpo.ranks import read_ranks, write_ranks
 from recbole_dynamicpo.runner import PlainConfig
 from recbole_dynamicpo.sequences import Sequences, read_sequences, write_sequences
-from recbole_dynamicpo.statistics import read_ranks, write_ranks
 
 from ..conftest import write_dataset
 from ..published_data import published_rows

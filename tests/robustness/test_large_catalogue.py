@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from recbole_dynamicpo import dataset
+from recbole_dynamicpo.ranks import read_ranks
 from recbole_dynamicpo.runner import run
-from recbole_dynamicpo.statistics import read_ranks
 
 from .conftest import at_length
 

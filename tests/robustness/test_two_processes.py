@@ -59,6 +59,7 @@ def test_the_second_is_refused_a_run_folder(
     at = first("run", "preference", points)
     assert warm.do("run", tmp_path, kind="kill", at=at).status == -signal.SIGKILL
     folder = run_folder(tmp_path)
+    assert not (folder / "preference").exists()
     pid = halted(warm, "run", tmp_path, len(points) // 8)
     second = warm.do("run", tmp_path)
     assert second.status == 2

@@ -129,6 +129,8 @@ def _child(world: Path, question: dict[str, Any]) -> None:
         os.chdir(home)
         os.environ["RECBOLE_DYNAMICPO_CACHE"] = str(home / "cache")
         sys.argv = ["test"]
+        # A shell lets its background jobs, and so the tests and all that they start, ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for descriptor, name in ((0, os.devnull), (1, f"{pid}.stdout"), (2, f"{pid}.stderr")):
             opened = os.open(name, os.O_RDWR | os.O_CREAT)
             os.dup2(opened, descriptor)

@@ -1,0 +1,161 @@
+"""An adapter folder as PEFT knows it: weights as safetensors, the configuration as JSON; no pickles."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import AdapterError, NumericsError
+from .settings import Settings
+from .storage import load_json, named, sha256_file
+
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_HIGHEST_RANK = 1 << 14  # a damaged number must not ask for all of the memory
+# Entries of a PEFT configuration that change what the same weights say.
+_OTHER_KINDS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias")
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """Where the adapter sits and how large it is.
+
+    Attributes:
+        rank: r.
+        alpha: scale numerator; the update is multiplied by alpha / rank.
+        dropout: on the adapter's input while training.
+        targets: names of the linear layers that carry it, or ``("all-linear",)``.
+        layers: only the topmost this many transformer layers; 0 means all. Layers below the lowest
+            adapter need no backward pass.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+    layers: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> LoraShape:
+        """Return the shape that the ``lora_*`` settings ask for."""
+        return cls(
+            settings.lora_rank,
+            settings.lora_alpha,
+            settings.lora_dropout,
+            settings.lora_targets,
+            settings.lora_layers,
+        )
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file.
+
+    Its own writer reports a full disk by an error that is none of the system's, so it only makes the bytes.
+    """
+    from safetensors.torch import save
+
+    with named(path):
+        path.write_bytes(save(tensors))
+
+
+def write_adapter(folder: Path, weights: dict[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write an adapter into ``folder``, which exists.
+
+    Args:
+        folder: takes the two files.
+        weights: of the adapter, by PEFT's names.
+        config: PEFT's configuration of it, as ``PeftConfig.to_dict`` returns it.
+    """
+    write_tensors(folder / WEIGHTS_FILE, weights)
+    targets = config["target_modules"]
+    kept = {
+        **config,
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),  # a set: in any order
+        "inference_mode": True,
+    }
+    text = json.dumps(kept, indent=2, sort_keys=True, default=str)
+    with named(folder / CONFIG_FILE):
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of an adapter folder; nothing in it is unpickled.
+
+    Raises:
+        AdapterError: no such folder, no safetensors file, or a damaged one.
+        NumericsError: a weight is not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no such folder"
+        raise AdapterError(f"{folder}: wanted an adapter folder with {WEIGHTS_FILE}; found: {found}")
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    if pickles:
+        raise AdapterError(
+            f"{folder}: holds {pickles[0]}, which may be a pickle and run code; wanted {WEIGHTS_FILE} alone"
+        )
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise AdapterError(f"{path}: damaged safetensors file ({error})") from error
+    for name, value in weights.items():
+        if value.dtype not in _DTYPES:
+            raise AdapterError(f"{path}: tensor {name} is {value.dtype}, wanted a real number type")
+        if not torch.isfinite(value).all():
+            raise NumericsError(f"{path}: tensor {name} holds NaN or infinity")
+    return weights
+
+
+def adapter_digest(folder: Path) -> str:
+    """Return the SHA-256 of an adapter folder's weights file.
+
+    Raises:
+        AdapterError: there is none.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise AdapterError(f"{folder}: wanted an adapter folder with {WEIGHTS_FILE}")
+    return sha256_file(path)
+
+
+def read_lora_shape(folder: Path) -> LoraShape:
+    """Return the shape that a saved adapter was made with.
+
+    Raises:
+        AdapterError: ``adapter_config.json`` is missing or not a LoRA configuration.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config: dict[str, Any] = load_json(path)
+        targets = config["target_modules"]
+        shape = LoraShape(
+            rank=int(config["r"]),
+            alpha=float(config["lora_alpha"]),
+            dropout=float(config["lora_dropout"]),
+            targets=(targets,) if isinstance(targets, str) else tuple(targets),
+            layers=len(config["layers_to_transform"] or []),
+        )
+        sized = 1 <= shape.rank <= _HIGHEST_RANK and 0 < shape.alpha < math.inf
+        if not sized or not 0 <= shape.dropout < 1:
+            raise ValueError(f"r {shape.rank}, lora_alpha {shape.alpha}, lora_dropout {shape.dropout}")
+        if not shape.targets or not all(isinstance(name, str) and name for name in shape.targets):
+            raise ValueError(f"target_modules {targets!r}")
+        used = [name for name in _OTHER_KINDS if config.get(name)]
+        if used:
+            raise ValueError(f"{used[0]} is {config[used[0]]!r}, which this package does not know")
+        return shape
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise AdapterError(f"{path}: not a LoRA configuration ({error!r})") from error

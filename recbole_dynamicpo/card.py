@@ -1,0 +1,71 @@
+"""The card of a recommender folder, ``recommender.json``: which backbone it needs and how it prompts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from .adapter_folder import adapter_digest
+from .backbone import DTYPES
+from .errors import AdapterError, short
+from .packaging import RECOMMENDER_FILE, read_json
+from .storage import write_json
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a recommender folder says of itself.
+
+    Attributes:
+        backbone: name of the backbone, never a path that only its maker has unless it was given as one.
+        fingerprint: SHA-256 of the backbone's weights.
+        dtype: of the backbone's weights when it was trained, like ``float32``.
+        max_length: most tokens of prompt and longest title together.
+        max_history: most history titles in a prompt.
+        num_candidates: candidates in a prompt while it was trained.
+        tokens_per_batch: padded tokens per forward pass.
+        made_by: model and stage.
+        popular_candidates: titles that are ranked where the caller names none.
+        adapter_sha256: of the adapter's weights file beside the card.
+    """
+
+    backbone: str
+    fingerprint: str
+    dtype: str
+    max_length: int
+    max_history: int
+    num_candidates: int
+    tokens_per_batch: int
+    made_by: dict[str, str]
+    popular_candidates: int
+    adapter_sha256: str = ""
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Write the card of the recommender whose adapter lies in ``folder``, with the adapter's hash."""
+    write_json(folder / RECOMMENDER_FILE, asdict(replace(card, adapter_sha256=adapter_digest(folder))))
+
+
+def read_card(folder: Path) -> Card:
+    """Return the card of a recommender folder.
+
+    Raises:
+        AdapterError: it is missing or damaged.
+    """
+    path = folder / RECOMMENDER_FILE
+    try:
+        card = Card(**read_json(path))
+    except TypeError as error:
+        raise AdapterError(f"{path}: not a recommender card ({error})") from error
+    for field in fields(Card):
+        value = getattr(card, field.name)
+        valid = {
+            "str": isinstance(value, str) and bool(value),
+            "int": type(value) is int and value >= 1,
+            "dict[str, str]": isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
+        }[str(field.type)]
+        if not valid:
+            raise AdapterError(f"{path}: {field.name} is {short(value)}, wanted {field.type}")
+    if card.dtype not in DTYPES:
+        raise AdapterError(f"{path}: dtype is {short(card.dtype)}, wanted one of {', '.join(DTYPES)}")
+    return card
