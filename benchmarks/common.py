@@ -117,12 +117,24 @@ def seconds(work: Callable[[], object], device: str = "cpu") -> float:
 
 
 def interleave(
-    ways: Mapping[_Way, Callable[[], object]], rounds: int, device: str = "cpu"
+    ways: Mapping[_Way, Callable[[], object]],
+    rounds: int,
+    device: str = "cpu",
+    before: Mapping[_Way, Callable[[], object]] | None = None,
 ) -> dict[_Way, list[float]]:
-    """Return the seconds of each way, measured in turns A, B, A, B, so that all meet the same machine."""
+    """Return the seconds of each way, measured in turns A, B, A, B, so that all meet the same machine.
+
+    Args:
+        ways: what is measured.
+        rounds: how often each is.
+        device: where it works.
+        before: what is done, unmeasured, each time before a way is.
+    """
     times: dict[_Way, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, work in ways.items():
+            if before and name in before:
+                before[name]()
             times[name].append(seconds(work, device))
     return times
 

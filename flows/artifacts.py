@@ -1,11 +1,13 @@
 """What a run shows in Prefect's UI: progress, metrics, links, the figure.
 
-All of it is a convenience: trouble with Prefect's server is logged, and the run goes on.
+All of it is a convenience: trouble with Prefect's server is logged, and the run goes on. Everything is sent
+from threads of its own, as Prefect's client tries for minutes to reach a server that does not answer.
 """
 
 from __future__ import annotations
 
 import base64
+import contextvars
 import functools
 import io
 import logging
@@ -31,6 +33,8 @@ logger = logging.getLogger("recbole_dynamicpo.flows")
 EVERY = 3.0
 # Seconds that the end of a stage waits for the last one.
 CLOSE_WITHIN = 5.0
+# Seconds that a run waits for anything else that is to be shown.
+SHOWN_WITHIN = 10.0
 # Where MLflow's UI is found by default, for a store that is a local file.
 LOCAL_UI = "http://127.0.0.1:5000"
 
@@ -43,36 +47,51 @@ def artifact_key(*parts: str) -> str:
 
 
 def _forgiving(show: Callable[..., Any]) -> Callable[..., None]:
-    """Return ``show`` so that it does nothing outside of a flow run, and only logs that it failed."""
+    """Return ``show`` so that it does nothing outside of a flow run, waits a bounded time, and only logs that
+    it failed."""
 
     @functools.wraps(show)
     def shown(*args: Any, **kwargs: Any) -> None:
         if FlowRunContext.get() is None:
             return
-        try:
-            show(*args, **kwargs)
-        except Exception as error:  # whatever the server has, the results are safe
-            logger.warning("not shown in Prefect's UI: %s (%s)", show.__name__, error)
+        failures: list[Exception] = []
+
+        def attempt() -> None:
+            try:
+                show(*args, **kwargs)
+            except Exception as error:  # whatever the server has, the results are safe
+                failures.append(error)
+
+        thread = _in_this_run(attempt)
+        thread.join(SHOWN_WITHIN)
+        late = [f"no answer within {SHOWN_WITHIN:.0f} s"] if thread.is_alive() else []
+        for reason in [*failures, *late]:
+            logger.warning("not shown in Prefect's UI: %s (%s)", show.__name__, reason)
 
     return shown
 
 
+def _in_this_run(work: Callable[[], None]) -> threading.Thread:
+    """Start a thread that belongs to the present run and that the end of the process does not wait for."""
+    run = contextvars.copy_context().run
+    thread = threading.Thread(target=run, args=(work,), name="artifacts", daemon=True)
+    thread.start()
+    return thread
+
+
 class _Progress:
-    """One progress artifact, updated from a thread of its own, so that training never waits for a server."""
+    """One progress artifact, made and updated from a thread of its own: training never waits for a server."""
 
     def __init__(self, stage: str, dataset: str) -> None:
+        self._key = artifact_key("progress", dataset, stage)
+        self._text = f"Stage {stage} of data set {dataset}."
         self._percent = 0.0
+        self._id: UUID | None = None
         self._news, self._closing = threading.Event(), threading.Event()
-        text = f"Stage {stage} of data set {dataset}."
-        created = create_progress_artifact(
-            0.0, key=artifact_key("progress", dataset, stage), description=text
-        )
-        assert isinstance(created, UUID)
-        self._id = created
-        self._thread = threading.Thread(target=self._work, name="progress", daemon=True)
-        self._thread.start()
+        self._news.set()
+        self._thread = _in_this_run(self._work)
 
-    def report(self, stage: str, done: int, total: int) -> None:
+    def report(self, done: int, total: int) -> None:
         """Note how far the stage is; returns at once."""
         self._percent = 100 * done / max(1, total)
         self._news.set()
@@ -84,31 +103,40 @@ class _Progress:
         self._thread.join(CLOSE_WITHIN)
 
     def _work(self) -> None:
-        closing = False
+        warned = closing = False
         while not closing:
             self._news.wait()
             closing = self._closing.is_set()  # read before the value, so that the last one is sent
             self._news.clear()
             try:
-                update_progress_artifact(self._id, self._percent)
-            except Exception as error:  # the next update may get through
-                logger.debug("progress not sent (%s)", error)
+                self._send(self._percent)
+            except Exception as error:  # the next one may get through
+                level = logging.DEBUG if warned else logging.WARNING
+                logger.log(level, "not shown in Prefect's UI: progress (%s)", error)
+                warned = True
             self._closing.wait(EVERY)
+
+    def _send(self, percent: float) -> None:
+        if self._id is None:
+            made = create_progress_artifact(percent, key=self._key, description=self._text)
+            assert isinstance(made, UUID)
+            self._id = made
+        else:
+            update_progress_artifact(self._id, percent)
 
 
 @contextmanager
 def progress(stage: str, dataset: str) -> Iterator[Report]:
     """Show the progress of a stage; yields the function that it reports with."""
-    shown: list[_Progress] = []
-    _forgiving(lambda: shown.append(_Progress(stage, dataset)))()
-    if not shown:
+    if FlowRunContext.get() is None:
         yield lambda stage, done, total: None
         return
+    shown = _Progress(stage, dataset)
     try:
-        yield shown[0].report
-        shown[0].report(stage, 1, 1)
+        yield lambda stage, done, total: shown.report(done, total)
+        shown.report(1, 1)
     finally:
-        shown[0].close()
+        shown.close()
 
 
 @_forgiving

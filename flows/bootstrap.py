@@ -29,6 +29,13 @@ AUTOMATION = "recbole-dynamicpo: runs that died"
 SILENCE = timedelta(seconds=90)
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 
+LEASES = "prefect.server.concurrency.lease_storage"
+FORGETS_LEASES = (
+    "warning: Prefect's server keeps in memory who holds a place of a limit; if it dies while a run trains, "
+    "that place is never free again. Before it is started: "
+    f"prefect config set PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={LEASES}.filesystem"
+)
+
 _ENDED = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "Paused", "Suspended", "AwaitingRetry")
 _IMPORTED = ("torch", "transformers", "peft", "recbole.config", "mlflow", "recbole_dynamicpo.pipeline")
 _FLOWS = ("prepare", "sft", "preference", "evaluate", "pipeline", "study")
@@ -125,6 +132,8 @@ def _make(options: Options) -> Iterator[str]:
     with get_client(sync_client=True) as client:
         yield f"work pool '{POOL}': {_make_pool(client)}"
         yield f"concurrency limit '{GPU}': {_make_limit(client, options.gpu_runs)}"
+        if _forgets_leases(client):
+            yield FORGETS_LEASES
     yield f"automation '{AUTOMATION}': {_make_automation()}"
     yield f"MLflow: {_make_database()}"
 
@@ -162,6 +171,17 @@ def _make_limit(client: Any, runs: int) -> str:
         client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(limit=runs))
         return f"changed from {limit.limit} to {runs} at a time"
     return f"there, {runs} at a time"
+
+
+def _forgets_leases(client: Any) -> bool:
+    """Say whether places of limits stay taken for ever when the server dies; false where it does not tell."""
+    from httpx import HTTPError
+
+    try:
+        settings = client.request("GET", "/admin/settings").json()
+        return bool(settings["server"]["concurrency"]["lease_storage"] == f"{LEASES}.memory")
+    except (HTTPError, ValueError, KeyError, TypeError):  # such as Prefect Cloud, which has no such page
+        return False
 
 
 def _make_automation() -> str:

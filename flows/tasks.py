@@ -7,12 +7,14 @@ it would know neither of these.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from httpx import HTTPError, TimeoutException
 from prefect import task
 from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, State
@@ -21,6 +23,8 @@ from prefect.tasks import exponential_backoff
 from recbole_dynamicpo.errors import DynamicPOError, LockedError, TrackingError
 
 from . import artifacts
+
+logger = logging.getLogger("recbole_dynamicpo.flows")
 
 # Training asks for one place of this tag's concurrency limit, which ``bootstrap`` makes.
 GPU = "gpu"
@@ -120,8 +124,24 @@ def _ended(result: Any) -> State[dict[str, Any]]:
 
 
 def result_of(stage: Any, *args: Any) -> dict[str, Any]:
-    """Run the task of a stage and return the dictionary of its ``StageResult``; raises what it raises."""
-    state: State[dict[str, Any]] = stage(*args, return_state=True)
+    """Run the task of a stage and return the dictionary of its ``StageResult``; raises what it raises.
+
+    A stage that runs when Prefect's server dies ends all the same, but then Prefect's engine fails to report
+    it, after a minute of trying. If the server is back by then, the stage is found to be done.
+
+    Raises:
+        httpx.HTTPError: Prefect's server does not answer.
+    """
+    try:
+        state: State[dict[str, Any]] = stage(*args, return_state=True)
+    except HTTPError as error:  # of the engine; a stage's own errors are in its state
+        logger.warning(
+            "stage %s: Prefect's server does not answer (%r). What is done is safe: the same run, begun "
+            "again or retried later, goes on from there", stage.name, error,
+        )  # fmt: skip
+        if isinstance(error, TimeoutException):  # it has been waited for long enough
+            raise
+        state = stage(*args, return_state=True)
     found: dict[str, Any] = state.result()
     return found
 

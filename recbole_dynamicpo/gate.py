@@ -76,9 +76,12 @@ def ask(
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, timeout=GATE_WITHIN, check=False
             )
-            return Verdict(**load_json(answer))
         except subprocess.TimeoutExpired as error:
             raise TrackingError(f"{model}: no answer of the gate within {GATE_WITHIN:.0f} s") from error
+        except OSError as error:
+            raise TrackingError(f"{model}: the gate could not be started ({error})") from error
+        try:
+            return Verdict(**load_json(answer))
         except (OSError, ValueError, TypeError) as error:
             last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
             raise TrackingError(f"{model}: the gate could not compare it ({last})") from error

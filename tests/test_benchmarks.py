@@ -226,6 +226,8 @@ def test_ways_take_turns() -> None:
     calls: list[str] = []
     times = common.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
     assert "".join(calls) == "ababab"
+    common.interleave({"c": lambda: calls.append("c")}, 2, before={"c": lambda: calls.append("-")})
+    assert "".join(calls[6:]) == "-c-c"
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
 
 

@@ -235,6 +235,14 @@ def test_a_gate_that_cannot_answer(tmp_path: Path, tiny_backbone: Path, uri: str
         ask(folder, "models:/nothing/1", uri, ROWS, str(tiny_backbone))
 
 
+def test_a_gate_that_cannot_be_started(
+    tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    with pytest.raises(TrackingError, match=r"m/1: the gate could not be started .*No such file.*python"):
+        ask(tmp_path, "models:/m/1", "none", ROWS, str(tiny_backbone))
+
+
 # --- around it ---
 
 

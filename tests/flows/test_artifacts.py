@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import logging
+import contextvars
 import threading
 from typing import Any
 from uuid import uuid4
@@ -41,7 +41,6 @@ def test_progress_ends_at_a_hundred(sent: list[float]) -> None:
     with artifacts.progress("sft", "toy") as report:
         for step in range(1, 200):
             report("sft", step, 200)
-    assert sent[0] == 0
     assert sent[-1] == 100
     assert len(sent) < 10, "the server is asked seldom"
 
@@ -57,15 +56,30 @@ def test_the_progress_of_a_failed_stage_stays_where_it_was(sent: list[float]) ->
     assert sent[-1] == 25
 
 
-def test_a_silent_server_holds_nothing_up(sent: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("silent", ["create_progress_artifact", "update_progress_artifact"])
+def test_a_silent_server_holds_nothing_up(
+    sent: list[float], monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
     monkeypatch.setattr(artifacts, "CLOSE_WITHIN", 0.05)
     thaw = threading.Event()
-    monkeypatch.setattr(artifacts, "update_progress_artifact", lambda key, value: thaw.wait(60))
+    monkeypatch.setattr(artifacts, silent, lambda *args, **more: thaw.wait(60))
     with artifacts.progress("sft", "toy") as report:
         for step in range(1000):
             report("sft", step, 1000)
     assert not thaw.is_set()
     thaw.set()
+
+
+def test_a_silent_server_is_a_line_in_the_log(
+    in_a_run: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(artifacts, "SHOWN_WITHIN", 0.05)
+    thaw = threading.Event()
+    monkeypatch.setattr(artifacts, "create_table_artifact", lambda *args, **more: thaw.wait(60))
+    artifacts.show_table("key", [{"a": 1}], "text")
+    assert not thaw.is_set()
+    thaw.set()
+    assert caplog.messages == ["not shown in Prefect's UI: show_table (no answer within 0 s)"]
 
 
 def test_a_refusing_server_is_a_line_in_the_log(
@@ -76,12 +90,23 @@ def test_a_refusing_server_is_a_line_in_the_log(
 
     monkeypatch.setattr(artifacts, "create_progress_artifact", refuse)
     monkeypatch.setattr(artifacts, "create_table_artifact", refuse)
-    with caplog.at_level(logging.WARNING), artifacts.progress("sft", "toy") as report:
+    with artifacts.progress("sft", "toy") as report:
         report("sft", 1, 2)
         artifacts.show_table("key", [{"a": 1}], "text")
-    assert [record.message for record in caplog.records].count(
-        "not shown in Prefect's UI: show_table (gone)"
-    ) == 1
+    assert sorted(caplog.messages) == [
+        "not shown in Prefect's UI: progress (gone)",
+        "not shown in Prefect's UI: show_table (gone)",
+    ]
+
+
+def test_what_is_shown_belongs_to_the_run(sent: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect finds the run of an artifact in the context, which a thread does not have by itself."""
+    run = contextvars.ContextVar("run", default="")
+    run.set("mine")
+    seen = []
+    monkeypatch.setattr(artifacts, "create_table_artifact", lambda *args, **more: seen.append(run.get()))
+    artifacts.show_table("key", [{"a": 1}], "text")
+    assert seen == ["mine"]
 
 
 def test_a_figure_travels_in_its_address() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -46,3 +48,34 @@ def test_what_cannot_be_imported_is_named(
     monkeypatch.setattr(bootstrap, "_IMPORTED", ("recbole_dynamicpo.nonesuch",))
     assert main(["bootstrap"]) == 2
     assert "recbole_dynamicpo.nonesuch cannot be imported" in capsys.readouterr().err
+
+
+def answers(status: int, **content: Any) -> httpx.Client:
+    """Return a client whose server answers every question alike."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/admin/settings"
+        return httpx.Response(status, **content)
+
+    raising = {"response": [lambda response: response.raise_for_status()]}  # as Prefect's client does
+    return httpx.Client(transport=httpx.MockTransport(answer), base_url="http://server", event_hooks=raising)
+
+
+@pytest.mark.parametrize(
+    ("forgets", "status", "content"),
+    [
+        (True, 200, {"json": {"server": {"concurrency": {"lease_storage": f"{bootstrap.LEASES}.memory"}}}}),
+        (
+            False,
+            200,
+            {"json": {"server": {"concurrency": {"lease_storage": f"{bootstrap.LEASES}.filesystem"}}}},
+        ),
+        (False, 200, {"json": {"server": {}}}),
+        (False, 200, {"text": "<html>"}),
+        (False, 404, {"json": {"detail": "Not Found"}}),
+    ],
+)
+def test_a_server_that_forgets_leases_is_told_from_others(
+    forgets: bool, status: int, content: dict[str, Any]
+) -> None:
+    assert bootstrap._forgets_leases(answers(status, **content)) is forgets

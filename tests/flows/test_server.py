@@ -23,8 +23,9 @@ from prefect.states import Crashed
 
 from recbole_dynamicpo.journal import Journal
 
-from .world import ROOT, World
+from .world import ROOT, World, losses, train_steps
 
+pytestmark = pytest.mark.servers
 STAGES = ("prepare", "sft", "preference", "evaluate")
 
 
@@ -36,6 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         world.start_server()
         made = world.call("recbole-dynamicpo", "bootstrap", "--gpu-runs", "2", "--free-gb", "0.1")
         assert made.returncode == 0, made.stderr
+        assert "warning" not in made.stdout
         deployed = world.call(
             "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(ROOT / "prefect.yaml")
         )
@@ -77,6 +79,24 @@ def first(world: World, parameters: dict[str, Any]) -> UUID:
     return flow_run
 
 
+@pytest.fixture(scope="module")
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path that a payload would make."""
+    return tmp_path_factory.mktemp("evil") / "canary"
+
+
+@pytest.fixture(scope="module")
+def submitted(world: World, first: UUID, parameters: dict[str, Any], canary: Path) -> dict[str, UUID]:
+    """Runs after the first that do not disturb one another: at once, as most of their time is imports."""
+    other = {**parameters["overrides"], "beta": 0.5, "register": False}
+    return {
+        "again": world.submit(parameters),
+        "other": world.submit({**parameters, "overrides": other}),
+        "nowhere": world.submit({**parameters, "dataset": "nonesuch"}),
+        "evil": world.submit({**parameters, "backbone": f"__import__('os').system('touch {canary}')"}),
+    }
+
+
 def run_folder(world: World) -> Path:
     """Return the folder of the first run, the one with the default beta that registers its model."""
     (folder,) = [
@@ -106,13 +126,6 @@ def nested_runs(world: World, parent: str) -> list[str]:
         return [name for (name,) in database.execute(query, (parent,)).fetchall()]
 
 
-def losses(folder: Path) -> list[float]:
-    """Return the losses in the journal of a stage, of every step once."""
-    entries = [e for e in Journal(folder / "metrics.jsonl").entries() if e["kind"] == "train"]
-    assert [entry["step"] for entry in entries] == list(range(1, 41))
-    return [entry["loss"] for entry in entries]
-
-
 def test_a_deployment_runs_and_mlflow_has_all_of_it(world: World, first: UUID) -> None:
     assert world.states(first) == dict.fromkeys([*STAGES, "register"], "Completed")
     assert sorted(nested_runs(world, run_folder(world).name)) == sorted(STAGES)
@@ -136,23 +149,13 @@ def test_the_ui_shows_progress_metrics_links_figure_and_logs(world: World, first
     assert any("stage preference: 40 of" in record.message for record in ours)
 
 
-def test_a_second_run_finds_all_stages_done(world: World, first: UUID, parameters: dict[str, Any]) -> None:
-    again = world.submit(parameters)
+def test_a_second_run_finds_all_stages_done(world: World, submitted: dict[str, UUID]) -> None:
+    again = submitted["again"]
     assert world.ended(again).state_name == "Completed"
     assert world.states(again) == {**dict.fromkeys(STAGES, "Cached"), "register": "Completed"}
     assert sorted(nested_runs(world, run_folder(world).name)) == sorted(STAGES), "the same runs, no others"
     with sqlite3.connect(world.work / "mlflow.db") as database:
         assert database.execute("select version from model_versions").fetchall() == [(1,)]
-
-
-def test_another_beta_repeats_what_depends_on_it(
-    world: World, first: UUID, parameters: dict[str, Any]
-) -> None:
-    overrides = {**parameters["overrides"], "beta": 0.5, "register": False}
-    other = world.submit({**parameters, "overrides": overrides})
-    assert world.ended(other).state_name == "Completed"
-    done = {"prepare": "Cached", "sft": "Cached", "preference": "Completed", "evaluate": "Completed"}
-    assert world.states(other) == {**done, "register": "Completed"}
 
 
 def test_a_study_compares_its_cells(world: World, first: UUID, parameters: dict[str, Any]) -> None:
@@ -175,6 +178,13 @@ def test_a_study_compares_its_cells(world: World, first: UUID, parameters: dict[
         "hit_rate.png",
         "study.json",
     ]
+
+
+def test_another_beta_repeats_what_depends_on_it(world: World, submitted: dict[str, UUID]) -> None:
+    other = submitted["other"]
+    assert world.ended(other).state_name == "Completed"
+    done = {"prepare": "Cached", "sft": "Cached", "preference": "Completed", "evaluate": "Completed"}
+    assert world.states(other) == {**done, "register": "Completed"}
 
 
 @pytest.mark.parametrize(
@@ -200,18 +210,14 @@ def test_a_wrong_parameter_is_refused_when_it_is_submitted(
 
 
 def test_what_is_not_there_fails_before_the_first_stage(
-    world: World, tmp_path: Path, parameters: dict[str, Any]
+    world: World, submitted: dict[str, UUID], canary: Path
 ) -> None:
-    canary = tmp_path / "canary"
-    code = f"__import__('os').system('touch {canary}')"
-    nowhere = world.submit({**parameters, "dataset": "nonesuch"})
-    evil = world.submit({**parameters, "backbone": code})
-    for flow_run, named in ((nowhere, "nonesuch"), (evil, "__import__")):
-        run = world.ended(flow_run)
+    for name, named in (("nowhere", "nonesuch"), ("evil", "__import__")):
+        run = world.ended(submitted[name])
         assert run.state is not None
         assert run.state_name == "Failed"
         assert named in (run.state.message or "")
-        assert world.tasks(flow_run) == {}
+        assert world.tasks(run.id) == {}
     assert not canary.exists()
 
 
@@ -240,9 +246,3 @@ def test_a_run_killed_with_its_worker_goes_on(world: World, first: UUID, paramet
     (preference,) = (store / "stages").glob("preference-*")
     undisturbed = json.loads((run_folder(world) / "record.json").read_text())["stages"]["preference"]
     assert losses(preference) == losses(Path(undisturbed))
-
-
-def train_steps(store: Path) -> int:
-    """Return the steps that the preference stage has written down so far."""
-    found = list((store / "stages").glob("preference-*/metrics.jsonl"))
-    return found[0].read_text().count('"kind": "train"') if found else 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 
 from recbole_dynamicpo import errors
 from recbole_dynamicpo.flows import tasks
@@ -110,3 +111,30 @@ def test_training_reports_to_the_tracker_and_to_the_progress(
     run = tasks.Run(make_job(), "prepared", tmp_path, tracker)
     assert tasks.preference_task.fn(run).data["stage"] == "preference"
     assert seen == [("preference", "prepared", tracker), "changed"]
+
+
+class Stage:
+    """A task that meets trouble with Prefect's server before it has its result."""
+
+    name = "sft"
+
+    def __init__(self, *troubles: Exception) -> None:
+        self.troubles = list(troubles)
+
+    def __call__(self, *args: Any, return_state: bool) -> Any:
+        if self.troubles:
+            raise self.troubles.pop(0)
+        return Completed(name="Cached", data={"of": args})
+
+
+def test_a_stage_whose_end_was_not_reported_is_asked_once_more(caplog: pytest.LogCaptureFixture) -> None:
+    gone = httpx.ConnectError("refused")
+    assert tasks.result_of(Stage(gone), 1) == {"of": (1,)}
+    assert "stage sft: Prefect's server does not answer (ConnectError('refused'))" in caplog.text
+    with pytest.raises(httpx.ConnectError):
+        tasks.result_of(Stage(gone, gone))
+
+
+def test_a_server_that_was_waited_for_is_not_asked_again() -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        tasks.result_of(Stage(httpx.ReadTimeout("60 s")))

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,6 +21,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from recbole_dynamicpo.journal import Journal
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -51,6 +54,8 @@ class World:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_LOGGING_LEVEL": "INFO",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
+            # By default a server that dies forgets who holds places of a limit, which stay taken for ever.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "1",
             "NO_COLOR": "1",
@@ -60,13 +65,13 @@ class World:
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, *command: str) -> None:
+    def start(self, name: str, *command: str, **variables: str) -> None:
         """Start a process in a session of its own, its output in ``<name>.log``."""
         with (self.home / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [str(BIN / command[0]), *command[1:]],
                 cwd=self.work,
-                env=self.environment,
+                env={**self.environment, **variables},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -89,9 +94,8 @@ class World:
 
     def stop(self) -> None:
         """End what was started, and what that has started."""
-        for name in ("worker", "server"):
-            if name in self.processes:
-                self.kill(name, signal.SIGKILL)
+        for name in list(self.processes):
+            self.kill(name, signal.SIGKILL)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to a process and all that it has started, and wait until it is gone."""
@@ -107,6 +111,16 @@ class World:
                 continue
         process.wait(30)
         psutil.wait_procs(family, timeout=30)
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """Let a process hang while the block lasts."""
+        group = self.processes[name].pid
+        os.killpg(group, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(group, signal.SIGCONT)
 
     def call(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command line program to its end."""
@@ -143,13 +157,14 @@ class World:
 
     def ended(self, flow_run: UUID) -> FlowRun:
         """Return a run when it has ended."""
+        with self.client() as client:  # made once, as making one takes longer than asking
 
-        def final() -> bool:
-            state = self.run(flow_run).state
-            return state is not None and state.is_final()
+            def final() -> bool:
+                state = client.read_flow_run(flow_run).state
+                return state is not None and state.is_final()
 
-        self.wait(final, f"flow run {flow_run} ends")
-        return self.run(flow_run)
+            self.wait(final, f"flow run {flow_run} ends")
+            return client.read_flow_run(flow_run)
 
     def tasks(self, flow_run: UUID) -> dict[str, TaskRun]:
         """Return the latest task run of each task of a run."""
@@ -171,3 +186,16 @@ class World:
                 logs = {path.name: path.read_text()[-3000:] for path in self.home.glob("*.log")}
                 raise AssertionError(f"waited in vain: {what}\n" + json.dumps(logs, indent=1))
             time.sleep(every)
+
+
+def train_steps(store: Path) -> int:
+    """Return the steps that the preference stage has written down so far."""
+    found = list((store / "stages").glob("preference-*/metrics.jsonl"))
+    return found[0].read_text().count('"kind": "train"') if found else 0
+
+
+def losses(folder: Path) -> list[float]:
+    """Return the losses in the journal of a stage, of every step once."""
+    entries = [e for e in Journal(folder / "metrics.jsonl").entries() if e["kind"] == "train"]
+    assert [entry["step"] for entry in entries] == list(range(1, 41))
+    return [entry["loss"] for entry in entries]
