@@ -63,7 +63,8 @@ class Catalogue:
     def popular(self, count: int, without: Sequence[str] = ()) -> list[str]:
         """Return up to ``count`` distinct titles by falling popularity, none of ``without``."""
         skip = set(without)
-        return list(islice((title for title in self._by_popularity if title not in skip), count))
+        wanted = (title for title in self._by_popularity if title not in skip)
+        return list(islice(wanted, min(count, len(self))))
 
     @cached_property
     def _by_popularity(self) -> tuple[str, ...]:

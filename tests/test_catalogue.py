@@ -138,7 +138,7 @@ def test_only_items_of_the_data_set_and_in_its_order(
 def test_popular_titles_fall_in_popularity() -> None:
     """B 9, D 5, A 5 (as the later item), C 0; B's second item adds nothing."""
     catalogue = Catalogue(("1", "2", "3", "4", "5"), ("B", "D", "A", "C", "B"), (9, 5, 5, 0, 7))
-    assert catalogue.popular(9) == ["B", "D", "A", "C"]
+    assert catalogue.popular(9) == catalogue.popular(10**30) == ["B", "D", "A", "C"]
     assert catalogue.popular(2) == ["B", "D"]
     assert catalogue.popular(2, without=["B", "A", "unknown"]) == ["D", "C"]
     assert catalogue.popular(0) == []
