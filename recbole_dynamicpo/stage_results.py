@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import CHECKPOINT
-from .shipped import properties_folder
+from .shipped import package_folder, properties_folder
 from .storage import difference, load_json, sha256_files, sha256_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -44,13 +44,27 @@ class StageResult:
 
 @cache
 def code_digest() -> str:
-    """Return the SHA-256 of this package's code and shipped defaults: other code may give other results."""
+    """Return the SHA-256 of this package's code and shipped defaults: other code may give other results.
+
+    Every module of the package counts, by its path within it; an orchestrator's flows decide nothing.
+    """
+    return digest_of(package_folder(), properties_folder())
+
+
+def digest_of(home: Path, shipped: Path) -> str:
+    """Return the SHA-256 over paths and bytes of modules below ``home`` and files below ``shipped``."""
+    files = {
+        path.relative_to(home).as_posix(): path
+        for path in home.rglob("*.py")
+        if path.relative_to(home).parts[0] != "flows"
+    }
+    for pattern in ("*.yaml", "*.txt"):
+        files |= {
+            f"properties/{path.relative_to(shipped).as_posix()}": path for path in shipped.rglob(pattern)
+        }
     digest = hashlib.sha256()
-    home = Path(__file__).parent
-    shipped = properties_folder()
-    files = [*home.glob("*.py"), *shipped.rglob("*.yaml"), *shipped.rglob("*.txt")]
-    for path in sorted(files, key=lambda path: path.name):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for name, path in sorted(files.items()):
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

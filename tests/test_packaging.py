@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_wheel_holds_every_property_file(tmp_path: Path) -> None:
+def test_the_wheel_holds_every_module_and_property_file(tmp_path: Path) -> None:
     source = tmp_path / "source"  # building writes beside the sources
     files = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -27,6 +27,15 @@ def test_the_wheel_holds_every_property_file(tmp_path: Path) -> None:
     properties = [path.relative_to(ROOT) for path in (ROOT / "properties").rglob("*") if path.is_file()]
     assert len(properties) > 10
     assert {f"recbole_dynamicpo/{path.as_posix()}" for path in properties} <= inside
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recbole_dynamicpo").rglob("*.py")}
+    assert len(modules) > 80
+    assert modules == {
+        name
+        for name in inside
+        if name.startswith("recbole_dynamicpo/")
+        and name.endswith(".py")
+        and not name.startswith(("recbole_dynamicpo/flows/", "recbole_dynamicpo/properties/"))
+    }
     flows = {f"recbole_dynamicpo/flows/{path.name}" for path in (ROOT / "flows").iterdir() if path.is_file()}
     assert "recbole_dynamicpo/flows/prefect.yaml" in flows
     assert flows <= inside

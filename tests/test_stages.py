@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from recbole_dynamicpo.journal import Journal
 from recbole_dynamicpo.pipeline import begin, evaluate, prepare, train
 from recbole_dynamicpo.record import read_record
 from recbole_dynamicpo.runner import run
-from recbole_dynamicpo.stage_results import StageResult
+from recbole_dynamicpo.shipped import package_folder, properties_folder
+from recbole_dynamicpo.stage_results import StageResult, digest_of
 
 
 @pytest.fixture
@@ -172,3 +174,22 @@ def test_an_unknown_data_set_is_refused(job: Job) -> None:
     with pytest.raises(DataError, match="nonesuch"):
         check(Job(job.model, "nonesuch", (), job.overrides, job.store))
     check(job)
+
+
+def test_every_module_and_shipped_file_decides_a_result(tmp_path: Path) -> None:
+    """A file touched in any folder of the package, or moved, makes other results; compiled files do not."""
+    home, shipped = tmp_path / "package", tmp_path / "properties"
+    leave_out = shutil.ignore_patterns("__pycache__", "flows", "properties")
+    shutil.copytree(package_folder(), home, ignore=leave_out)
+    shutil.copytree(properties_folder(), shipped)
+    digests = [digest_of(home, shipped)]
+    folders = {path.parent for path in home.rglob("*.py")} | {path.parent for path in shipped.rglob("*.yaml")}
+    for folder in sorted(folders):
+        touched = min([*folder.glob("*.py"), *folder.glob("*.yaml")])
+        touched.write_text(touched.read_text(encoding="utf-8") + "# another line\n", encoding="utf-8")
+        digests.append(digest_of(home, shipped))
+    (home / "errors.py").rename(home / "mistakes.py")
+    digests.append(digest_of(home, shipped))
+    assert len(set(digests)) == len(folders) + 2
+    (home / "errors.pyc").write_bytes(b"compiled")
+    assert digest_of(home, shipped) == digests[-1]
