@@ -20,8 +20,7 @@ from recbole_dynamicpo.policy import POLICY, Policy
 from recbole_dynamicpo.prompts import load_templates
 from recbole_dynamicpo.runner import PlainConfig
 from recbole_dynamicpo.scorer import Scorer
-from recbole_dynamicpo.settings import Settings
-from recbole_dynamicpo.shipped import properties_folder
+from recbole_dynamicpo.settings import Settings, properties_folder
 from recbole_dynamicpo.stage_rows import scored_columns
 
 # Standard deviation of the adapters' B matrices: enough to move a title by about a nat, so that the

@@ -23,8 +23,7 @@ from pydantic import WithJsonSchema
 
 from recbole_dynamicpo import MODEL_NAMES
 from recbole_dynamicpo.errors import SettingsError, nearest
-from recbole_dynamicpo.settings import Settings
-from recbole_dynamicpo.shipped import properties_folder
+from recbole_dynamicpo.settings import Settings, properties_folder
 
 from .logs import run_logs
 

@@ -101,7 +101,7 @@ def recorded(job: Any, prepared: Any) -> Iterator[Run]:
 
 def mlflow_setting(job: Any) -> str | None:
     """Return the setting ``mlflow_tracking_uri`` of a job."""
-    from recbole_dynamicpo.dataset import read_settings
+    from recbole_dynamicpo.settings import read_settings
 
     uri: str | None = read_settings(job.settings_of()).mlflow_tracking_uri
     return uri

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .registration import MODEL_NAMES, register
+from .names import MODEL_NAMES
+from .registration import register
 from .version import __version__
 
 if TYPE_CHECKING:

@@ -25,12 +25,13 @@ from .errors import SettingsError
 from .evaluation import RankingCollector, ranks_of
 from .histories import fit_histories
 from .model import popularity_scores
+from .names import MODEL_NAMES
 from .ranks import RANKS_FILE, write_ranks
-from .registration import MODEL_NAMES, read_dataset_defaults, register
+from .registration import register
 from .report import REPORT_FILE, Contestant, render, summarize
 from .runner import PlainConfig, check_model, refuse_pickles
 from .saved_evaluation import candidate_ranks
-from .shipped import properties_folder
+from .settings import properties_folder, read_dataset_defaults
 from .storage import write_json
 
 

@@ -17,8 +17,8 @@ import torch
 
 from .adapter_folder import CONFIG_FILE, WEIGHTS_FILE, write_tensors
 from .errors import CheckpointError
+from .names import STAGES
 from .policy import Policy
-from .stages import STAGES
 from .storage import (
     atomic_folder,
     is_number,

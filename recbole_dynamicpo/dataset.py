@@ -25,14 +25,8 @@ from .batches import PromptRow
 from .catalogue import Catalogue, build_catalogue, read_titles
 from .errors import DataError, SettingsError
 from .known_data import data_notes, require_data
-from .sampling import (
-    TEMPLATE_DRAWS,
-    IntArray,
-    choose_rows,
-    draw_candidates,
-    row_generator,
-)
-from .settings import Settings
+from .sampling import TEMPLATE_DRAWS, IntArray, choose_rows, draw_candidates, row_generator
+from .settings import read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -49,23 +43,6 @@ _EXACT_FLOAT32 = 1 << 24
 
 # Scores of one evaluation batch, float32 in a table (rows, items) of which RecBole holds several copies.
 _MOST_SCORES = 1 << 24
-
-# Read by RecBole although they stand in none of its lists or default files.
-_RECBOLE_EXTRAS = {
-    *("model", "dataset", "config_files", "local_rank", "world_size", "nproc", "offset", "ip", "port"),
-    *("embedding_size", "numerical_features", "neg_sampling", "training_neg_sample_num", "single_spec"),
-}
-
-
-def read_settings(config: Config) -> Settings:
-    """Return the checked settings of a RecBole configuration.
-
-    Raises:
-        SettingsError: naming every unknown key and every wrong value.
-    """
-    listed = [name for names in config.parameters.values() for name in names]
-    known = [*listed, *config.internal_config_dict, *_RECBOLE_EXTRAS]
-    return Settings.from_mapping(config.final_config_dict, given=config.external_config_dict, known=known)
 
 
 @contextmanager

@@ -21,12 +21,12 @@ import zlib
 from pathlib import Path
 
 from .errors import BackboneError
-from .locks import locked
 from .storage import (
     atomic_file,
     atomic_folder,
     difference,
     load_json,
+    locked,
     remove_partial,
     restore_swapped,
     sha256_file,

@@ -10,11 +10,10 @@ from typing import Any
 
 from .adapter_folder import adapter_digest
 from .backbone import check_backbone
-from .dataset import read_settings
 from .known_data import can_be_fetched, require_data
 from .record import PLACES, RECORDED, flat_settings
 from .runner import PlainConfig, plain_config, refuse_pickles
-from .settings import Settings
+from .settings import Settings, read_settings
 from .stage_results import StageResult, stage_folder, stage_key
 
 # Settings that only a later stage depends on.

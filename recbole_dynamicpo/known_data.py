@@ -20,9 +20,8 @@ from recbole.utils.url import decide_download, download_url, extract_zip
 from .download import HUB_DATA_SETS, check_name
 from .errors import DataError, nearest
 from .inter_file import check_inter_file
-from .locks import locked
 from .prepared_files import MANIFEST_FILE
-from .storage import atomic_folder, load_json, sha256_file, sha256_json
+from .storage import atomic_folder, load_json, locked, sha256_file, sha256_json
 
 logger = logging.getLogger(__name__)
 

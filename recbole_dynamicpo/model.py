@@ -33,8 +33,7 @@ from .policy import Policy
 from .prompts import load_templates
 from .sampling import row_generator
 from .scorer import Scorer, break_ties
-from .settings import Settings
-from .shipped import properties_folder
+from .settings import Settings, properties_folder
 
 logger = logging.getLogger(__name__)
 

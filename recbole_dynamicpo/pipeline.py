@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from .backbone import backbone_fingerprint, resolve_backbone, resolve_dtype
-from .dataset import DynamicPODataset, read_settings
+from .dataset import DynamicPODataset
 from .download import HUB_DATA_SETS
 from .errors import CheckpointError
 from .job import Job, decisive, stage_config, stage_folders
 from .journal import Journal
 from .known_data import data_digest, require_data
-from .locks import locked
+from .names import STAGES
 from .prepare import prepare as write_data
 from .record import (
     AUDIT_FILE,
@@ -37,9 +37,9 @@ from .record import (
 from .recording import data_audit, probe_rows
 from .report import read_report
 from .runner import PlainConfig, load
+from .settings import read_settings
 from .stage_results import StageResult, finish, finished, stage_folder, stage_key
-from .stages import STAGES
-from .storage import write_json
+from .storage import locked, write_json
 from .system import peak_memory_mb
 from .tracking import NullTracker, Tracker
 from .trainer import DynamicPOTrainer, OnProgress

@@ -12,7 +12,8 @@ from recbole.config import Config
 
 from .download import check_name
 from .errors import SettingsError
-from .registration import MODEL_NAMES, read_dataset_defaults
+from .names import MODEL_NAMES
+from .settings import read_dataset_defaults
 
 # As RecBole reads numbers like 1e-4, which plain YAML takes for text.
 _FLOAT = re.compile(

@@ -16,14 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapter_folder import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    LoraShape,
-    read_adapter,
-    read_lora_shape,
-    write_adapter,
-)
+from .adapter_folder import CONFIG_FILE, WEIGHTS_FILE, LoraShape, read_adapter, read_lora_shape, write_adapter
 from .backbone import Backbone
 from .batches import TokenBatch
 from .errors import AdapterError, BackboneError

@@ -13,7 +13,6 @@ from .audit import PromptCheck, audit, audit_table
 from .converter import write_published
 from .download import HUB, find_sources, source_hashes
 from .errors import DataError
-from .locks import locked
 from .prepared_files import AUDIT_FILE, MANIFEST_FILE
 from .published import BadRows
 from .sequences import read_sequences, write_sequences
@@ -21,6 +20,7 @@ from .storage import (
     atomic_folder,
     difference,
     load_json,
+    locked,
     remove_partial,
     restore_swapped,
     sha256_files,

@@ -13,8 +13,7 @@ from .collate import Collator
 from .embedded import EMBEDDED, embedded_in_cache
 from .errors import BackboneError
 from .prompts import load_templates
-from .settings import Settings
-from .shipped import properties_folder
+from .settings import Settings, properties_folder
 
 
 def load_prompt_check(dataset: str, backbone: str | None = None, max_length: int = 0) -> PromptCheck | None:

@@ -17,10 +17,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-from .shipped import properties_folder
+from .names import MODEL_NAMES
+from .settings import properties_folder, read_dataset_defaults
 from .stock import load_own_checkpoints
-
-MODEL_NAMES = ("DynamicPO", "SFTRec", "DMPO", "MPPO", "SDPO")
 
 _PACKAGE = "recbole.model.sequential_recommender."
 _MODULES = {_PACKAGE + name.lower() for name in MODEL_NAMES}
@@ -120,10 +119,3 @@ def _load_times(values: dict[str, Any]) -> None:
     """
     if values.get("load_col") == {"inter": ["user_id", "item_id"]}:
         values["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
-
-
-def read_dataset_defaults(config: Any, dataset: str) -> None:
-    """Let a RecBole Config read our file of a data set, if there is one, behind what it has read so far."""
-    path = properties_folder() / "dataset" / f"{dataset}.yaml"
-    if path.is_file():
-        config._update_internal_config_dict(str(path))

@@ -15,8 +15,9 @@ import numpy as np
 from recbole.config import Config
 
 from .errors import DataError, SettingsError
+from .names import MODEL_NAMES
 from .plain_config import PlainConfig
-from .registration import MODEL_NAMES, register
+from .registration import register
 
 _TEACHERS = ("CrossNet", "CIN")  # of RecBole's KD_DAGFM, which evaluates the name
 _PLAIN_TYPES = (bool, int, float, str, list, tuple, dict, type(None))
@@ -159,7 +160,7 @@ def plain_config(
     model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
 ) -> PlainConfig:
     """Return the configuration of a run with its settings checked, before any data file is looked for."""
-    from .dataset import read_settings
+    from .settings import read_settings
 
     register()
     check_model(model)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import AdapterError
+from .names import STAGES
 from .packaging import ARTIFACT_FOLDER, RECOMMENDER_FILE
-from .stages import STAGES
 
 
 def recommender_folder(path: Path) -> Path:

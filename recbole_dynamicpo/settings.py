@@ -9,10 +9,17 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .errors import SettingsError, nearest
 from .names import OBJECTIVES
+
+# Read by RecBole although they stand in none of its lists or default files.
+_RECBOLE_EXTRAS = {
+    *("model", "dataset", "config_files", "local_rank", "world_size", "nproc", "offset", "ip", "port"),
+    *("embedding_size", "numerical_features", "neg_sampling", "training_neg_sample_num", "single_spec"),
+}
 
 
 def setting(
@@ -205,3 +212,35 @@ def _check_range(value: Any, limits: Mapping[str, Any]) -> None:
             raise ValueError(f"at most {limits['high']:g}")
         if value <= limits["above"]:
             raise ValueError(f"more than {limits['above']:g}")
+
+
+def package_folder() -> Path:
+    """Return the folder of this package's modules."""
+    return Path(__file__).parent
+
+
+def properties_folder() -> Path:
+    """Return the folder of shipped settings and templates, in an installed package as in a checkout."""
+    inside = package_folder() / "properties"
+    return inside if inside.is_dir() else package_folder().parent / "properties"
+
+
+def read_dataset_defaults(config: Any, dataset: str) -> None:
+    """Let a RecBole Config read our file of a data set, if there is one, behind what it has read so far."""
+    path = properties_folder() / "dataset" / f"{dataset}.yaml"
+    if path.is_file():
+        config._update_internal_config_dict(str(path))
+
+
+def read_settings(config: Any) -> Settings:
+    """Return the checked settings of a RecBole configuration.
+
+    Args:
+        config: RecBole's configuration, or one with the same four attributes.
+
+    Raises:
+        SettingsError: naming every unknown key and every wrong value.
+    """
+    listed = [name for names in config.parameters.values() for name in names]
+    known = [*listed, *config.internal_config_dict, *_RECBOLE_EXTRAS]
+    return Settings.from_mapping(config.final_config_dict, given=config.external_config_dict, known=known)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import CHECKPOINT
-from .shipped import package_folder, properties_folder
+from .settings import package_folder, properties_folder
 from .storage import difference, load_json, sha256_files, sha256_json, write_json
 
 logger = logging.getLogger(__name__)

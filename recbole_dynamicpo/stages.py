@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .names import STAGES
 from .settings import Settings
-
-STAGES = ("sft", "preference")
 
 
 @dataclass(frozen=True)

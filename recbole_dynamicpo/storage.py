@@ -1,18 +1,30 @@
-"""Files that are either whole or absent: written beside their place, flushed, then renamed."""
+"""Files that are either whole or absent: written beside their place, then renamed; locks on folders."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from .errors import LockedError
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two messages of a process that waits.
+_REMINDER = 60.0
 
 _PARTIAL = ".tmp"  # how the names of files and folders end that are being written
 
@@ -148,3 +160,50 @@ def sha256_json(value: Any) -> str:
     """Return the SHA-256 of a JSON value, the same for equal values in any key order."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold ``folder`` alone inside the block; the system lets go of it when the process dies.
+
+    Args:
+        folder: made if it is not there; ``.<name>.lock`` and ``.<name>.holder`` lie beside it.
+        wait: until it is free, with a message now and then; otherwise refuse.
+
+    Raises:
+        LockedError: another process holds it, and ``wait`` is false; names that process.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    holder = folder.with_name(f".{folder.name}.holder")
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            break
+        except Timeout:
+            if not wait:
+                raise LockedError(f"{folder}: in use by {_describe(holder)}") from None
+            logger.warning("%s: waiting for %s", folder, _describe(holder))
+        try:
+            lock.acquire(timeout=_REMINDER)
+            break
+        except Timeout:
+            continue
+    held = Path(lock.lock_file)
+    try:
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with suppress(OSError):  # a full disk refuses the next write, which says which file it is about
+            holder.write_text(json.dumps(me), encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        held.unlink(missing_ok=True)  # whoever waits on it notices and takes a new one
+        lock.release()
+
+
+def _describe(holder: Path) -> str:
+    try:
+        found = json.loads(holder.read_text(encoding="utf-8"))
+        return f"process {found['pid']} on {found['host']} since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

@@ -26,17 +26,17 @@ from .errors import NumericsError, StoppedError
 from .evaluation import RankingCollector, RankingMixin
 from .interrupt import StopRequest, stop_request
 from .journal import Journal
-from .locks import locked
 from .model import REFERENCE_LOGPS, DynamicPO
+from .names import STAGES
 from .recommender import RECOMMENDER_FILE, save_recommender
 from .record import JOURNAL_FILE
 from .recording import RecordingMixin
 from .run_folder import check_identity, identity, new_run_folder, write_identity
 from .sampling import row_generator
 from .stage_rows import stage_rows, step_batches
-from .stages import STAGES, StagePlan, plan_stages
+from .stages import StagePlan, plan_stages
 from .steps import reference_logps, summary, take_step
-from .storage import remove_partial, sha256_json
+from .storage import locked, remove_partial, sha256_json
 from .tracking import Tracker
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from recbole_dynamicpo.known_data import RECBOLE_ENTRIES
 from recbole_dynamicpo.prepare import prepare
 from recbole_dynamicpo.prompts import load_templates
 from recbole_dynamicpo.runner import PlainConfig, run
-from recbole_dynamicpo.shipped import properties_folder
+from recbole_dynamicpo.settings import properties_folder
 from recbole_dynamicpo.stage_rows import scored_columns
 
 from .published_data import CANDIDATES, small_published

@@ -16,7 +16,7 @@ from recbole_dynamicpo.errors import BackboneError
 from recbole_dynamicpo.logps import separate_logps, shared_logps
 from recbole_dynamicpo.policy import Policy
 from recbole_dynamicpo.prompts import load_templates
-from recbole_dynamicpo.shipped import properties_folder
+from recbole_dynamicpo.settings import properties_folder
 
 ROWS = [
     PromptRow(["Toy Story", "Heat"], ["Star Wars", "Babe", "Se7en"], ["Babe", "Star Wars", "Se7en"]),

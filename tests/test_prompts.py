@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from recbole_dynamicpo.errors import DataError, SettingsError
 from recbole_dynamicpo.prompts import Templates, load_templates
-from recbole_dynamicpo.shipped import properties_folder
+from recbole_dynamicpo.settings import properties_folder
 
 SHIPPED = sorted((properties_folder() / "prompts").rglob("*.txt"))
 

@@ -11,7 +11,7 @@ import pytest
 import torch.multiprocessing
 
 import recbole_dynamicpo
-from recbole_dynamicpo.registration import MODEL_NAMES
+from recbole_dynamicpo.names import MODEL_NAMES
 from recbole_dynamicpo.runner import PlainConfig, parse_overrides, parse_value
 
 

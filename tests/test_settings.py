@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from recbole_dynamicpo.errors import SettingsError
-from recbole_dynamicpo.settings import Settings
-from recbole_dynamicpo.shipped import properties_folder
+from recbole_dynamicpo.settings import Settings, properties_folder
 
 MODEL_FOLDER = properties_folder() / "model"
 MODEL_FILES = sorted(MODEL_FOLDER.rglob("*.yaml"))

@@ -18,7 +18,7 @@ from recbole_dynamicpo.journal import Journal
 from recbole_dynamicpo.pipeline import begin, evaluate, prepare, train
 from recbole_dynamicpo.record import read_record
 from recbole_dynamicpo.runner import run
-from recbole_dynamicpo.shipped import package_folder, properties_folder
+from recbole_dynamicpo.settings import package_folder, properties_folder
 from recbole_dynamicpo.stage_results import StageResult, digest_of
 
 

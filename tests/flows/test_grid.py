@@ -9,7 +9,7 @@ import pytest
 
 from recbole_dynamicpo.errors import SettingsError
 from recbole_dynamicpo.flows.grid import DEFAULT, Cell, cells, draw, read_grid, table_row
-from recbole_dynamicpo.shipped import properties_folder
+from recbole_dynamicpo.settings import properties_folder
 
 NOTHING: dict[str, Any] = dict.fromkeys(DEFAULT)
 

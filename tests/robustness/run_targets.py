@@ -19,13 +19,13 @@ from recbole_dynamicpo.catalogue import Catalogue
 from recbole_dynamicpo.checkpoint import Progress, load_checkpoint, load_progress, save_checkpoint
 from recbole_dynamicpo.journal import Journal
 from recbole_dynamicpo.known_data import data_notes
+from recbole_dynamicpo.names import STAGES
 from recbole_dynamicpo.policy import Policy
 from recbole_dynamicpo.prepare import prepare
 from recbole_dynamicpo.recommender import load_recommender
 from recbole_dynamicpo.reference import ReferenceCache
 from recbole_dynamicpo.run_folder import check_identity, write_identity
 from recbole_dynamicpo.saved_evaluation import settings_of
-from recbole_dynamicpo.stages import STAGES
 from recbole_dynamicpo.storage import sha256_file, write_json
 
 from ..published_data import small_published

@@ -201,7 +201,7 @@ def settings_file(folder: Path) -> Target:
 
 def run_settings(folder: Path) -> Target:
     """The same, up to checked settings of a run."""
-    from recbole_dynamicpo.dataset import read_settings
+    from recbole_dynamicpo.settings import read_settings
 
     target = settings_file(folder)
     text = target.file.read_text().replace(
