@@ -125,7 +125,7 @@ def _add_bootstrap(commands: Any) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from .prepare import prepare
+    from .data.prepare import prepare
     from .prompt_check import load_prompt_check
 
     if options.max_length < 0:

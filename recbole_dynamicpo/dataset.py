@@ -22,7 +22,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
 from .batches import PromptRow
-from .catalogue import Catalogue, build_catalogue, read_titles
+from .data.catalogue import Catalogue, build_catalogue, read_titles
 from .errors import DataError, SettingsError
 from .known_data import data_notes, require_data
 from .sampling import TEMPLATE_DRAWS, IntArray, choose_rows, draw_candidates, row_generator

@@ -23,8 +23,8 @@ from .adapter_folder import LoraShape
 from .backbone import load_backbone
 from .batches import Diagnostics, PromptRow
 from .boundary import TANH_SCALE
-from .catalogue import Catalogue
 from .collate import Collator
+from .data.catalogue import Catalogue
 from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset
 from .errors import DataError
 from .memory import TokenBudget

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter_folder import CONFIG_FILE, WEIGHTS_FILE
-from .catalogue import Catalogue
+from .data.catalogue import Catalogue
 from .embedded import EMBEDDED
 from .errors import AdapterError
 from .storage import load_json, write_json

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from .backbone import backbone_fingerprint, resolve_backbone, resolve_dtype
+from .data.download import HUB_DATA_SETS
+from .data.prepare import prepare as write_data
 from .dataset import DynamicPODataset
-from .download import HUB_DATA_SETS
 from .errors import CheckpointError
 from .job import Job, decisive, stage_config, stage_folders
 from .journal import Journal
 from .known_data import data_digest, require_data
 from .names import STAGES
-from .prepare import prepare as write_data
 from .record import (
     AUDIT_FILE,
     JOURNAL_FILE,

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from recbole.config import Config
 
-from .download import check_name
+from .data.download import check_name
 from .errors import SettingsError
 from .names import MODEL_NAMES
 from .settings import read_dataset_defaults

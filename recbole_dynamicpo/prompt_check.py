@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from .audit import Prompt, PromptCheck
 from .backbone import resolve_backbone
 from .collate import Collator
+from .data.audit import Prompt, PromptCheck
 from .embedded import EMBEDDED, embedded_in_cache
 from .errors import BackboneError
 from .prompts import load_templates

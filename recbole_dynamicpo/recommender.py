@@ -20,8 +20,8 @@ from .adapter_folder import WEIGHTS_FILE, adapter_digest, read_lora_shape
 from .backbone import Backbone, load_backbone
 from .batches import PromptRow
 from .card import Card, read_card, write_card
-from .catalogue import Catalogue
 from .collate import Collator
+from .data.catalogue import Catalogue
 from .errors import AdapterError, BackboneError, DataError, short
 from .memory import TokenBudget
 from .packaging import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json

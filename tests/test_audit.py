@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_dynamicpo.audit import Prompt, PromptCheck, audit, audit_table, contained_titles
+from recbole_dynamicpo.data.audit import Prompt, PromptCheck, audit, audit_table, contained_titles
 from recbole_dynamicpo.errors import DataError
 
 HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\tcandidate_id_list:token_seq\n"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from recbole_dynamicpo.catalogue import Catalogue, build_catalogue, read_titles
+from recbole_dynamicpo.data.catalogue import Catalogue, build_catalogue, read_titles
 from recbole_dynamicpo.errors import DataError
 
 HEADER = "item_id:token\tmovie_title:token_seq\trelease_year:token\n"

@@ -17,10 +17,10 @@ import yaml
 
 import recbole_dynamicpo
 from recbole_dynamicpo import known_data
+from recbole_dynamicpo.data.prepare import prepare
 from recbole_dynamicpo.dataset import CANDIDATE_IDS, DynamicPODataset
 from recbole_dynamicpo.errors import DataError, SettingsError
 from recbole_dynamicpo.known_data import RECBOLE_ENTRIES
-from recbole_dynamicpo.prepare import prepare
 from recbole_dynamicpo.prompts import load_templates
 from recbole_dynamicpo.runner import PlainConfig, run
 from recbole_dynamicpo.settings import properties_folder

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from recbole_dynamicpo.download import download_published, find_sources, source_hashes
+from recbole_dynamicpo.data.download import download_published, find_sources, source_hashes
 from recbole_dynamicpo.errors import DataError
 
 

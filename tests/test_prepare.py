@@ -18,10 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_dynamicpo import prepare as prepare_module
-from recbole_dynamicpo.converter import deal
+from recbole_dynamicpo.data import prepare as prepare_module
+from recbole_dynamicpo.data.converter import deal
+from recbole_dynamicpo.data.prepare import PreparedData, prepare
 from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.prepare import PreparedData, prepare
 
 PUBLISHED = os.environ.get("DYNAMICPO_PUBLISHED_DATA")
 REAL = ["lastfm", "goodreads", "steam"] if PUBLISHED else []
@@ -355,7 +355,7 @@ def test_plain_sequences_are_prepared(tmp_path: Path) -> None:
 
 def test_the_manifest_names_the_hub(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {role: next(source.glob(f"toy-{role}.json*")) for role in ("train", "val", "test")}
-    monkeypatch.setattr("recbole_dynamicpo.download.download_published", lambda dataset: files)
+    monkeypatch.setattr("recbole_dynamicpo.data.download.download_published", lambda dataset: files)
     assert (
         prepare("steam", None, tmp_path / "out").manifest["settings"]["hub"]
         == "xingyuHuxingyu/DynamicPO-Data"

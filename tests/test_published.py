@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_dynamicpo import published
+from recbole_dynamicpo.data import published
+from recbole_dynamicpo.data.bad_rows import BadRows
+from recbole_dynamicpo.data.history_splitter import HistorySplitter
+from recbole_dynamicpo.data.published import read_rows
 from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.published import BadRows, HistorySplitter, read_rows
 
 GOOD = {"historyList": "A::B", "itemList": ["C", "D"], "trueSelection": "D"}
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_dynamicpo.data.bad_rows import BadRows
+from recbole_dynamicpo.data.sequences import read_sequences, write_sequences
 from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.published import BadRows
-from recbole_dynamicpo.sequences import read_sequences, write_sequences
 
 
 def text_file(folder: Path, text: str, name: str = "own.csv") -> Path:

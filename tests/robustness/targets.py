@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from recbole_dynamicpo.catalogue import read_titles
+from recbole_dynamicpo.data.bad_rows import BadRows
+from recbole_dynamicpo.data.catalogue import read_titles
+from recbole_dynamicpo.data.published import PublishedRow, read_rows
+from recbole_dynamicpo.data.sequences import Sequences, read_sequences, write_sequences
 from recbole_dynamicpo.dataset import DynamicPODataset
 from recbole_dynamicpo.prompts import Templates, load_templates
-from recbole_dynamicpo.published import BadRows, PublishedRow, read_rows
 from recbole_dynamicpo.ranks import read_ranks, write_ranks
 from recbole_dynamicpo.runner import PlainConfig
-from recbole_dynamicpo.sequences import Sequences, read_sequences, write_sequences
 
 from ..conftest import write_dataset
 from ..published_data import published_rows

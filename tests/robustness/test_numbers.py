@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from recbole_dynamicpo import load_recommender
 from recbole_dynamicpo.backbone import load_backbone
 from recbole_dynamicpo.batches import PromptRow
-from recbole_dynamicpo.catalogue import Catalogue
 from recbole_dynamicpo.collate import Collator
+from recbole_dynamicpo.data.catalogue import Catalogue
 from recbole_dynamicpo.errors import AdapterError, DataError, NumericsError
 from recbole_dynamicpo.model import DynamicPO
 from recbole_dynamicpo.objectives import OBJECTIVES, preference_loss

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DataError
+from ..storage import load_json
+from .atomic_files import MANIFEST_FILE, SEQUENCE_COLUMNS, SPLIT_COLUMNS, read_table
 from .catalogue import read_titles
-from .errors import DataError
-from .prepared_files import MANIFEST_FILE, SEQUENCE_COLUMNS, SPLIT_COLUMNS, read_table
-from .storage import load_json
 
 SPLITS = ("train", "valid", "test")
 Prompt = tuple[list[str], list[str]]  # history titles, oldest first, and candidate titles

@@ -17,9 +17,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .errors import DataError, nearest
-from .prepared_files import ITEM_COLUMNS, SEQUENCE_COLUMNS, write_table
-from .published import BadRows, title_problem
+from ..errors import DataError, nearest
+from .atomic_files import ITEM_COLUMNS, SEQUENCE_COLUMNS, write_table
+from .bad_rows import BadRows, title_problem
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _NAMES = {

@@ -9,14 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .audit import PromptCheck, audit, audit_table
-from .converter import write_published
-from .download import HUB, find_sources, source_hashes
-from .errors import DataError
-from .prepared_files import AUDIT_FILE, MANIFEST_FILE
-from .published import BadRows
-from .sequences import read_sequences, write_sequences
-from .storage import (
+from ..errors import DataError
+from ..storage import (
     atomic_folder,
     difference,
     load_json,
@@ -27,6 +21,12 @@ from .storage import (
     sha256_json,
     write_json,
 )
+from .atomic_files import AUDIT_FILE, MANIFEST_FILE
+from .audit import PromptCheck, audit, audit_table
+from .bad_rows import BadRows
+from .converter import write_published
+from .download import HUB, find_sources, source_hashes
+from .sequences import read_sequences, write_sequences
 
 VERSION = 1  # of what is written; a higher one makes prepare write again what an older one wrote
 _CHECKSUM = "sha256"  # in the audit: of the rest of it

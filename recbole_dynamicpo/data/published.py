@@ -11,17 +11,16 @@ import gzip
 import json
 import re
 import zlib
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 from tqdm import tqdm
 
-from .errors import DataError, short
+from ..errors import DataError, short
+from .bad_rows import BadRows, title_problem
 
-SEPARATOR = "::"
 _CHUNK = 1 << 20  # bytes read at a time
 _LONGEST_ROW = 1 << 24  # characters; bounds what a file without end can make us hold
 _BLANKS = re.compile(r"[ \t\r\n]*")
@@ -35,49 +34,6 @@ class PublishedRow:
     history: str
     candidates: tuple[str, ...]
     target: str
-
-
-@dataclass
-class BadRows:
-    """What to do with a row that cannot be used: stop with its place, or drop and count it.
-
-    A row may be reported in each of several passes over its file; it counts once.
-    """
-
-    skip: bool = False
-    dropped: dict[Path, set[int]] = field(default_factory=dict)
-    examples: list[str] = field(default_factory=list)
-
-    def report(self, path: Path, number: int, problem: str) -> None:
-        """Record row ``number`` of ``path``.
-
-        Raises:
-            DataError: unless bad rows are to be skipped.
-        """
-        message = f"{path}, row {number}: {problem}"
-        if not self.skip:
-            raise DataError(f"{message} (--skip-bad-rows drops and counts such rows)")
-        numbers = self.dropped.setdefault(path, set())
-        if number not in numbers and len(self.examples) < 10:
-            self.examples.append(message)
-        numbers.add(number)
-
-    def count(self, path: Path) -> int:
-        """Return how many rows of ``path`` were dropped."""
-        return len(self.dropped.get(path, ()))
-
-
-def title_problem(title: str) -> str | None:
-    """Say why an atomic file cannot hold a title, or return None; quotes, NA and odd Unicode are fine."""
-    if not title.strip():
-        return f"a title is empty, got {title!r}"
-    if any(mark in title for mark in "\t\n\r"):
-        return f"a title has a tab or line break, which atomic files cannot hold: {title!r}"
-    try:
-        title.encode("utf-8")
-    except UnicodeEncodeError:
-        return f"a title is not valid UTF-8: {title!a}"
-    return None
 
 
 def read_rows(path: Path, bad: BadRows, *, progress: bool = False) -> Iterator[PublishedRow]:
@@ -220,62 +176,3 @@ def _texts(path: Path, progress: bool) -> Iterator[str]:
                 yield decoder.decode(chunk)
                 bar.update(raw.tell() - bar.n)
             yield decoder.decode(b"", final=True)
-
-
-@dataclass(frozen=True)
-class SplitHistory:
-    """A history string's titles, oldest first; ``ambiguous`` if another split explains it as well."""
-
-    titles: tuple[str, ...]
-    ambiguous: bool
-
-
-class HistorySplitter:
-    """Splits history strings at ``::`` although titles may contain, begin or end with colons.
-
-    Of all ways to cut a string into pieces joined by ``::`` it takes one that leaves the fewest characters in
-    pieces that are no known title (one more for each such piece), and among those the longest title first. So
-    a string that known titles explain is split into known titles, and an unknown piece becomes a title of its
-    own. ``"::".join(titles)`` is always the string again.
-    """
-
-    def __init__(self, known: Iterable[str]) -> None:
-        """Args: known: the titles that occur in the data's candidate lists."""
-        self.known = frozenset(known)
-        # Only titles with a separator inside reach beyond the next one: most data have a handful of lengths.
-        self.lengths = sorted({len(title) for title in self.known if SEPARATOR in title})
-
-    def split(self, history: str) -> SplitHistory:
-        """Return the titles of one history; none for an empty string."""
-        if not history:
-            return SplitHistory((), False)
-        cuts = [i for i in range(len(history) - 1) if history.startswith(SEPARATOR, i)] + [len(history)]
-        # best[start]: (cost of the rest, number of equally good splits up to 2, end of the first piece)
-        best: dict[int, tuple[int, int, int]] = {len(history) + len(SEPARATOR): (0, 1, -1)}
-        for start in [cut + len(SEPARATOR) for cut in reversed(cuts[:-1])] + [0]:
-            best[start] = self._best_first(history, start, cuts, best)
-        titles, start = [], 0
-        while start <= len(history):
-            end = best[start][2]
-            titles.append(history[start:end])
-            start = end + len(SEPARATOR)
-        return SplitHistory(tuple(titles), best[0][1] > 1)
-
-    def _best_first(
-        self, history: str, start: int, cuts: list[int], best: dict[int, tuple[int, int, int]]
-    ) -> tuple[int, int, int]:
-        """Choose the first piece of what begins at ``start``; ``cuts`` are all possible ends, ascending."""
-        cost, ways, chosen = len(history) * 2 + 2, 0, -1
-        first = bisect_left(cuts, start)
-        plain = [end for end in cuts[first : first + 2] if end - cuts[first] < len(SEPARATOR)]  # none inside
-        for end in sorted({*plain, *(start + length for length in self.lengths)}):
-            known = history[start:end] in self.known
-            if end not in plain and not (known and end + len(SEPARATOR) in best):
-                continue
-            rest, rest_ways, _ = best[end + len(SEPARATOR)]
-            total = rest + (0 if known else end - start + 1)
-            if total < cost:
-                cost, ways, chosen = total, rest_ways, end
-            elif total == cost:
-                ways, chosen = min(2, ways + rest_ways), end
-        return cost, ways, chosen

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .errors import DataError
+from ..errors import DataError
+from ..storage import sha256_file
 from .sequences import SUFFIXES
-from .storage import sha256_file
 
 HUB = "xingyuHuxingyu/DynamicPO-Data"
 HUB_DATA_SETS = ("goodreads", "lastfm", "steam")

@@ -1,22 +1,53 @@
-"""Check an atomic ``.inter`` file before RecBole reads it.
-
-RecBole leaves the reading to pandas, which fills short rows, takes the first cell of long ones for a row
-name, lets a quote swallow the lines that follow, and names no line when a number is none.
-"""
+"""Atomic files: those of a prepared data set, and the check that RecBole will read an .inter file as it is meant."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from .errors import DataError
+from ..errors import DataError
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
 _NUMBER = re.compile(rb"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _QUOTE = b'"'
 _SPECIAL = re.compile(rb'["\r\0]')
+
+MANIFEST_FILE, AUDIT_FILE = "manifest.json", "audit.json"
+# Columns of the atomic files: items; interactions, whose order is that of time; and rows with a history and
+# candidates of their own.
+ITEM_COLUMNS = ("item_id:token", "title:token")
+SEQUENCE_COLUMNS = ("user_id:token", "item_id:token", "timestamp:float")
+SPLIT_COLUMNS = ("user_id:token", "item_id_list:token_seq", "item_id:token", "candidate_id_list:token_seq")
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
+    """Write an atomic file and return its number of rows; no cell may hold a tab or a line break."""
+    count = 0
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        handle.write("\t".join(columns) + "\n")
+        for cells in rows:
+            handle.write("\t".join(cells) + "\n")
+            count += 1
+    return count
+
+
+def read_table(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the cells of each row of an atomic file.
+
+    Raises:
+        DataError: it cannot be read, or has other columns.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="\n") as handle:
+            got = handle.readline().removesuffix("\n").split("\t")
+            if got != list(columns):
+                raise DataError(f"{path}: wanted the columns {list(columns)}, got {got}")
+            for line in handle:
+                yield line.removesuffix("\n").split("\t")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
 
 
 def check_inter_file(

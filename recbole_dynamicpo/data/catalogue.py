@@ -16,8 +16,8 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from .errors import DataError
-from .storage import load_json
+from ..errors import DataError
+from ..storage import load_json
 
 logger = logging.getLogger(__name__)
 

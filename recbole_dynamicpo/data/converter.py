@@ -9,9 +9,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError
-from .prepared_files import ITEM_COLUMNS, SPLIT_COLUMNS, write_table
-from .published import BadRows, HistorySplitter, read_rows, title_problem
+from ..errors import DataError
+from .atomic_files import ITEM_COLUMNS, SPLIT_COLUMNS, write_table
+from .bad_rows import BadRows, title_problem
+from .history_splitter import HistorySplitter
+from .published import read_rows
 
 _SPLIT_OF = {"train": "train", "val": "valid", "test": "test"}  # published name -> RecBole's
 Row = tuple[str, str, str, str]  # cells of a benchmark file: user, history, target, candidates

@@ -1,0 +1,1 @@
+"""Files in, checked atomic files and titles out: no torch, no RecBole."""
