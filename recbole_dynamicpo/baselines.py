@@ -22,17 +22,17 @@ from recbole.utils import ModelType, get_local_time, get_model, init_logger, ini
 
 from .dataset import CANDIDATE_IDS, ROW_ID, DynamicPODataset
 from .errors import SettingsError
-from .evaluation import RankingCollector, ranks_of
+from .evaluation.ranks import RANKS_FILE, write_ranks
+from .evaluation.report import REPORT_FILE, Contestant, render, summarize
+from .evaluation.scores import candidate_ranks, ranks_of
 from .histories import fit_histories
 from .model import popularity_scores
 from .names import MODEL_NAMES
-from .ranks import RANKS_FILE, write_ranks
 from .registration import register
-from .report import REPORT_FILE, Contestant, render, summarize
 from .runner import PlainConfig, check_model, refuse_pickles
-from .saved_evaluation import candidate_ranks
 from .settings import properties_folder, read_dataset_defaults
 from .storage import write_json
+from .training.evaluating import RankingCollector
 
 
 class BaselineConfig(PlainConfig):

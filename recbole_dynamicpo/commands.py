@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import SettingsError
 
 if TYPE_CHECKING:
-    from .statistics import Comparison
+    from .evaluation.statistics import Comparison
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -187,7 +187,7 @@ def _baselines(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from .statistics import compare_runs
+    from .evaluation.statistics import compare_runs
 
     print(comparison_table(compare_runs(options.run_a, options.run_b), options.run_a, options.run_b))
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from .adapter_folder import WEIGHTS_FILE
+from .evaluation.ranks import RANKS_FILE
+from .evaluation.report import REPORT_FILE, metric_name, read_report
 from .journal import Journal
 from .model_store import without_password
 from .packaging import package_recommender
 from .points import Entry, Point, measured, milliseconds, spent
-from .ranks import RANKS_FILE
 from .record import AUDIT_FILE, JOURNAL_FILE, PLACES, RECORDED, Record
-from .report import REPORT_FILE, metric_name, read_report
 from .storage import is_number, sha256_file, sha256_json
 
 # Finds the runs of a folder again: the key of its record, and the stage.

@@ -27,12 +27,13 @@ from .collate import Collator
 from .data.catalogue import Catalogue
 from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset
 from .errors import DataError
+from .evaluation.scores import break_ties
 from .memory import TokenBudget
 from .objectives import preference_loss, sft_loss
 from .policy import Policy
 from .prompts import load_templates
 from .sampling import row_generator
-from .scorer import Scorer, break_ties
+from .scorer import Scorer
 from .settings import Settings, properties_folder
 
 logger = logging.getLogger(__name__)

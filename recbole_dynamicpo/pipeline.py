@@ -20,6 +20,7 @@ from .data.download import HUB_DATA_SETS
 from .data.prepare import prepare as write_data
 from .dataset import DynamicPODataset
 from .errors import CheckpointError
+from .evaluation.report import read_report
 from .job import Job, decisive, stage_config, stage_folders
 from .journal import Journal
 from .known_data import data_digest, require_data
@@ -35,7 +36,6 @@ from .record import (
     write_record,
 )
 from .recording import data_audit, probe_rows
-from .report import read_report
 from .runner import PlainConfig, load
 from .settings import read_settings
 from .stage_results import StageResult, finish, finished, stage_folder, stage_key

@@ -13,11 +13,11 @@ import torch
 
 from .dataset import CANDIDATE_IDS, ROW_ID
 from .errors import StoppedError
+from .evaluation.report import metric_name
 from .journal import Journal
 from .known_data import data_digest
 from .record import AUDIT_FILE, PROBE_FILE, RECORD_FILE, describe, run_tags, write_record
 from .registry import register, wants_registration
-from .report import metric_name
 from .storage import write_json
 from .stores import resolve_uri
 from .system import peak_memory_mb, system_metrics

@@ -13,6 +13,7 @@ from filelock import FileLock
 from . import gate
 from .adapter_folder import WEIGHTS_FILE
 from .errors import StoppedError, TrackingError
+from .evaluation.report import metric_name
 from .live import reason
 from .mirror import PARENT, model_settings, read_journals, read_parts
 from .model_store import log_model, without_password
@@ -20,7 +21,6 @@ from .names import STAGES
 from .packaging import RECOMMENDER_FILE
 from .points import Entry
 from .record import PROBE_FILE, Record, read_record
-from .report import metric_name
 from .storage import is_number, load_json, sha256_file, sha256_json
 from .stores import open_experiment
 from .tracking import connect, find_runs

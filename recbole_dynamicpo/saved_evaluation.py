@@ -16,15 +16,17 @@ from tqdm import tqdm
 from .batches import PromptRow
 from .dataset import CANDIDATE_IDS, ROW_ID, DynamicPODataset
 from .errors import AdapterError
-from .generate import Protocols, compare_protocols, write_answers
+from .evaluation.protocols import Protocols, compare_protocols
+from .evaluation.ranks import RANKS_FILE, write_ranks
+from .evaluation.report import REPORT_FILE, Contestant, render, summarize
+from .evaluation.scores import break_ties, candidate_ranks
 from .packaging import SETTINGS_FILE
-from .ranks import RANKS_FILE, write_ranks
 from .recommender import Recommender, load_recommender
 from .record import RECORD_FILE, nested_settings
-from .report import REPORT_FILE, Contestant, render, summarize
 from .runner import PlainConfig, refuse_pickles
 from .saved_folders import opened_recommender
-from .scorer import Scorer, break_ties
+from .scorer import Scorer
+from .scoring.answers import write_answers
 from .storage import atomic_file, load_json, write_json
 
 ANSWERS_FILE = "answers.jsonl"
@@ -185,18 +187,6 @@ def _score(scorer: Scorer, rows: Sequence[PromptRow], at_once: int, progress: bo
             scores[start : start + len(part), : part.shape[1]] = part
             bar.update(len(part))
     return scores
-
-
-def candidate_ranks(scores: NDArray[Any], targets: Sequence[int]) -> NDArray[np.int64]:
-    """Return (n,) 1 + candidates that score strictly higher than the target, as in a run's own evaluation.
-
-    Args:
-        scores: (n, C), -inf where a row has fewer candidates.
-        targets: (n,) places of the targets.
-    """
-    chosen = np.take_along_axis(scores, np.array(targets)[:, None], axis=1)
-    ranks: NDArray[np.int64] = 1 + (scores > chosen).sum(axis=1)
-    return ranks
 
 
 def _generate(

@@ -79,17 +79,3 @@ class Scorer:
             if not torch.isfinite(logps[present]).all():
                 raise NumericsError(f"{voice}: log-probabilities are not finite in {len(rows)} rows")
         return {voice: logps.masked_fill(~present, -torch.inf) for voice, logps in found.items()}
-
-
-def break_ties(scores: Tensor) -> Tensor:
-    """Return (B, C) scores without ties: of equal ones, that of an earlier place is the higher.
-
-    Places are random, so nobody gains; were the item chosen to win every tie, titles that score alike
-    would look well ranked. The lower scores of a tie move by the least that their type can tell apart.
-    """
-    ordered, order = scores.sort(dim=1, descending=True, stable=True)
-    lowest = torch.full_like(ordered[:, 0], -torch.inf)
-    columns = [ordered[:, 0]]
-    for place in range(1, ordered.shape[1]):
-        columns.append(torch.minimum(ordered[:, place], torch.nextafter(columns[-1], lowest)))
-    return torch.empty_like(scores).scatter_(1, order, torch.stack(columns, dim=1))

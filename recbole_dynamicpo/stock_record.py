@@ -10,10 +10,10 @@ from typing import Any
 
 from recbole.utils import get_local_time
 
+from .evaluation.report import metric_name
 from .journal import Journal
 from .known_data import data_digest
 from .record import JOURNAL_FILE, describe, write_record
-from .report import metric_name
 from .run_folder import new_run_folder
 from .system import peak_memory_mb
 from .tracking import Tracker, open_tracker

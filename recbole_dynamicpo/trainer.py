@@ -23,7 +23,6 @@ from tqdm import tqdm
 from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, load_progress, save_checkpoint
 from .dataset import ROW_ID
 from .errors import NumericsError, StoppedError
-from .evaluation import RankingCollector, RankingMixin
 from .interrupt import StopRequest, stop_request
 from .journal import Journal
 from .model import REFERENCE_LOGPS, DynamicPO
@@ -38,6 +37,7 @@ from .stages import StagePlan, plan_stages
 from .steps import reference_logps, summary, take_step
 from .storage import locked, remove_partial, sha256_json
 from .tracking import Tracker
+from .training.evaluating import RankingCollector, RankingMixin
 
 logger = logging.getLogger(__name__)
 

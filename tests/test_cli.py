@@ -13,8 +13,8 @@ import pytest
 from recbole_dynamicpo import prompt_check
 from recbole_dynamicpo.cli import main, run_recbole
 from recbole_dynamicpo.errors import BackboneError
+from recbole_dynamicpo.evaluation.ranks import read_ranks, write_ranks
 from recbole_dynamicpo.prompt_check import load_prompt_check
-from recbole_dynamicpo.ranks import read_ranks, write_ranks
 
 from .published_data import CANDIDATES, small_published
 

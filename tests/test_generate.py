@@ -16,18 +16,12 @@ from recbole_dynamicpo.backbone import Backbone
 from recbole_dynamicpo.batches import PromptRow
 from recbole_dynamicpo.collate import Collator
 from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.generate import (
-    ANSWER_TOKENS,
-    compare_protocols,
-    hides_target,
-    judge,
-    overlapping,
-    write_answers,
-)
+from recbole_dynamicpo.evaluation.protocols import compare_protocols, hides_target, judge, overlapping
 from recbole_dynamicpo.memory import TokenBudget
 from recbole_dynamicpo.policy import Policy
 from recbole_dynamicpo.prompts import Templates
 from recbole_dynamicpo.scorer import Scorer
+from recbole_dynamicpo.scoring.answers import ANSWER_TOKENS, write_answers
 
 from .conftest import make_model, make_tokenizer
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_dynamicpo.scorer import break_ties
+from recbole_dynamicpo.evaluation.scores import break_ties
 
 
 def test_of_equal_scores_the_earlier_place_wins() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.ranks import read_ranks, write_ranks
-from recbole_dynamicpo.statistics import (
+from recbole_dynamicpo.evaluation.ranks import read_ranks, write_ranks
+from recbole_dynamicpo.evaluation.statistics import (
     bootstrap_interval,
     compare_ranks,
     compare_runs,

@@ -1,4 +1,4 @@
-"""Atomic files: those of a prepared data set, and the check that RecBole will read an .inter file as it is meant."""
+"""Atomic files: those of a prepared data set, and the check that RecBole will read an .inter file rightly."""
 
 from __future__ import annotations
 

@@ -108,8 +108,8 @@ class Faults:
     def _watch_work(self) -> None:
         """Make points of training steps, parts of the reference pass and evaluated batches."""
         from recbole_dynamicpo import trainer
-        from recbole_dynamicpo.evaluation import RankingMixin
         from recbole_dynamicpo.model import DynamicPO
+        from recbole_dynamicpo.training.evaluating import RankingMixin
 
         step, scores, ranks = trainer.take_step, DynamicPO.candidate_logps, RankingMixin._note_ranks
 

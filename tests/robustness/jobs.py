@@ -14,8 +14,8 @@ from typing import Any
 
 from recbole_dynamicpo import cli
 from recbole_dynamicpo.checkpoint import has_checkpoint
+from recbole_dynamicpo.evaluation.ranks import read_ranks
 from recbole_dynamicpo.journal import Journal
-from recbole_dynamicpo.ranks import read_ranks
 
 from .. import near_gate
 from ..conftest import make_model, make_tokenizer, small_settings, write_dataset

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from recbole_dynamicpo.checkpoint import CHECKPOINT, load_progress
-from recbole_dynamicpo.ranks import read_ranks
+from recbole_dynamicpo.evaluation.ranks import read_ranks
 
 from . import jobs
 from .warm import Warm

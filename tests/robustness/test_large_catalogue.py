@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from recbole_dynamicpo import dataset
-from recbole_dynamicpo.ranks import read_ranks
+from recbole_dynamicpo.evaluation.ranks import read_ranks
 from recbole_dynamicpo.runner import run
 
 from .conftest import at_length

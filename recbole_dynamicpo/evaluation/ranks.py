@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DataError
-from .storage import atomic_file
+from ..errors import DataError
+from ..storage import atomic_file
 
 RANKS_FILE = "ranks.parquet"
 _COLUMNS = ("row_id", "user_id", "rank")

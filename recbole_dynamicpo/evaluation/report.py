@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DataError
+from ..errors import DataError
+from ..storage import load_json
 from .statistics import hit_at, mcnemar, ndcg_at, reciprocal_rank, wilson_interval
-from .storage import load_json
 
 REPORT_FILE = "report.json"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import DataError
+from ..errors import DataError
 from .ranks import checked_ranks, read_ranks
 
 Z95 = 1.959963984540054  # the normal quantile of 0.975

@@ -13,17 +13,15 @@ import torch
 from recbole.evaluator import Collector
 from torch import Tensor
 
-from .dataset import ROW_ID
-from .journal import Journal
-from .packaging import portable_backbone
-from .ranks import RANKS_FILE, write_ranks
-from .report import REPORT_FILE, Contestant, metric_name, render, summarize
-from .storage import write_json
+from ..dataset import ROW_ID
+from ..evaluation.ranks import RANKS_FILE, write_ranks
+from ..evaluation.report import REPORT_FILE, Contestant, metric_name, render, summarize
+from ..evaluation.scores import ranks_of
+from ..journal import Journal
+from ..packaging import portable_backbone
+from ..storage import write_json
 
 logger = logging.getLogger(__name__)
-
-# Scores compared at once: a copy of all scores of a large catalogue would take as much memory again.
-_COMPARED = 1 << 22
 
 
 class RankingCollector(Collector):
@@ -43,24 +41,6 @@ class RankingCollector(Collector):
         collected.update(plain)
         result._data_dict.update(plain)
         return result
-
-
-def ranks_of(scores: Tensor, rows: Tensor, items: Tensor) -> Tensor:
-    """Return (n,) 1 + how many items of a row score strictly higher than the one chosen.
-
-    Args:
-        scores: (B, item_num), -inf for what is no candidate.
-        rows: (n,) rows of ``scores``.
-        items: (n,) the items chosen.
-    """
-    rows, items = rows.to(scores.device), items.to(scores.device)
-    mine = scores[rows, items]
-    some = max(1, _COMPARED // scores.shape[1])
-    better = [
-        (scores[rows[start : start + some]] > mine[start : start + some, None]).sum(dim=1)
-        for start in range(0, len(rows), some)
-    ]
-    return 1 + torch.cat(better) if better else rows
 
 
 class RankingMixin:

@@ -1,0 +1,1 @@
+"""Scores and ranks in, intervals, tests and tables out."""

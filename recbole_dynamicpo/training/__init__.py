@@ -1,0 +1,1 @@
+"""The method as RecBole's data set, model and trainer."""
