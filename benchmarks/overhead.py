@@ -20,8 +20,9 @@ from step import Step
 from torch import Tensor
 from workload import Bench, Rows, build, read_dataset
 
-from recbole_dynamicpo.boundary import find_boundary
-from recbole_dynamicpo.objectives import dmpo_loss, preference_loss
+from recbole_dynamicpo.objectives.boundary import find_boundary
+from recbole_dynamicpo.objectives.losses import dmpo_loss
+from recbole_dynamicpo.objectives.preference import preference_loss
 
 SIZES = ((1, 15), (8, 5), (8, 15), (8, 19), (64, 15))
 REPEATS = 50  # calls per measurement, so that one takes some ten milliseconds

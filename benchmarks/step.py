@@ -24,7 +24,7 @@ from workload import SHAPES, Bench, Rows, build, read_dataset
 
 from recbole_dynamicpo.batches import PromptRow
 from recbole_dynamicpo.logps import pack
-from recbole_dynamicpo.objectives import preference_loss
+from recbole_dynamicpo.objectives.preference import preference_loss
 
 NEGATIVES = (1, 3, 5, 10, 15, 19)
 

@@ -14,37 +14,6 @@ import torch
 from torch import Tensor
 
 
-class Boundary(NamedTuple):
-    """What the policy alone decides about the negatives of each row; carries no gradient."""
-
-    violations: Tensor  # (B, K) bool: at least as likely as the positive
-    members: Tensor  # (B, K) bool: the boundary set
-    beta: Tensor  # (B, K): dual-margin strength on the boundary set, 0 elsewhere
-
-
-class Diagnostics(NamedTuple):
-    """Scalars of one batch, detached, as 0-d tensors."""
-
-    reward_win_rate: Tensor  # rows whose positive's reward is above every negative's, share
-    reward_margin: Tensor  # mean of reward(positive) - mean reward of the negatives, nats
-    violation_rate: Tensor  # rows with at least one violation, share
-    violation_share: Tensor  # mean of violations / K
-    boundary_size: Tensor  # mean size of the boundary set
-    boundary_gradient_share: Tensor  # share of the plain objective's gradient on the boundary set
-    beta_mean: Tensor  # of the dynamic betas over the boundary sets
-    beta_min: Tensor
-    beta_max: Tensor
-
-
-class PreferenceLoss(NamedTuple):
-    """Result of a preference objective."""
-
-    loss: Tensor  # (B,), nats
-    boundary: Tensor  # (B, K) bool: the selected set, in the plain form too
-    beta: Tensor  # (B, K): strength of each negative in the loss, 0 where the loss does not use it
-    diagnostics: Diagnostics
-
-
 class PromptRow(NamedTuple):
     """One row before tokenization: what the prompt shows and which titles are scored."""
 

@@ -21,15 +21,17 @@ from torch import Tensor, nn
 
 from .adapter_folder import LoraShape
 from .backbone import load_backbone
-from .batches import Diagnostics, PromptRow
-from .boundary import TANH_SCALE
+from .batches import PromptRow
 from .collate import Collator
 from .data.catalogue import Catalogue
 from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset
 from .errors import DataError
 from .evaluation.scores import break_ties
 from .memory import TokenBudget
-from .objectives import preference_loss, sft_loss
+from .objectives.boundary import TANH_SCALE
+from .objectives.diagnostics import _BETA_EDGE, BETA_BINS, Diagnostics
+from .objectives.losses import sft_loss
+from .objectives.preference import preference_loss
 from .policy import Policy
 from .prompts import load_templates
 from .sampling import row_generator
@@ -39,8 +41,6 @@ from .settings import Settings, properties_folder
 logger = logging.getLogger(__name__)
 
 REFERENCE_LOGPS = "reference_logps"  # (n, C) column that the trainer adds to preference batches
-BETA_BINS = 20  # of the histogram of beta_i / beta0, which lies within 1 -+ TANH_SCALE
-_BETA_EDGE = 0.001  # that the histogram reaches further, so that rounding loses no beta
 
 
 class DynamicPO(SequentialRecommender):

@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from .batches import Diagnostics
 from .dataset import CANDIDATE_IDS, ROW_ID
 from .embedded import cache_folder
 from .errors import NumericsError
 from .memory import TokenBudget, free_device_memory
-from .model import BETA_BINS, DynamicPO
-from .objectives import merge_diagnostics
+from .model import DynamicPO
+from .objectives.diagnostics import BETA_BINS, Diagnostics, merge_diagnostics
 from .reference import ReferenceCache, reference_key, row_key
 from .stage_rows import TOKENS
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from recbole_dynamicpo.adapter_folder import LoraShape
 from recbole_dynamicpo.backbone import Backbone
 from recbole_dynamicpo.batches import TokenBatch
-from recbole_dynamicpo.objectives import preference_loss
+from recbole_dynamicpo.objectives.preference import preference_loss
 from recbole_dynamicpo.policy import Policy
 from recbole_dynamicpo.settings import Settings
 

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recbole_dynamicpo.batches import Boundary
-from recbole_dynamicpo.boundary import dual_margin_beta, find_boundary, top_cluster
+from recbole_dynamicpo.objectives.boundary import Boundary, dual_margin_beta, find_boundary, top_cluster
 
 from .oracle import boundary_set, dual_margin_betas, golden_cases, top_group, top_group_recursive
 

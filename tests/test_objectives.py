@@ -11,17 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recbole_dynamicpo.batches import PreferenceLoss
-from recbole_dynamicpo.boundary import find_boundary
 from recbole_dynamicpo.errors import SettingsError
-from recbole_dynamicpo.objectives import (
-    OBJECTIVES,
-    dmpo_loss,
-    mppo_loss,
-    preference_loss,
-    sdpo_loss,
-    sft_loss,
-)
+from recbole_dynamicpo.objectives.boundary import find_boundary
+from recbole_dynamicpo.objectives.losses import dmpo_loss, mppo_loss, sdpo_loss, sft_loss
+from recbole_dynamicpo.objectives.preference import OBJECTIVES, PreferenceLoss, preference_loss
 
 from .oracle import expect, golden_cases, softplus
 

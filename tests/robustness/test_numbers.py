@@ -20,7 +20,7 @@ from recbole_dynamicpo.collate import Collator
 from recbole_dynamicpo.data.catalogue import Catalogue
 from recbole_dynamicpo.errors import AdapterError, DataError, NumericsError
 from recbole_dynamicpo.model import DynamicPO
-from recbole_dynamicpo.objectives import OBJECTIVES, preference_loss
+from recbole_dynamicpo.objectives.preference import OBJECTIVES, preference_loss
 from recbole_dynamicpo.prompts import Templates
 from recbole_dynamicpo.recommender import Recommender
 from recbole_dynamicpo.runner import run

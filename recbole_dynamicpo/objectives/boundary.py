@@ -10,10 +10,10 @@ start and so can stop in a local optimum: here the partition of the sorted value
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-
-from .batches import Boundary
 
 # Costs of two partitions closer than this (relative to the spread, if that exceeds one) are a tie.
 TIE_TOLERANCE = 1e-12
@@ -23,6 +23,14 @@ TANH_SCALE = 0.5
 
 
 @torch.no_grad()
+class Boundary(NamedTuple):
+    """What the policy alone decides about the negatives of each row; carries no gradient."""
+
+    violations: Tensor  # (B, K) bool: at least as likely as the positive
+    members: Tensor  # (B, K) bool: the boundary set
+    beta: Tensor  # (B, K): dual-margin strength on the boundary set, 0 elsewhere
+
+
 def find_boundary(
     positive: Tensor, negatives: Tensor, mask: Tensor, *, beta: float, margin: float, clusters: int
 ) -> Boundary:

@@ -15,16 +15,26 @@ gap, and a row's negatives are one tensor instead of a dictionary of K.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batches import Boundary, Diagnostics, PreferenceLoss
+from ..errors import SettingsError, nearest
+from ..names import OBJECTIVES
 from .boundary import find_boundary
-from .errors import SettingsError, nearest
-from .names import OBJECTIVES
+from .diagnostics import Diagnostics, diagnose, gradient_weight
+from .losses import dmpo_loss, mppo_loss, sdpo_loss
+
+
+class PreferenceLoss(NamedTuple):
+    """Result of a preference objective."""
+
+    loss: Tensor  # (B,), nats
+    boundary: Tensor  # (B, K) bool: the selected set, in the plain form too
+    beta: Tensor  # (B, K): strength of each negative in the loss, 0 where the loss does not use it
+    diagnostics: Diagnostics
 
 
 def preference_loss(
@@ -75,82 +85,9 @@ def preference_loss(
     else:
         loss = dmpo_loss(ratios[:, 0], ratios[:, 1:], strength, used)
     with torch.no_grad():
-        weight = _gradient_weight(policy_logps[:, 1:], ratios[:, 1:], mask, objective, beta)
-        diagnostics = _diagnose(beta * ratios, mask, boundary, weight)
+        weight = gradient_weight(policy_logps[:, 1:], ratios[:, 1:], mask, objective, beta)
+        diagnostics = diagnose(beta * ratios, mask, boundary, weight)
     return PreferenceLoss(loss, boundary.members, strength, diagnostics)
-
-
-def dmpo_loss(positive: Tensor, negatives: Tensor, strength: Tensor, used: Tensor) -> Tensor:
-    """Return (B,) -log sigma of the mean weighted log-ratio gap over the ``used`` negatives."""
-    gaps = strength * (positive[:, None] - negatives)
-    margin = torch.where(used, gaps, 0.0).sum(dim=1) / used.sum(dim=1)
-    return F.softplus(-margin)
-
-
-def sdpo_loss(positive: Tensor, negatives: Tensor, strength: Tensor, used: Tensor) -> Tensor:
-    """Return (B,) softplus(logsumexp of beta_i (r_i - r_w)) over the ``used`` negatives."""
-    gaps = strength * (negatives - positive[:, None])
-    return F.softplus(gaps.masked_fill(~used, -torch.inf).logsumexp(dim=1))
-
-
-def mppo_loss(positive: Tensor, negatives: Tensor, strength: Tensor) -> Tensor:
-    """Return (B,) -log sigma of the weighted sum of probability gaps; strength 0 leaves one out."""
-    return F.softplus(-(strength * (positive[:, None] - negatives)).sum(dim=1))
-
-
-def sft_loss(logps: Tensor, token_counts: Tensor) -> Tensor:
-    """Return (B,) negative log-probability per token of the positives, nats per token.
-
-    Args:
-        logps: (B,) summed log-probabilities of the positive titles, nats.
-        token_counts: (B,) completion tokens of each, end-of-sequence included.
-    """
-    return -logps / token_counts
-
-
-def merge_diagnostics(parts: Sequence[Diagnostics], rows: Sequence[int]) -> Diagnostics:
-    """Return the diagnostics of several batches of one step.
-
-    Means are weighted by ``rows``; minimum and maximum stay what they say. (The mean beta is then a
-    mean over rows' batches, not over boundary sets; the difference is nil for batches of one size.)
-    """
-    stacked = torch.stack([torch.stack([value.float() for value in part]) for part in parts])
-    share = torch.tensor(rows, dtype=torch.float32, device=stacked.device) / sum(rows)
-    merged = Diagnostics(*(share @ stacked))
-    low, high = Diagnostics._fields.index("beta_min"), Diagnostics._fields.index("beta_max")
-    return merged._replace(beta_min=stacked[:, low].amin(), beta_max=stacked[:, high].amax())
-
-
-def _gradient_weight(logps: Tensor, ratios: Tensor, mask: Tensor, objective: str, beta: float) -> Tensor:
-    """Return (B, K) each negative's share of sum |dL_plain / d lp(y_i)| of its row.
-
-    The factor that all negatives of a row have in common cancels: what is left is uniform for
-    DMPO, softmax(beta r_i) for S-DPO and softmax(lp_i), the probabilities themselves, for MPPO.
-    """
-    if objective == "dmpo":
-        return mask / mask.sum(dim=1, keepdim=True)
-    logits = beta * ratios if objective == "sdpo" else logps
-    return logits.masked_fill(~mask, -torch.inf).softmax(dim=1)
-
-
-def _diagnose(rewards: Tensor, mask: Tensor, boundary: Boundary, weight: Tensor) -> Diagnostics:
-    """Reduce a batch to its diagnostics. ``rewards``: (B, 1 + K), beta0 r or beta0 lp."""
-    others = rewards[:, 1:].masked_fill(~mask, -torch.inf)
-    count = mask.sum(dim=1)
-    mean_other = torch.where(mask, rewards[:, 1:], 0.0).sum(dim=1) / count
-    members = boundary.members
-    beta_total = boundary.beta.sum() / members.sum()
-    return Diagnostics(
-        reward_win_rate=(rewards[:, 0] > others.amax(dim=1)).double().mean(),
-        reward_margin=(rewards[:, 0] - mean_other).mean(),
-        violation_rate=boundary.violations.any(dim=1).double().mean(),
-        violation_share=(boundary.violations.sum(dim=1) / count).mean(),
-        boundary_size=members.sum(dim=1).double().mean(),
-        boundary_gradient_share=(weight * members).sum(dim=1).mean(),
-        beta_mean=beta_total,
-        beta_min=boundary.beta.masked_fill(~members, torch.inf).amin(),
-        beta_max=boundary.beta.masked_fill(~members, -torch.inf).amax(),
-    )
 
 
 def _check(policy_logps: Tensor, reference_logps: Tensor | None, objective: str, mask: Tensor | None) -> None:
