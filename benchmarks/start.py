@@ -24,8 +24,8 @@ from typing import Any
 
 import common
 
-from recbole_dynamicpo.backbone import resolve_backbone
-from recbole_dynamicpo.embedded import EMBEDDED
+from recbole_dynamicpo.language_model.backbone import resolve_backbone
+from recbole_dynamicpo.language_model.embedded import EMBEDDED
 
 IMPORTS = {
     "python": "pass",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from .adapter_folder import adapter_digest
-from .backbone import DTYPES
 from .errors import AdapterError, short
+from .language_model.adapter_folder import adapter_digest
+from .language_model.backbone import DTYPES
 from .packaging import RECOMMENDER_FILE, read_json
 from .storage import write_json
 

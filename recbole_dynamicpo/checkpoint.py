@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from .adapter_folder import CONFIG_FILE, WEIGHTS_FILE, write_tensors
 from .errors import CheckpointError
+from .language_model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, write_tensors
+from .language_model.policy import Policy
 from .names import STAGES
-from .policy import Policy
 from .storage import (
     atomic_folder,
     is_number,

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .adapter_folder import adapter_digest
-from .backbone import check_backbone
 from .known_data import can_be_fetched, require_data
+from .language_model.adapter_folder import adapter_digest
+from .language_model.backbone import check_backbone
 from .record import PLACES, RECORDED, flat_settings
 from .runner import PlainConfig, plain_config, refuse_pickles
 from .settings import Settings, read_settings

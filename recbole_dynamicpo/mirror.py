@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .adapter_folder import WEIGHTS_FILE
 from .evaluation.ranks import RANKS_FILE
 from .evaluation.report import REPORT_FILE, metric_name, read_report
 from .journal import Journal
+from .language_model.adapter_folder import WEIGHTS_FILE
 from .model_store import without_password
 from .packaging import package_recommender
 from .points import Entry, Point, measured, milliseconds, spent

@@ -19,20 +19,20 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
-from .adapter_folder import LoraShape
-from .backbone import load_backbone
 from .batches import PromptRow
 from .collate import Collator
 from .data.catalogue import Catalogue
 from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset
 from .errors import DataError
 from .evaluation.scores import break_ties
+from .language_model.adapter_folder import LoraShape
+from .language_model.backbone import load_backbone
+from .language_model.policy import Policy
 from .memory import TokenBudget
 from .objectives.boundary import TANH_SCALE
 from .objectives.diagnostics import _BETA_EDGE, BETA_BINS, Diagnostics
 from .objectives.losses import sft_loss
 from .objectives.preference import preference_loss
-from .policy import Policy
 from .prompts import load_templates
 from .sampling import row_generator
 from .scorer import Scorer

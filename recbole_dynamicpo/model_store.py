@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .adapter_folder import WEIGHTS_FILE
 from .errors import AdapterError
+from .language_model.adapter_folder import WEIGHTS_FILE
 from .packaging import (
     ARTIFACT,
     ARTIFACT_FOLDER,

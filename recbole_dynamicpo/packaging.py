@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from .data.catalogue import Catalogue
-from .embedded import EMBEDDED
 from .errors import AdapterError
+from .language_model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from .language_model.embedded import EMBEDDED
 from .storage import load_json, write_json
 
 RECOMMENDER_FILE, CATALOGUE_FILE, TEMPLATES_FILE = "recommender.json", "catalogue.json", "templates.json"

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .backbone import backbone_fingerprint, resolve_backbone, resolve_dtype
 from .data.download import HUB_DATA_SETS
 from .data.prepare import prepare as write_data
 from .dataset import DynamicPODataset
@@ -24,6 +23,7 @@ from .evaluation.report import read_report
 from .job import Job, decisive, stage_config, stage_folders
 from .journal import Journal
 from .known_data import data_digest, require_data
+from .language_model.backbone import backbone_fingerprint, resolve_backbone, resolve_dtype
 from .names import STAGES
 from .record import (
     AUDIT_FILE,

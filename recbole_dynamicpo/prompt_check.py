@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from .backbone import resolve_backbone
 from .collate import Collator
 from .data.audit import Prompt, PromptCheck
-from .embedded import EMBEDDED, embedded_in_cache
 from .errors import BackboneError
+from .language_model.backbone import resolve_backbone
+from .language_model.embedded import EMBEDDED, embedded_in_cache
 from .prompts import load_templates
 from .settings import Settings, properties_folder
 

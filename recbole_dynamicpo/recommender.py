@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from .adapter_folder import WEIGHTS_FILE, adapter_digest, read_lora_shape
-from .backbone import Backbone, load_backbone
 from .batches import PromptRow
 from .card import Card, read_card, write_card
 from .collate import Collator
 from .data.catalogue import Catalogue
 from .errors import AdapterError, BackboneError, DataError, short
+from .language_model.adapter_folder import WEIGHTS_FILE, adapter_digest, read_lora_shape
+from .language_model.backbone import Backbone, load_backbone
+from .language_model.policy import Policy
 from .memory import TokenBudget
 from .packaging import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json
-from .policy import Policy
 from .prompts import Templates
 from .saved_folders import opened_recommender
 from .scorer import Scorer

@@ -11,9 +11,9 @@ from typing import Any
 from filelock import FileLock
 
 from . import gate
-from .adapter_folder import WEIGHTS_FILE
 from .errors import StoppedError, TrackingError
 from .evaluation.report import metric_name
+from .language_model.adapter_folder import WEIGHTS_FILE
 from .live import reason
 from .mirror import PARENT, model_settings, read_journals, read_parts
 from .model_store import log_model, without_password

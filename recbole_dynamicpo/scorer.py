@@ -10,8 +10,8 @@ from torch import Tensor
 from .batches import PromptRow
 from .collate import Collator
 from .errors import NumericsError
+from .language_model.policy import Policy
 from .memory import TokenBudget, free_device_memory
-from .policy import Policy
 
 
 class Scorer:

@@ -15,8 +15,8 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from .dataset import CANDIDATE_IDS, ROW_ID
-from .embedded import cache_folder
 from .errors import NumericsError
+from .language_model.embedded import cache_folder
 from .memory import TokenBudget, free_device_memory
 from .model import DynamicPO
 from .objectives.diagnostics import BETA_BINS, Diagnostics, merge_diagnostics

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_dynamicpo.backbone import backbone_fingerprint, choose_dtype, load_backbone
 from recbole_dynamicpo.errors import BackboneError
+from recbole_dynamicpo.language_model.backbone import backbone_fingerprint, choose_dtype, load_backbone
 
 
 def test_a_local_folder_loads_frozen(tiny_backbone: Path) -> None:

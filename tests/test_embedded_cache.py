@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_dynamicpo import embedded
+from recbole_dynamicpo.language_model import embedded
 from recbole_dynamicpo.storage import sha256_file
 
 

@@ -11,12 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_dynamicpo import logps
-from recbole_dynamicpo.adapter_folder import LoraShape
-from recbole_dynamicpo.backbone import Backbone, load_backbone
 from recbole_dynamicpo.batches import TokenBatch
-from recbole_dynamicpo.logps import separate_logps, shared_logps, sharing_works, vocabulary_logsumexp
-from recbole_dynamicpo.policy import Policy
+from recbole_dynamicpo.language_model import logps
+from recbole_dynamicpo.language_model.adapter_folder import LoraShape
+from recbole_dynamicpo.language_model.backbone import Backbone, load_backbone
+from recbole_dynamicpo.language_model.logps import (
+    separate_logps,
+    shared_logps,
+    sharing_works,
+    vocabulary_logsumexp,
+)
+from recbole_dynamicpo.language_model.policy import Policy
 
 from .conftest import make_model, make_tokenizer
 

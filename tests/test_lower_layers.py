@@ -11,9 +11,9 @@ import torch
 
 from recbole_dynamicpo.batches import PromptRow
 from recbole_dynamicpo.collate import Collator
+from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.memory import TokenBudget
 from recbole_dynamicpo.model import DynamicPO
-from recbole_dynamicpo.policy import Policy
 from recbole_dynamicpo.prompts import Templates
 from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.scorer import Scorer

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from recbole_dynamicpo import recommender
-from recbole_dynamicpo.adapter_folder import LoraShape, read_adapter, read_lora_shape
-from recbole_dynamicpo.backbone import Backbone
 from recbole_dynamicpo.card import Card
 from recbole_dynamicpo.checkpoint import Progress, load_checkpoint, load_progress, save_checkpoint
 from recbole_dynamicpo.data.catalogue import Catalogue
 from recbole_dynamicpo.data.prepare import prepare
 from recbole_dynamicpo.journal import Journal
 from recbole_dynamicpo.known_data import data_notes
+from recbole_dynamicpo.language_model.adapter_folder import LoraShape, read_adapter, read_lora_shape
+from recbole_dynamicpo.language_model.backbone import Backbone
+from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.names import STAGES
-from recbole_dynamicpo.policy import Policy
 from recbole_dynamicpo.recommender import load_recommender
 from recbole_dynamicpo.reference import ReferenceCache
 from recbole_dynamicpo.run_folder import check_identity, write_identity

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_dynamicpo import recommender
-from recbole_dynamicpo.backbone import Backbone, load_backbone
+from recbole_dynamicpo.language_model.backbone import Backbone, load_backbone
 
 from .harness import fuzz, judge, quiet
 from .run_targets import RECORDS, WITH_BACKBONE, copied

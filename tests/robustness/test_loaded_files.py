@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 
 import recbole_dynamicpo
-from recbole_dynamicpo import embedded, known_data, load_recommender
-from recbole_dynamicpo.backbone import load_backbone
+from recbole_dynamicpo import known_data, load_recommender
 from recbole_dynamicpo.data.bad_rows import BadRows
 from recbole_dynamicpo.data.history_splitter import HistorySplitter
 from recbole_dynamicpo.data.prepare import prepare
 from recbole_dynamicpo.data.published import read_rows
 from recbole_dynamicpo.errors import AdapterError, BackboneError, CheckpointError, DataError, DynamicPOError
+from recbole_dynamicpo.language_model import embedded
+from recbole_dynamicpo.language_model.backbone import load_backbone
 from recbole_dynamicpo.prompt_check import load_prompt_check
 from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.saved_evaluation import read_test_rows

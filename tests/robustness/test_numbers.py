@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recbole_dynamicpo import load_recommender
-from recbole_dynamicpo.backbone import load_backbone
 from recbole_dynamicpo.batches import PromptRow
 from recbole_dynamicpo.collate import Collator
 from recbole_dynamicpo.data.catalogue import Catalogue
 from recbole_dynamicpo.errors import AdapterError, DataError, NumericsError
+from recbole_dynamicpo.language_model.backbone import load_backbone
 from recbole_dynamicpo.model import DynamicPO
 from recbole_dynamicpo.objectives.preference import OBJECTIVES, preference_loss
 from recbole_dynamicpo.prompts import Templates
@@ -95,7 +95,7 @@ def test_a_step_that_is_not_finite_is_not_taken(
 def test_reference_log_probabilities_that_are_not_finite_are_not_cached(
     value: float, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from recbole_dynamicpo.policy import Policy
+    from recbole_dynamicpo.language_model.policy import Policy
 
     logps = Policy.logps
 

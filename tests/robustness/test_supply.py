@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from recbole_dynamicpo import embedded
-from recbole_dynamicpo.backbone import load_backbone
 from recbole_dynamicpo.errors import BackboneError
+from recbole_dynamicpo.language_model import embedded
+from recbole_dynamicpo.language_model.backbone import load_backbone
 
 
 def fake_pip(content: bytes) -> Any:

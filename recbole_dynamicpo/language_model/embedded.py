@@ -20,8 +20,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from .errors import BackboneError
-from .storage import (
+from ..errors import BackboneError
+from ..storage import (
     atomic_file,
     atomic_folder,
     difference,

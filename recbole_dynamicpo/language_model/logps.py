@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import PackedBatch, TokenBatch
+from ..batches import TokenBatch
+from .packed import PackedBatch
 
 logger = logging.getLogger(__name__)
 

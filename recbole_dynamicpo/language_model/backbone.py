@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from ..errors import BackboneError, nearest
 from .attention import use_short_attention
 from .embedded import EMBEDDED, EMBEDDED_SHA256, embedded_folder
-from .errors import BackboneError, nearest
 from .logps import sharing_works
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import AdapterError, NumericsError
-from .settings import Settings
-from .storage import load_json, named, sha256_file
+from ..errors import AdapterError, NumericsError
+from ..settings import Settings
+from ..storage import load_json, named, sha256_file
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")

@@ -1,0 +1,1 @@
+"""Packed tokens in, log-probabilities out: a causal language model with its adapters."""
