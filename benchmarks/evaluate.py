@@ -17,8 +17,8 @@ import common
 import torch
 from workload import Bench, Rows, build, read_dataset
 
-from recbole_dynamicpo.batches import PromptRow
 from recbole_dynamicpo.scoring.answers import ANSWER_TOKENS, write_answers
+from recbole_dynamicpo.scoring.batches import PromptRow
 
 
 @contextmanager

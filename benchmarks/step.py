@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from workload import SHAPES, Bench, Rows, build, read_dataset
 
-from recbole_dynamicpo.batches import PromptRow
 from recbole_dynamicpo.language_model.logps import pack
 from recbole_dynamicpo.objectives.preference import preference_loss
+from recbole_dynamicpo.scoring.batches import PromptRow
 
 NEGATIVES = (1, 3, 5, 10, 15, 19)
 

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_dynamicpo.batches import PromptRow, TokenBatch
-from recbole_dynamicpo.collate import Collator
 from recbole_dynamicpo.dataset import CANDIDATE_IDS, DynamicPODataset
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import DTYPES, Backbone, load_backbone, resolve_backbone
 from recbole_dynamicpo.language_model.logps import sharing_works
 from recbole_dynamicpo.language_model.policy import POLICY, Policy
-from recbole_dynamicpo.memory import TokenBudget
-from recbole_dynamicpo.prompts import load_templates
 from recbole_dynamicpo.runner import PlainConfig
-from recbole_dynamicpo.scorer import Scorer
+from recbole_dynamicpo.scoring.batches import PromptRow, TokenBatch
+from recbole_dynamicpo.scoring.collate import Collator
+from recbole_dynamicpo.scoring.prompts import load_templates
+from recbole_dynamicpo.scoring.scorer import Scorer
+from recbole_dynamicpo.scoring.token_budget import TokenBudget
 from recbole_dynamicpo.settings import Settings, properties_folder
 from recbole_dynamicpo.stage_rows import scored_columns
 

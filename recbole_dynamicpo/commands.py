@@ -126,7 +126,7 @@ def _add_bootstrap(commands: Any) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     from .data.prepare import prepare
-    from .prompt_check import load_prompt_check
+    from .scoring.prompt_lengths import load_prompt_check
 
     if options.max_length < 0:
         raise SettingsError(f"--max-length: got {options.max_length}, wanted at least 1")

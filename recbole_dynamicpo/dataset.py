@@ -21,11 +21,11 @@ from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
-from .batches import PromptRow
 from .data.catalogue import Catalogue, build_catalogue, read_titles
 from .errors import DataError, SettingsError
 from .known_data import data_notes, require_data
 from .sampling import TEMPLATE_DRAWS, IntArray, choose_rows, draw_candidates, row_generator
+from .scoring.batches import PromptRow
 from .settings import read_settings
 
 logger = logging.getLogger(__name__)

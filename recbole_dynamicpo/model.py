@@ -19,8 +19,6 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
-from .batches import PromptRow
-from .collate import Collator
 from .data.catalogue import Catalogue
 from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset
 from .errors import DataError
@@ -28,14 +26,16 @@ from .evaluation.scores import break_ties
 from .language_model.adapter_folder import LoraShape
 from .language_model.backbone import load_backbone
 from .language_model.policy import Policy
-from .memory import TokenBudget
 from .objectives.boundary import TANH_SCALE
 from .objectives.diagnostics import _BETA_EDGE, BETA_BINS, Diagnostics
 from .objectives.losses import sft_loss
 from .objectives.preference import preference_loss
-from .prompts import load_templates
 from .sampling import row_generator
-from .scorer import Scorer
+from .scoring.batches import PromptRow
+from .scoring.collate import Collator
+from .scoring.prompts import load_templates
+from .scoring.scorer import Scorer
+from .scoring.token_budget import TokenBudget
 from .settings import Settings, properties_folder
 
 logger = logging.getLogger(__name__)

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from .batches import PromptRow
 from .card import Card, read_card, write_card
-from .collate import Collator
 from .data.catalogue import Catalogue
 from .errors import AdapterError, BackboneError, DataError, short
 from .language_model.adapter_folder import WEIGHTS_FILE, adapter_digest, read_lora_shape
 from .language_model.backbone import Backbone, load_backbone
 from .language_model.policy import Policy
-from .memory import TokenBudget
 from .packaging import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json
-from .prompts import Templates
 from .saved_folders import opened_recommender
-from .scorer import Scorer
+from .scoring.batches import PromptRow
+from .scoring.collate import Collator
+from .scoring.prompts import Templates
+from .scoring.scorer import Scorer
+from .scoring.token_budget import TokenBudget
 from .storage import atomic_folder, write_json
 
 if TYPE_CHECKING:

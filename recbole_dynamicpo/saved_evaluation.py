@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .batches import PromptRow
 from .dataset import CANDIDATE_IDS, ROW_ID, DynamicPODataset
 from .errors import AdapterError
 from .evaluation.protocols import Protocols, compare_protocols
@@ -25,8 +24,9 @@ from .recommender import Recommender, load_recommender
 from .record import RECORD_FILE, nested_settings
 from .runner import PlainConfig, refuse_pickles
 from .saved_folders import opened_recommender
-from .scorer import Scorer
 from .scoring.answers import write_answers
+from .scoring.batches import PromptRow
+from .scoring.scorer import Scorer
 from .storage import atomic_file, load_json, write_json
 
 ANSWERS_FILE = "answers.jsonl"

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from .dataset import CANDIDATE_IDS, ROW_ID
 from .errors import NumericsError
 from .language_model.embedded import cache_folder
-from .memory import TokenBudget, free_device_memory
 from .model import DynamicPO
 from .objectives.diagnostics import BETA_BINS, Diagnostics, merge_diagnostics
 from .reference import ReferenceCache, reference_key, row_key
+from .scoring.token_budget import TokenBudget, free_device_memory
 from .stage_rows import TOKENS
 
 logger = logging.getLogger(__name__)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from recbole_dynamicpo.batches import PromptRow
-from recbole_dynamicpo.collate import Collator
 from recbole_dynamicpo.language_model import attention
 from recbole_dynamicpo.language_model.attention import LONGEST, NAME, short_attention, use_short_attention
 from recbole_dynamicpo.language_model.logps import block_mask, separate_logps, shared_logps, sharing_works
-from recbole_dynamicpo.prompts import Templates
+from recbole_dynamicpo.scoring.batches import PromptRow
+from recbole_dynamicpo.scoring.collate import Collator
+from recbole_dynamicpo.scoring.prompts import Templates
 
 from .conftest import make_model, make_tokenizer
 

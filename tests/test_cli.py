@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recbole_dynamicpo import prompt_check
 from recbole_dynamicpo.cli import main, run_recbole
 from recbole_dynamicpo.errors import BackboneError
 from recbole_dynamicpo.evaluation.ranks import read_ranks, write_ranks
-from recbole_dynamicpo.prompt_check import load_prompt_check
+from recbole_dynamicpo.scoring import prompt_lengths as prompt_check
+from recbole_dynamicpo.scoring.prompt_lengths import load_prompt_check
 
 from .published_data import CANDIDATES, small_published
 

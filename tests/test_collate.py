@@ -10,10 +10,10 @@ import logging
 import pytest
 import torch
 
-from recbole_dynamicpo.batches import PromptRow
-from recbole_dynamicpo.collate import Collator
 from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.prompts import Templates
+from recbole_dynamicpo.scoring.batches import PromptRow
+from recbole_dynamicpo.scoring.collate import Collator
+from recbole_dynamicpo.scoring.prompts import Templates
 
 from .conftest import make_tokenizer
 

@@ -21,8 +21,8 @@ from recbole_dynamicpo.data.prepare import prepare
 from recbole_dynamicpo.dataset import CANDIDATE_IDS, DynamicPODataset
 from recbole_dynamicpo.errors import DataError, SettingsError
 from recbole_dynamicpo.known_data import RECBOLE_ENTRIES
-from recbole_dynamicpo.prompts import load_templates
 from recbole_dynamicpo.runner import PlainConfig, run
+from recbole_dynamicpo.scoring.prompts import load_templates
 from recbole_dynamicpo.settings import properties_folder
 from recbole_dynamicpo.stage_rows import scored_columns
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_dynamicpo.batches import PromptRow
-from recbole_dynamicpo.collate import Collator
 from recbole_dynamicpo.errors import BackboneError
 from recbole_dynamicpo.language_model import embedded
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import Backbone, load_backbone
 from recbole_dynamicpo.language_model.logps import separate_logps, shared_logps
 from recbole_dynamicpo.language_model.policy import Policy
-from recbole_dynamicpo.prompts import load_templates
+from recbole_dynamicpo.scoring.batches import PromptRow
+from recbole_dynamicpo.scoring.collate import Collator
+from recbole_dynamicpo.scoring.prompts import load_templates
 from recbole_dynamicpo.settings import properties_folder
 
 ROWS = [

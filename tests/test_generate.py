@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_dynamicpo.batches import PromptRow
-from recbole_dynamicpo.collate import Collator
 from recbole_dynamicpo.errors import DataError
 from recbole_dynamicpo.evaluation.protocols import compare_protocols, hides_target, judge, overlapping
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import Backbone
 from recbole_dynamicpo.language_model.policy import Policy
-from recbole_dynamicpo.memory import TokenBudget
-from recbole_dynamicpo.prompts import Templates
-from recbole_dynamicpo.scorer import Scorer
 from recbole_dynamicpo.scoring.answers import ANSWER_TOKENS, write_answers
+from recbole_dynamicpo.scoring.batches import PromptRow
+from recbole_dynamicpo.scoring.collate import Collator
+from recbole_dynamicpo.scoring.prompts import Templates
+from recbole_dynamicpo.scoring.scorer import Scorer
+from recbole_dynamicpo.scoring.token_budget import TokenBudget
 
 from .conftest import make_model, make_tokenizer
 

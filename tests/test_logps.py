@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_dynamicpo.batches import TokenBatch
 from recbole_dynamicpo.language_model import logps
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import Backbone, load_backbone
@@ -22,6 +21,7 @@ from recbole_dynamicpo.language_model.logps import (
     vocabulary_logsumexp,
 )
 from recbole_dynamicpo.language_model.policy import Policy
+from recbole_dynamicpo.scoring.batches import TokenBatch
 
 from .conftest import make_model, make_tokenizer
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from recbole_dynamicpo.batches import PromptRow
-from recbole_dynamicpo.collate import Collator
 from recbole_dynamicpo.language_model.policy import Policy
-from recbole_dynamicpo.memory import TokenBudget
 from recbole_dynamicpo.model import DynamicPO
-from recbole_dynamicpo.prompts import Templates
 from recbole_dynamicpo.runner import run
-from recbole_dynamicpo.scorer import Scorer
+from recbole_dynamicpo.scoring.batches import PromptRow
+from recbole_dynamicpo.scoring.collate import Collator
+from recbole_dynamicpo.scoring.prompts import Templates
+from recbole_dynamicpo.scoring.scorer import Scorer
+from recbole_dynamicpo.scoring.token_budget import TokenBudget
 
 from .test_policy import disturb, make_policy
 

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
 
-from recbole_dynamicpo import memory
-from recbole_dynamicpo.batches import TokenBatch
 from recbole_dynamicpo.dataset import ROW_ID, DynamicPODataset
 from recbole_dynamicpo.journal import Journal
 from recbole_dynamicpo.language_model.policy import Policy
-from recbole_dynamicpo.memory import TokenBudget
 from recbole_dynamicpo.model import DynamicPO
 from recbole_dynamicpo.runner import load, plain_config, run
+from recbole_dynamicpo.scoring import token_budget as memory
+from recbole_dynamicpo.scoring.batches import TokenBatch
+from recbole_dynamicpo.scoring.token_budget import TokenBudget
 from recbole_dynamicpo.stage_rows import TOKENS, step_batches
 from recbole_dynamicpo.stages import plan_stages
 

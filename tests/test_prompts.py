@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_dynamicpo.errors import DataError, SettingsError
-from recbole_dynamicpo.prompts import Templates, load_templates
+from recbole_dynamicpo.scoring.prompts import Templates, load_templates
 from recbole_dynamicpo.settings import properties_folder
 
 SHIPPED = sorted((properties_folder() / "prompts").rglob("*.txt"))

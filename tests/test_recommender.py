@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from recbole_dynamicpo import Recommender, load_recommender
-from recbole_dynamicpo.batches import PromptRow
 from recbole_dynamicpo.errors import AdapterError, BackboneError, DataError
 from recbole_dynamicpo.recommender import BACKBONE_VARIABLE
 from recbole_dynamicpo.runner import run
+from recbole_dynamicpo.scoring.batches import PromptRow
 
 from .conftest import make_model, make_tokenizer
 from .saved_recommender import BY_POPULARITY, write_recommender

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..batches import PromptRow
 from ..errors import DataError
 from ..scoring.answers import ANSWER_TOKENS
+from ..scoring.batches import PromptRow
 from .statistics import wilson_interval
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batches import TokenBatch
+from ..scoring.batches import TokenBatch
 from .packed import PackedBatch
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import TokenBatch
 from ..errors import AdapterError, BackboneError
+from ..scoring.batches import TokenBatch
 from .adapter_folder import CONFIG_FILE, WEIGHTS_FILE, LoraShape, read_adapter, read_lora_shape, write_adapter
 from .backbone import Backbone
 from .logps import separate_logps, shared_logps

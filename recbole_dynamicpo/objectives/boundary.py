@@ -22,7 +22,6 @@ TIE_TOLERANCE = 1e-12
 TANH_SCALE = 0.5
 
 
-@torch.no_grad()
 class Boundary(NamedTuple):
     """What the policy alone decides about the negatives of each row; carries no gradient."""
 
@@ -31,6 +30,7 @@ class Boundary(NamedTuple):
     beta: Tensor  # (B, K): dual-margin strength on the boundary set, 0 elsewhere
 
 
+@torch.no_grad()
 def find_boundary(
     positive: Tensor, negatives: Tensor, mask: Tensor, *, beta: float, margin: float, clusters: int
 ) -> Boundary:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from ..batches import PromptRow
 from ..errors import DataError
+from .batches import PromptRow
 
 if TYPE_CHECKING:
-    from ..scorer import Scorer
+    from .scorer import Scorer
 
 ANSWER_TOKENS = 20  # the paper's; a longer title is cut off and can no longer be named
 

@@ -25,9 +25,9 @@ from recbole_dynamicpo.data.published import read_rows
 from recbole_dynamicpo.errors import AdapterError, BackboneError, CheckpointError, DataError, DynamicPOError
 from recbole_dynamicpo.language_model import embedded
 from recbole_dynamicpo.language_model.backbone import load_backbone
-from recbole_dynamicpo.prompt_check import load_prompt_check
 from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.saved_evaluation import read_test_rows
+from recbole_dynamicpo.scoring.prompt_lengths import load_prompt_check
 
 from .harness import bounded
 from .payloads import Trap, code, message_of

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..errors import NumericsError
+from ..language_model.policy import Policy
 from .batches import PromptRow
 from .collate import Collator
-from .errors import NumericsError
-from .language_model.policy import Policy
-from .memory import TokenBudget, free_device_memory
+from .token_budget import TokenBudget, free_device_memory
 
 
 class Scorer:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from .batches import PromptRow, TokenBatch
-from .errors import DataError
 from .prompts import Templates
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .errors import DataError, SettingsError, nearest
+from ..errors import DataError, SettingsError, nearest
 
 _PLACEHOLDER = re.compile(r"\{(\w+)(?::([^}\n]*))?\}")
 _KNOWN = ("history", "candidates", "num_history", "num_candidates")

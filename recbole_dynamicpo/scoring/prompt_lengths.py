@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
+from ..data.audit import Prompt, PromptCheck
+from ..errors import BackboneError
+from ..language_model.backbone import resolve_backbone
+from ..language_model.embedded import EMBEDDED, embedded_in_cache
+from ..settings import Settings, properties_folder
 from .collate import Collator
-from .data.audit import Prompt, PromptCheck
-from .errors import BackboneError
-from .language_model.backbone import resolve_backbone
-from .language_model.embedded import EMBEDDED, embedded_in_cache
 from .prompts import load_templates
-from .settings import Settings, properties_folder
 
 
 def load_prompt_check(dataset: str, backbone: str | None = None, max_length: int = 0) -> PromptCheck | None:
