@@ -218,8 +218,7 @@ def _make_automation() -> str:
 
 def _make_database() -> str:
     """Open MLflow's store, which makes the tables of a new local database."""
-    from recbole_dynamicpo.model_store import without_password
-    from recbole_dynamicpo.stores import resolve_uri
+    from recbole_dynamicpo.serving.mlflow_uri import resolve_uri, without_password
     from recbole_dynamicpo.tracking import connect
 
     uri = resolve_uri("auto")

@@ -206,7 +206,7 @@ def show_results(run: Run, contestants: list[dict[str, Any]]) -> None:
 def register_task(run: Run) -> dict[str, Any]:
     """See to it that MLflow has the whole run and, if asked for, its model; link to both."""
     from recbole_dynamicpo import registry, tracking
-    from recbole_dynamicpo.stores import resolve_uri
+    from recbole_dynamicpo.serving.mlflow_uri import resolve_uri
 
     dataset, uri = run.job.dataset, resolve_uri(mlflow_setting(run.job))
     if uri is None:

@@ -13,7 +13,7 @@ from .registration import register
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .recommender import Recommender, load_recommender
+    from .serving.recommender import Recommender, load_recommender
 
 __all__ = ["MODEL_NAMES", "Recommender", "__version__", "load_recommender", "register"]
 
@@ -23,7 +23,7 @@ register()
 def __getattr__(name: str) -> Any:
     """Import the recommender only when it is asked for; it needs torch."""
     if name in ("Recommender", "load_recommender"):
-        from . import recommender
+        from .serving import recommender
 
         return getattr(recommender, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -214,7 +214,7 @@ def _interval(interval: tuple[float, float]) -> str:
 
 
 def _rank(options: argparse.Namespace) -> None:
-    from .recommender import load_recommender
+    from .serving.recommender import load_recommender
 
     candidates = options.candidates.split("|") if options.candidates is not None else None
     found = load_recommender(options.model).ranking(options.history.split("|"), candidates, options.k)

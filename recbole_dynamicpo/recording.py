@@ -18,8 +18,8 @@ from .journal import Journal
 from .known_data import data_digest
 from .record import AUDIT_FILE, PROBE_FILE, RECORD_FILE, describe, run_tags, write_record
 from .registry import register, wants_registration
+from .serving.mlflow_uri import resolve_uri
 from .storage import write_json
-from .stores import resolve_uri
 from .system import peak_memory_mb, system_metrics
 from .tracking import Tracker, open_tracker
 

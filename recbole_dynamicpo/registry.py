@@ -10,17 +10,18 @@ from typing import Any
 
 from filelock import FileLock
 
-from . import gate
 from .errors import StoppedError, TrackingError
 from .evaluation.report import metric_name
 from .language_model.adapter_folder import WEIGHTS_FILE
 from .live import reason
 from .mirror import PARENT, model_settings, read_journals, read_parts
-from .model_store import log_model, without_password
 from .names import STAGES
-from .packaging import RECOMMENDER_FILE
 from .points import Entry
 from .record import PROBE_FILE, Record, read_record
+from .serving import gate
+from .serving.folder import RECOMMENDER_FILE
+from .serving.mlflow_store import log_model
+from .serving.mlflow_uri import without_password
 from .storage import is_number, load_json, sha256_file, sha256_json
 from .stores import open_experiment
 from .tracking import connect, find_runs

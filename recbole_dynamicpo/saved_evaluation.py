@@ -19,14 +19,14 @@ from .evaluation.protocols import Protocols, compare_protocols
 from .evaluation.ranks import RANKS_FILE, write_ranks
 from .evaluation.report import REPORT_FILE, Contestant, render, summarize
 from .evaluation.scores import break_ties, candidate_ranks
-from .packaging import SETTINGS_FILE
-from .recommender import Recommender, load_recommender
 from .record import RECORD_FILE, nested_settings
 from .runner import PlainConfig, refuse_pickles
-from .saved_folders import opened_recommender
 from .scoring.answers import write_answers
 from .scoring.batches import PromptRow
 from .scoring.scorer import Scorer
+from .serving.mlflow_store import opened_recommender
+from .serving.packaging import SETTINGS_FILE
+from .serving.recommender import Recommender, load_recommender
 from .storage import atomic_file, load_json, write_json
 
 ANSWERS_FILE = "answers.jsonl"

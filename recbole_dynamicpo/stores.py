@@ -11,8 +11,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import TrackingError
-from .model_store import DATABASE, local_database, without_password
 from .record import read_record
+from .serving.mlflow_uri import local_database, resolve_uri, without_password
 from .storage import load_json
 
 # Of a run: where it was sent, and which artifacts, so that none is sent twice. MLflow tells the rest.
@@ -20,16 +20,6 @@ SENT_FILE = "tracking.json"
 ARTIFACTS = "mlartifacts"  # beside a local database
 # Seconds to wait for another process that copies the same run, or that makes the same database.
 LOCK_WITHIN = 60.0
-
-
-def resolve_uri(setting: str | None) -> str | None:
-    """Return where to record: what setting ``mlflow_tracking_uri`` says; None: nowhere.
-
-    ``auto`` is the environment variable MLFLOW_TRACKING_URI, else ``mlflow.db`` in the present folder.
-    """
-    if setting != "auto":
-        return setting
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / DATABASE}"
 
 
 def recorded_at(folder: Path) -> str:

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from .errors import DynamicPOError, TrackingError
 from .live import THREAD, LiveTracker, NullTracker, Tracker, reason
 from .mirror import KEY_TAG, PARENT, STAGE_TAG, Part, Upload, read_parts
-from .model_store import expect_any_type, local_database, without_password
 from .points import Point, batches, unsent
 from .record import Record, read_record
+from .serving.mlflow_store import expect_any_type
+from .serving.mlflow_uri import local_database, resolve_uri, without_password
 from .storage import write_json
-from .stores import SENT_FILE, alone, noted, open_experiment, page, resolve_uri
+from .stores import SENT_FILE, alone, noted, open_experiment, page
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

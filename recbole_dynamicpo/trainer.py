@@ -27,11 +27,11 @@ from .interrupt import StopRequest, stop_request
 from .journal import Journal
 from .model import REFERENCE_LOGPS, DynamicPO
 from .names import STAGES
-from .recommender import RECOMMENDER_FILE, save_recommender
 from .record import JOURNAL_FILE
 from .recording import RecordingMixin
 from .run_folder import check_identity, identity, new_run_folder, write_identity
 from .sampling import row_generator
+from .serving.recommender import RECOMMENDER_FILE, save_recommender
 from .stage_rows import stage_rows, step_batches
 from .stages import StagePlan, plan_stages
 from .steps import reference_logps, summary, take_step

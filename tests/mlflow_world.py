@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from recbole_dynamicpo.model_store import log_model
+from recbole_dynamicpo.serving.mlflow_store import log_model
 
 from .saved_recommender import write_recommender
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from recbole_dynamicpo import gate
 from recbole_dynamicpo.errors import DynamicPOError
+from recbole_dynamicpo.serving import gate
 
 TimeoutExpired = subprocess.TimeoutExpired
 

@@ -13,12 +13,14 @@ import mlflow
 import pytest
 from packaging.requirements import Requirement
 
-from recbole_dynamicpo import Recommender, load_recommender, model_store
+from recbole_dynamicpo import Recommender, load_recommender
 from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.errors import AdapterError, BackboneError
-from recbole_dynamicpo.model_store import find_tracking_uri, log_model
-from recbole_dynamicpo.packaging import package_recommender, portable_backbone, requirements
-from recbole_dynamicpo.recommender import BACKBONE_VARIABLE
+from recbole_dynamicpo.serving import mlflow_store as model_store
+from recbole_dynamicpo.serving.mlflow_store import log_model
+from recbole_dynamicpo.serving.mlflow_uri import find_tracking_uri
+from recbole_dynamicpo.serving.packaging import package_recommender, portable_backbone, requirements
+from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
 from recbole_dynamicpo.storage import sha256_file
 
 from .conftest import make_model, make_tokenizer
@@ -57,7 +59,7 @@ def test_the_files_of_a_model(store: Store) -> None:
     recommender = ["adapter_model.safetensors", "adapter_config.json", "recommender.json"]
     recommender += ["catalogue.json", "templates.json", "settings.json"]
     assert inside - {"registered_model_meta"} == {
-        *("MLmodel", "mlflow_model.py", "conda.yaml", "python_env.yaml", "requirements.txt"),
+        *("MLmodel", "pyfunc.py", "conda.yaml", "python_env.yaml", "requirements.txt"),
         *("input_example.json", "serving_input_example.json"),
         *(f"artifacts/recommender/{name}" for name in recommender),
     }
@@ -216,7 +218,7 @@ def test_fetching_runs_no_code_of_the_store(here: Store, original: Recommender) 
 
     model = log_model(here.folder, run_id=here.run_id, tracking_uri=here.uri, settings={})
     place = MlflowClient(here.uri).get_logged_model(model.removeprefix("models:/")).artifact_location
-    (Path(place.removeprefix("file://")) / "mlflow_model.py").write_text("raise SystemExit('run')")
+    (Path(place.removeprefix("file://")) / "pyfunc.py").write_text("raise SystemExit('run')")
     assert load_recommender(model).rank(["Bear"]) == original.rank(["Bear"])
 
 

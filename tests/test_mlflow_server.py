@@ -22,10 +22,10 @@ from mlflow.entities import Run
 from recbole_dynamicpo import load_recommender
 from recbole_dynamicpo.journal import Journal
 from recbole_dynamicpo.mirror import KEY_TAG, PARENT
-from recbole_dynamicpo.recommender import BACKBONE_VARIABLE
 from recbole_dynamicpo.record import JOURNAL_FILE, read_record
 from recbole_dynamicpo.registry import register_model
 from recbole_dynamicpo.runner import run
+from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
 from recbole_dynamicpo.tracking import sync
 
 pytestmark = pytest.mark.servers

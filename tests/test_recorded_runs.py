@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from recbole_dynamicpo import gate
 from recbole_dynamicpo.cli import main
-from recbole_dynamicpo.recommender import BACKBONE_VARIABLE
 from recbole_dynamicpo.runner import run
+from recbole_dynamicpo.serving import gate
+from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
 
 from . import near_gate
 

@@ -8,7 +8,7 @@ import pytest
 
 from recbole_dynamicpo import Recommender, load_recommender
 from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.requests import RankRequest, answer
+from recbole_dynamicpo.serving.requests import RankRequest, answer
 
 from .saved_recommender import as_json, write_recommender
 

@@ -24,7 +24,8 @@ from recbole_dynamicpo.mirror import KEY_TAG, PARENT
 from recbole_dynamicpo.points import METRICS_AT_ONCE, Point, batches
 from recbole_dynamicpo.record import JOURNAL_FILE, write_record
 from recbole_dynamicpo.runner import run
-from recbole_dynamicpo.stores import SENT_FILE, page, recorded_at, resolve_uri
+from recbole_dynamicpo.serving.mlflow_uri import resolve_uri
+from recbole_dynamicpo.stores import SENT_FILE, page, recorded_at
 from recbole_dynamicpo.tracking import Mirror, open_tracker, sync
 
 from .run_folders import BEGIN, PARAMS, RunFolder, toy_record

@@ -18,7 +18,7 @@ from ..evaluation.ranks import RANKS_FILE, write_ranks
 from ..evaluation.report import REPORT_FILE, Contestant, metric_name, render, summarize
 from ..evaluation.scores import ranks_of
 from ..journal import Journal
-from ..packaging import portable_backbone
+from ..serving.packaging import portable_backbone
 from ..storage import write_json
 
 logger = logging.getLogger(__name__)

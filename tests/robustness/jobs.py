@@ -175,7 +175,12 @@ def outcome_of_prepare(home: Path) -> dict[str, Any]:
 
 def import_mlflow(world: Path) -> None:
     """Import what registration needs."""
-    for name in ("mlflow.pyfunc", "sqlalchemy.orm", "recbole_dynamicpo.gate", "recbole_dynamicpo.registry"):
+    for name in (
+        "mlflow.pyfunc",
+        "sqlalchemy.orm",
+        "recbole_dynamicpo.serving.gate",
+        "recbole_dynamicpo.registry",
+    ):
         importlib.import_module(name)
 
 
@@ -189,8 +194,8 @@ def make_store(world: Path, home: Path) -> int:
 
 def register(world: Path, home: Path) -> int:
     """Show a finished run in MLflow and register its adapter."""
-    from recbole_dynamicpo import gate
     from recbole_dynamicpo.registry import register_model
+    from recbole_dynamicpo.serving import gate
     from recbole_dynamicpo.tracking import sync
 
     gate.subprocess = near_gate  # type: ignore

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from recbole_dynamicpo import recommender
-from recbole_dynamicpo.card import Card
 from recbole_dynamicpo.checkpoint import Progress, load_checkpoint, load_progress, save_checkpoint
 from recbole_dynamicpo.data.catalogue import Catalogue
 from recbole_dynamicpo.data.prepare import prepare
@@ -22,10 +20,12 @@ from recbole_dynamicpo.language_model.adapter_folder import LoraShape, read_adap
 from recbole_dynamicpo.language_model.backbone import Backbone
 from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.names import STAGES
-from recbole_dynamicpo.recommender import load_recommender
 from recbole_dynamicpo.reference import ReferenceCache
 from recbole_dynamicpo.run_folder import check_identity, write_identity
 from recbole_dynamicpo.saved_evaluation import settings_of
+from recbole_dynamicpo.serving import recommender
+from recbole_dynamicpo.serving.folder import Card
+from recbole_dynamicpo.serving.recommender import load_recommender
 from recbole_dynamicpo.storage import sha256_file, write_json
 
 from ..published_data import small_published

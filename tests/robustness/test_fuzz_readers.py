@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_dynamicpo import recommender
 from recbole_dynamicpo.language_model.backbone import Backbone, load_backbone
+from recbole_dynamicpo.serving import recommender
 
 from .harness import fuzz, judge, quiet
 from .run_targets import RECORDS, WITH_BACKBONE, copied

@@ -16,23 +16,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from .card import Card, read_card, write_card
-from .data.catalogue import Catalogue
-from .errors import AdapterError, BackboneError, DataError, short
-from .language_model.adapter_folder import WEIGHTS_FILE, adapter_digest, read_lora_shape
-from .language_model.backbone import Backbone, load_backbone
-from .language_model.policy import Policy
-from .packaging import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json
-from .saved_folders import opened_recommender
-from .scoring.batches import PromptRow
-from .scoring.collate import Collator
-from .scoring.prompts import Templates
-from .scoring.scorer import Scorer
-from .scoring.token_budget import TokenBudget
-from .storage import atomic_folder, write_json
+from ..data.catalogue import Catalogue
+from ..errors import AdapterError, BackboneError, DataError, short
+from ..language_model.adapter_folder import WEIGHTS_FILE, adapter_digest, read_lora_shape
+from ..language_model.backbone import Backbone, load_backbone
+from ..language_model.policy import Policy
+from ..scoring.batches import PromptRow
+from ..scoring.collate import Collator
+from ..scoring.prompts import Templates
+from ..scoring.scorer import Scorer
+from ..scoring.token_budget import TokenBudget
+from ..storage import atomic_folder, write_json
+from .folder import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, Card, read_card, read_json, write_card
+from .mlflow_store import opened_recommender
 
 if TYPE_CHECKING:
-    from .model import DynamicPO
+    from ..model import DynamicPO
 
 # Names the backbone, a folder or a hub id, where that of the card is not to be had under its name.
 BACKBONE_VARIABLE = "RECBOLE_DYNAMICPO_BACKBONE"

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import DynamicPOError, TrackingError
+from ..errors import DynamicPOError, TrackingError
+from ..storage import load_json, write_json
 from .recommender import BACKBONE_VARIABLE, Ranked, load_recommender
-from .storage import load_json, write_json
 
 # Nats that a score may differ; both sides compute in float32, in the same way.
 TOLERANCE = 1e-3

@@ -10,24 +10,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import AdapterError
-from .language_model.adapter_folder import WEIGHTS_FILE
-from .packaging import (
-    ARTIFACT,
-    ARTIFACT_FOLDER,
-    example_request,
-    folder_size,
-    package_recommender,
-    requirements,
-)
-from .storage import sha256_file, write_json
+from ..errors import AdapterError
+from ..language_model.adapter_folder import WEIGHTS_FILE
+from ..storage import sha256_file, write_json
+from .folder import ARTIFACT, ARTIFACT_FOLDER, recommender_folder
+from .mlflow_uri import find_tracking_uri, without_password
+from .packaging import example_request, folder_size, package_recommender, requirements
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,8 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODEL_NAME = "model"  # of a logged model: runs:/<run id>/model
-CODE_FILE = Path(__file__).with_name("mlflow_model.py")
-DATABASE = "mlflow.db"  # what a local run keeps its record in
+CODE_FILE = Path(__file__).with_name("pyfunc.py")
 
 
 def log_model(folder: Path, *, run_id: str, tracking_uri: str, settings: Mapping[str, Any]) -> str:
@@ -144,32 +138,6 @@ def _without_advice() -> Iterator[None]:
         advisor.setLevel(level)
 
 
-def find_tracking_uri(given: str | None = None) -> str:
-    """Return where to look: ``given``, else MLFLOW_TRACKING_URI, else ``mlflow.db`` of this folder.
-
-    Raises:
-        AdapterError: none of them, or a database that does not exist.
-    """
-    database = Path.cwd() / DATABASE
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri and not database.is_file():
-        raise AdapterError(
-            "got no MLflow store to look in; wanted a tracking_uri, the environment variable "
-            f"MLFLOW_TRACKING_URI, or {database}"
-        )
-    uri = uri or f"sqlite:///{database}"
-    file = local_database(uri)
-    if file is not None and not file.is_file():
-        raise AdapterError(f"{uri}: no such file; MLflow would make an empty store of it")
-    return uri
-
-
-def local_database(uri: str) -> Path | None:
-    """Return the file of an sqlite URI; None for any other store."""
-    prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix).partition("?")[0]) if uri.startswith(prefix) else None
-
-
 def download_model(uri: str, target: Path, tracking_uri: str | None = None) -> Path:
     """Download what ``uri`` names below ``target`` and return its folder.
 
@@ -229,6 +197,20 @@ def _within(model: LoggedModel, inside: str) -> str:
     return f"{model.artifact_location}/{inside}" if inside else str(model.artifact_location)
 
 
-def without_password(uri: str) -> str:
-    """Return a URI without the user name and password that it may hold."""
-    return re.sub(r"://[^/@]*@", "://", uri)
+@contextmanager
+def opened_recommender(source: str | Path, tracking_uri: str | None = None) -> Iterator[Path]:
+    """Yield the recommender folder of ``source``; what has to be downloaded is gone after the block.
+
+    Args:
+        source: a recommender folder, the folder of a run, or a ``models:/`` or ``runs:/`` URI of MLflow.
+            A downloaded folder also holds ``settings.json``.
+        tracking_uri: where MLflow's URIs are looked up; None: see ``find_tracking_uri``.
+
+    Raises:
+        AdapterError: no recommender there.
+    """
+    if not str(source).startswith(("models:/", "runs:/")):
+        yield recommender_folder(Path(source))
+        return
+    with tempfile.TemporaryDirectory(prefix="recbole-dynamicpo-") as work:
+        yield recommender_folder(download_model(str(source), Path(work), tracking_uri))

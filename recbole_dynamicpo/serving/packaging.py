@@ -11,16 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .data.catalogue import Catalogue
-from .errors import AdapterError
-from .language_model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
-from .language_model.embedded import EMBEDDED
-from .storage import load_json, write_json
+from ..data.catalogue import Catalogue
+from ..errors import AdapterError
+from ..language_model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from ..language_model.embedded import EMBEDDED
+from ..storage import write_json
+from .folder import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json
 
-RECOMMENDER_FILE, CATALOGUE_FILE, TEMPLATES_FILE = "recommender.json", "catalogue.json", "templates.json"
 SETTINGS_FILE = "settings.json"
-# Where the packaged recommender lies in a logged model, and what MLflow calls it.
-ARTIFACT, ARTIFACT_FOLDER = "recommender", "artifacts/recommender"
 
 DISTRIBUTION = "recbole-dynamicpo"
 # Of our own requirements, those that a ranking depends on; a reader of a logged model sees them beside ours.
@@ -95,19 +93,3 @@ def example_request(folder: Path) -> dict[str, Any]:
 def folder_size(folder: Path) -> int:
     """Return the bytes of all files below ``folder``."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file of a recommender folder.
-
-    Raises:
-        AdapterError: it is missing or damaged.
-    """
-    try:
-        return load_json(path)
-    except OSError as error:
-        raise AdapterError(
-            f"{path}: cannot be read ({error.strerror}); wanted a recommender folder"
-        ) from error
-    except ValueError as error:
-        raise AdapterError(f"{path}: damaged JSON ({error})") from error

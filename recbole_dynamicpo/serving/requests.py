@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .errors import DataError, nearest, short
+from ..errors import DataError, nearest, short
 from .recommender import DEFAULT_K, Recommender
 
 

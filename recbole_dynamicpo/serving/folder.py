@@ -1,15 +1,20 @@
-"""The card of a recommender folder, ``recommender.json``: which backbone it needs and how it prompts."""
+"""The folder of a recommender and its card, ``recommender.json``: which backbone it needs and how it prompts."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-from .errors import AdapterError, short
-from .language_model.adapter_folder import adapter_digest
-from .language_model.backbone import DTYPES
-from .packaging import RECOMMENDER_FILE, read_json
-from .storage import write_json
+from ..errors import AdapterError, short
+from ..language_model.adapter_folder import adapter_digest
+from ..language_model.backbone import DTYPES
+from ..names import STAGES
+from ..storage import load_json, write_json
+
+RECOMMENDER_FILE, CATALOGUE_FILE, TEMPLATES_FILE = "recommender.json", "catalogue.json", "templates.json"
+# Where the packaged recommender lies in a logged model, and what MLflow calls it.
+ARTIFACT, ARTIFACT_FOLDER = "recommender", "artifacts/recommender"
 
 
 @dataclass(frozen=True)
@@ -69,3 +74,33 @@ def read_card(folder: Path) -> Card:
     if card.dtype not in DTYPES:
         raise AdapterError(f"{path}: dtype is {short(card.dtype)}, wanted one of {', '.join(DTYPES)}")
     return card
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file of a recommender folder.
+
+    Raises:
+        AdapterError: it is missing or damaged.
+    """
+    try:
+        return load_json(path)
+    except OSError as error:
+        raise AdapterError(
+            f"{path}: cannot be read ({error.strerror}); wanted a recommender folder"
+        ) from error
+    except ValueError as error:
+        raise AdapterError(f"{path}: damaged JSON ({error})") from error
+
+
+def recommender_folder(path: Path) -> Path:
+    """Return the recommender folder that ``path`` is, or the last one of the run or logged model that it is.
+
+    Raises:
+        AdapterError: it is none of them.
+    """
+    for folder in (path, path / ARTIFACT_FOLDER, *(path / stage for stage in reversed(STAGES))):
+        if (folder / RECOMMENDER_FILE).is_file():
+            return folder
+    raise AdapterError(
+        f"{path}: wanted the folder of a run, or a recommender folder with {RECOMMENDER_FILE} in it"
+    )

@@ -1,0 +1,1 @@
+"""A saved recommender, kept and asked."""
