@@ -219,7 +219,7 @@ def _make_automation() -> str:
 def _make_database() -> str:
     """Open MLflow's store, which makes the tables of a new local database."""
     from recbole_dynamicpo.serving.mlflow_uri import resolve_uri, without_password
-    from recbole_dynamicpo.tracking import connect
+    from recbole_dynamicpo.tracking.client import connect
 
     uri = resolve_uri("auto")
     assert uri is not None

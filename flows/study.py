@@ -126,10 +126,10 @@ def compare(rows: list[dict[str, Any]], dataset: str, setting: str | None) -> di
 @task(name="record", **options(RECORD_TIMEOUT))
 def record_study(rows: list[dict[str, Any]], dataset: str, setting: str | None) -> dict[str, Any]:
     """Keep table and figure in a run of their own in MLflow; the same study is kept once."""
-    from recbole_dynamicpo import tracking
     from recbole_dynamicpo.serving.mlflow_uri import resolve_uri
     from recbole_dynamicpo.storage import sha256_json
-    from recbole_dynamicpo.stores import open_experiment
+    from recbole_dynamicpo.tracking import sync as tracking
+    from recbole_dynamicpo.tracking.client import open_experiment
 
     uri = resolve_uri(setting)
     if uri is None:

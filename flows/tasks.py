@@ -86,7 +86,7 @@ class Run:
 def recorded(job: Any, prepared: Any) -> Iterator[Run]:
     """Write the record of a run, and copy the run to MLflow while the block lasts."""
     from recbole_dynamicpo import pipeline
-    from recbole_dynamicpo.tracking import open_tracker
+    from recbole_dynamicpo.tracking.sync import open_tracker
 
     folder = pipeline.begin(job, prepared, _tags())
     tracker = open_tracker(folder, mlflow_setting(job))
@@ -191,8 +191,8 @@ def evaluate_task(run: Run) -> State[dict[str, Any]]:
 
 def show_results(run: Run, contestants: list[dict[str, Any]]) -> None:
     """Show the metrics of a run in Prefect's UI, as a table and as the figure."""
-    from recbole_dynamicpo import figures
-    from recbole_dynamicpo.record import read_record
+    from recbole_dynamicpo.tracking import figures
+    from recbole_dynamicpo.tracking.record import read_record
 
     dataset, name = run.job.dataset, run.folder.name
     artifacts.show_metrics(dataset, contestants, name)
@@ -205,8 +205,9 @@ def show_results(run: Run, contestants: list[dict[str, Any]]) -> None:
 @task(name="register", **options(RECORD_TIMEOUT))
 def register_task(run: Run) -> dict[str, Any]:
     """See to it that MLflow has the whole run and, if asked for, its model; link to both."""
-    from recbole_dynamicpo import registry, tracking
     from recbole_dynamicpo.serving.mlflow_uri import resolve_uri
+    from recbole_dynamicpo.tracking import registry
+    from recbole_dynamicpo.tracking import sync as tracking
 
     dataset, uri = run.job.dataset, resolve_uri(mlflow_setting(run.job))
     if uri is None:

@@ -228,9 +228,8 @@ def _rank(options: argparse.Namespace) -> None:
 
 
 def _sync(options: argparse.Namespace) -> None:
-    from .registry import register_model, wants_registration
-    from .stores import recorded_at
-    from .tracking import sync
+    from .tracking.registry import register_model, wants_registration
+    from .tracking.sync import recorded_at, sync
 
     uri = options.mlflow_tracking_uri or recorded_at(options.run)
     run_id = sync(options.run, uri)

@@ -11,10 +11,10 @@ from typing import Any
 from .known_data import can_be_fetched, require_data
 from .language_model.adapter_folder import adapter_digest
 from .language_model.backbone import check_backbone
-from .record import PLACES, RECORDED, flat_settings
 from .runner import PlainConfig, plain_config, refuse_pickles
 from .settings import Settings, read_settings
 from .stage_results import StageResult, stage_folder, stage_key
+from .tracking.record import PLACES, RECORDED, flat_settings
 
 # Settings that only a later stage depends on.
 _EVALUATE_ONLY = {"eval_rows", "compare_stages"}

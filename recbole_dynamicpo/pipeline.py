@@ -21,11 +21,16 @@ from .dataset import DynamicPODataset
 from .errors import CheckpointError
 from .evaluation.report import read_report
 from .job import Job, decisive, stage_config, stage_folders
-from .journal import Journal
 from .known_data import data_digest, require_data
 from .language_model.backbone import backbone_fingerprint, resolve_backbone, resolve_dtype
 from .names import STAGES
-from .record import (
+from .recording import data_audit, probe_rows
+from .runner import PlainConfig, load
+from .settings import read_settings
+from .stage_results import StageResult, finish, finished, stage_folder, stage_key
+from .storage import locked, write_json
+from .tracking.journal import Journal
+from .tracking.record import (
     AUDIT_FILE,
     JOURNAL_FILE,
     PROBE_FILE,
@@ -35,13 +40,8 @@ from .record import (
     run_tags,
     write_record,
 )
-from .recording import data_audit, probe_rows
-from .runner import PlainConfig, load
-from .settings import read_settings
-from .stage_results import StageResult, finish, finished, stage_folder, stage_key
-from .storage import locked, write_json
-from .system import peak_memory_mb
-from .tracking import NullTracker, Tracker
+from .tracking.sync import NullTracker, Tracker
+from .tracking.system import peak_memory_mb
 from .trainer import DynamicPOTrainer, OnProgress
 
 logger = logging.getLogger(__name__)

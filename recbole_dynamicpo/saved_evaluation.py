@@ -19,7 +19,6 @@ from .evaluation.protocols import Protocols, compare_protocols
 from .evaluation.ranks import RANKS_FILE, write_ranks
 from .evaluation.report import REPORT_FILE, Contestant, render, summarize
 from .evaluation.scores import break_ties, candidate_ranks
-from .record import RECORD_FILE, nested_settings
 from .runner import PlainConfig, refuse_pickles
 from .scoring.answers import write_answers
 from .scoring.batches import PromptRow
@@ -28,6 +27,7 @@ from .serving.mlflow_store import opened_recommender
 from .serving.packaging import SETTINGS_FILE
 from .serving.recommender import Recommender, load_recommender
 from .storage import atomic_file, load_json, write_json
+from .tracking.record import RECORD_FILE, nested_settings
 
 ANSWERS_FILE = "answers.jsonl"
 # What a run's evaluation depends on, beside its adapter; taken from the run unless the user says otherwise.

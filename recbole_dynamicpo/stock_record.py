@@ -11,12 +11,12 @@ from typing import Any
 from recbole.utils import get_local_time
 
 from .evaluation.report import metric_name
-from .journal import Journal
 from .known_data import data_digest
-from .record import JOURNAL_FILE, describe, write_record
-from .run_folder import new_run_folder
-from .system import peak_memory_mb
-from .tracking import Tracker, open_tracker
+from .tracking.journal import Journal
+from .tracking.record import JOURNAL_FILE, describe, write_record
+from .tracking.run_folder import new_run_folder
+from .tracking.sync import Tracker, open_tracker
+from .tracking.system import peak_memory_mb
 from .version import __version__
 
 

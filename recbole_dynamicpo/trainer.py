@@ -24,19 +24,19 @@ from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, l
 from .dataset import ROW_ID
 from .errors import NumericsError, StoppedError
 from .interrupt import StopRequest, stop_request
-from .journal import Journal
 from .model import REFERENCE_LOGPS, DynamicPO
 from .names import STAGES
-from .record import JOURNAL_FILE
 from .recording import RecordingMixin
-from .run_folder import check_identity, identity, new_run_folder, write_identity
 from .sampling import row_generator
 from .serving.recommender import RECOMMENDER_FILE, save_recommender
 from .stage_rows import stage_rows, step_batches
 from .stages import StagePlan, plan_stages
 from .steps import reference_logps, summary, take_step
 from .storage import locked, remove_partial, sha256_json
-from .tracking import Tracker
+from .tracking.journal import Journal
+from .tracking.record import JOURNAL_FILE
+from .tracking.run_folder import check_identity, identity, new_run_folder, write_identity
+from .tracking.sync import Tracker
 from .training.evaluating import RankingCollector, RankingMixin
 
 logger = logging.getLogger(__name__)

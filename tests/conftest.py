@@ -153,7 +153,7 @@ def toy_settings(tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.Monkey
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables, which take seconds to make."""
-    from recbole_dynamicpo.tracking import connect
+    from recbole_dynamicpo.tracking.client import connect
 
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
     connect(f"sqlite:///{path}")
@@ -179,7 +179,7 @@ def drawn() -> dict[str, bytes]:
 @pytest.fixture
 def figures_drawn_once(drawn: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures of the same data are drawn once, which takes longer than all else that is sent to MLflow."""
-    from recbole_dynamicpo import mirror
+    from recbole_dynamicpo.tracking import view as mirror
 
     really_draw = mirror._draw
 

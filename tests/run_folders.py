@@ -9,8 +9,8 @@ from typing import Any
 
 from recbole_dynamicpo.evaluation.ranks import RANKS_FILE, write_ranks
 from recbole_dynamicpo.evaluation.report import REPORT_FILE
-from recbole_dynamicpo.record import AUDIT_FILE, JOURNAL_FILE, Record, write_record
 from recbole_dynamicpo.storage import write_json
+from recbole_dynamicpo.tracking.record import AUDIT_FILE, JOURNAL_FILE, Record, write_record
 
 BEGIN = 1_800_000_000.0  # seconds since 1970
 

@@ -11,7 +11,14 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from recbole_dynamicpo.figures import MEANS, available, draw_beta, draw_boundary, draw_hit_rate, pretty
+from recbole_dynamicpo.tracking.figures import (
+    MEANS,
+    available,
+    draw_beta,
+    draw_boundary,
+    draw_hit_rate,
+    pretty,
+)
 
 CONTESTANTS = [
     {"name": "popularity", "rows": 200, "hr_at_1": 0.1, "hr_at_1_low": 0.0625, "hr_at_1_high": 0.15},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_dynamicpo.journal import Journal
+from recbole_dynamicpo.tracking.journal import Journal
 
 
 def test_an_entry_behind_a_cut_line_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
 
 from recbole_dynamicpo.dataset import ROW_ID, DynamicPODataset
-from recbole_dynamicpo.journal import Journal
 from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.model import DynamicPO
 from recbole_dynamicpo.runner import load, plain_config, run
@@ -23,6 +22,7 @@ from recbole_dynamicpo.scoring.batches import TokenBatch
 from recbole_dynamicpo.scoring.token_budget import TokenBudget
 from recbole_dynamicpo.stage_rows import TOKENS, step_batches
 from recbole_dynamicpo.stages import plan_stages
+from recbole_dynamicpo.tracking.journal import Journal
 
 
 def test_groups_are_as_large_as_the_budget_allows() -> None:

@@ -20,13 +20,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from recbole_dynamicpo import load_recommender
-from recbole_dynamicpo.journal import Journal
-from recbole_dynamicpo.mirror import KEY_TAG, PARENT
-from recbole_dynamicpo.record import JOURNAL_FILE, read_record
-from recbole_dynamicpo.registry import register_model
 from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
-from recbole_dynamicpo.tracking import sync
+from recbole_dynamicpo.tracking.journal import Journal
+from recbole_dynamicpo.tracking.record import JOURNAL_FILE, read_record
+from recbole_dynamicpo.tracking.registry import register_model
+from recbole_dynamicpo.tracking.sync import sync
+from recbole_dynamicpo.tracking.view import KEY_TAG, PARENT
 
 pytestmark = pytest.mark.servers
 START_SECONDS = 240.0

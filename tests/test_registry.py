@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from recbole_dynamicpo import load_recommender, registry
+from recbole_dynamicpo import load_recommender
 from recbole_dynamicpo.cli import main, run_recbole
 from recbole_dynamicpo.errors import TrackingError
-from recbole_dynamicpo.mirror import PARENT
-from recbole_dynamicpo.record import PROBE_FILE, write_record
-from recbole_dynamicpo.registry import register, register_model, wants_registration, worse_than
 from recbole_dynamicpo.serving import gate
 from recbole_dynamicpo.serving.gate import TOLERANCE, Verdict, ask, compare
 from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE, Ranked
 from recbole_dynamicpo.storage import sha256_file, write_json
-from recbole_dynamicpo.tracking import sync
+from recbole_dynamicpo.tracking import registry
+from recbole_dynamicpo.tracking.record import PROBE_FILE, write_record
+from recbole_dynamicpo.tracking.registry import register, register_model, wants_registration, worse_than
+from recbole_dynamicpo.tracking.sync import sync
+from recbole_dynamicpo.tracking.view import PARENT
 
 from . import near_gate
 from .run_folders import PARAMS, RunFolder, toy_record

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from recbole_dynamicpo.cli import run_recbole
 from recbole_dynamicpo.errors import CheckpointError, LockedError
-from recbole_dynamicpo.journal import Journal
 from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.storage import locked
+from recbole_dynamicpo.tracking.journal import Journal
 
 # Two stages of two epochs with three steps each.
 STEPS = 12

@@ -18,15 +18,15 @@ from mlflow.entities import Run
 
 from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.errors import CheckpointError, TrackingError
-from recbole_dynamicpo.journal import Journal
-from recbole_dynamicpo.live import LiveTracker, NullTracker, reason
-from recbole_dynamicpo.mirror import KEY_TAG, PARENT
-from recbole_dynamicpo.points import METRICS_AT_ONCE, Point, batches
-from recbole_dynamicpo.record import JOURNAL_FILE, write_record
 from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.serving.mlflow_uri import resolve_uri
-from recbole_dynamicpo.stores import SENT_FILE, page, recorded_at
-from recbole_dynamicpo.tracking import Mirror, open_tracker, sync
+from recbole_dynamicpo.tracking.client import page
+from recbole_dynamicpo.tracking.journal import Journal
+from recbole_dynamicpo.tracking.live import LiveTracker, NullTracker, reason
+from recbole_dynamicpo.tracking.points import METRICS_AT_ONCE, Point, batches
+from recbole_dynamicpo.tracking.record import JOURNAL_FILE, write_record
+from recbole_dynamicpo.tracking.sync import SENT_FILE, Mirror, open_tracker, recorded_at, sync
+from recbole_dynamicpo.tracking.view import KEY_TAG, PARENT
 
 from .run_folders import BEGIN, PARAMS, RunFolder, toy_record
 from .saved_recommender import write_recommender

@@ -12,10 +12,10 @@ import torch
 
 from recbole_dynamicpo.errors import AdapterError, NumericsError, SettingsError
 from recbole_dynamicpo.evaluation.ranks import read_ranks
-from recbole_dynamicpo.journal import Journal
 from recbole_dynamicpo.model import DynamicPO
 from recbole_dynamicpo.runner import load, plain_config, run
 from recbole_dynamicpo.stages import plan_stages
+from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.trainer import DynamicPOTrainer
 
 

@@ -1,4 +1,4 @@
-"""The folder of a recommender and its card, ``recommender.json``: which backbone it needs and how it prompts."""
+"""A recommender folder and its card, ``recommender.json``: which backbone it needs and how it prompts."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from ..dataset import ROW_ID
 from ..evaluation.ranks import RANKS_FILE, write_ranks
 from ..evaluation.report import REPORT_FILE, Contestant, metric_name, render, summarize
 from ..evaluation.scores import ranks_of
-from ..journal import Journal
 from ..serving.packaging import portable_backbone
 from ..storage import write_json
+from ..tracking.journal import Journal
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from prefect.client.schemas.filters import (
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Crashed
 
-from recbole_dynamicpo.journal import Journal
+from recbole_dynamicpo.tracking.journal import Journal
 
 from .world import ROOT, World, losses, train_steps
 

@@ -20,7 +20,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from recbole_dynamicpo import pipeline
 from recbole_dynamicpo.flows import bootstrap
 from recbole_dynamicpo.flows.parameters import make_job
-from recbole_dynamicpo.journal import Journal
+from recbole_dynamicpo.tracking.journal import Journal
 
 from ..conftest import write_dataset
 from .faulty_proxy import faulty_proxy

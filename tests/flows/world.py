@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from recbole_dynamicpo.journal import Journal
+from recbole_dynamicpo.tracking.journal import Journal
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -15,7 +15,7 @@ from typing import Any
 from recbole_dynamicpo import cli
 from recbole_dynamicpo.checkpoint import has_checkpoint
 from recbole_dynamicpo.evaluation.ranks import read_ranks
-from recbole_dynamicpo.journal import Journal
+from recbole_dynamicpo.tracking.journal import Journal
 
 from .. import near_gate
 from ..conftest import make_model, make_tokenizer, small_settings, write_dataset
@@ -179,14 +179,14 @@ def import_mlflow(world: Path) -> None:
         "mlflow.pyfunc",
         "sqlalchemy.orm",
         "recbole_dynamicpo.serving.gate",
-        "recbole_dynamicpo.registry",
+        "recbole_dynamicpo.tracking.registry",
     ):
         importlib.import_module(name)
 
 
 def make_store(world: Path, home: Path) -> int:
     """Make what ``register`` needs: a finished run, and MLflow's tables, which take long to make."""
-    from recbole_dynamicpo.tracking import connect
+    from recbole_dynamicpo.tracking.client import connect
 
     connect(f"sqlite:///{world}/mlflow.db")
     return run(world, home)
@@ -194,9 +194,9 @@ def make_store(world: Path, home: Path) -> int:
 
 def register(world: Path, home: Path) -> int:
     """Show a finished run in MLflow and register its adapter."""
-    from recbole_dynamicpo.registry import register_model
     from recbole_dynamicpo.serving import gate
-    from recbole_dynamicpo.tracking import sync
+    from recbole_dynamicpo.tracking.registry import register_model
+    from recbole_dynamicpo.tracking.sync import sync
 
     gate.subprocess = near_gate  # type: ignore
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_dynamicpo.journal import Journal
+from recbole_dynamicpo.tracking.journal import Journal
 
 from .jobs import STEPS, run_folder
 from .resumed import Undisturbed, phases, result

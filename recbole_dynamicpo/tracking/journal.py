@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .storage import atomic_file, named
+from ..storage import atomic_file, named
 
 logger = logging.getLogger(__name__)
 

@@ -10,21 +10,20 @@ from typing import Any
 
 from filelock import FileLock
 
-from .errors import StoppedError, TrackingError
-from .evaluation.report import metric_name
-from .language_model.adapter_folder import WEIGHTS_FILE
+from ..errors import StoppedError, TrackingError
+from ..evaluation.report import metric_name
+from ..language_model.adapter_folder import WEIGHTS_FILE
+from ..names import STAGES
+from ..serving import gate
+from ..serving.folder import RECOMMENDER_FILE
+from ..serving.mlflow_store import log_model
+from ..serving.mlflow_uri import without_password
+from ..storage import is_number, load_json, sha256_file, sha256_json
+from .client import connect, find_runs, open_experiment
 from .live import reason
-from .mirror import PARENT, model_settings, read_journals, read_parts
-from .names import STAGES
 from .points import Entry
 from .record import PROBE_FILE, Record, read_record
-from .serving import gate
-from .serving.folder import RECOMMENDER_FILE
-from .serving.mlflow_store import log_model
-from .serving.mlflow_uri import without_password
-from .storage import is_number, load_json, sha256_file, sha256_json
-from .stores import open_experiment
-from .tracking import connect, find_runs
+from .view import PARENT, model_settings, read_journals, read_parts
 
 logger = logging.getLogger(__name__)
 

@@ -16,15 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .evaluation.ranks import RANKS_FILE
-from .evaluation.report import REPORT_FILE, metric_name, read_report
+from ..evaluation.ranks import RANKS_FILE
+from ..evaluation.report import REPORT_FILE, metric_name, read_report
+from ..language_model.adapter_folder import WEIGHTS_FILE
+from ..serving.mlflow_uri import without_password
+from ..serving.packaging import package_recommender
+from ..storage import is_number, sha256_file, sha256_json
 from .journal import Journal
-from .language_model.adapter_folder import WEIGHTS_FILE
 from .points import Entry, Point, measured, milliseconds, spent
 from .record import AUDIT_FILE, JOURNAL_FILE, PLACES, RECORDED, Record
-from .serving.mlflow_uri import without_password
-from .serving.packaging import package_recommender
-from .storage import is_number, sha256_file, sha256_json
 
 # Finds the runs of a folder again: the key of its record, and the stage.
 KEY_TAG, STAGE_TAG = "recbole-dynamicpo.key", "stage"

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from .errors import DynamicPOError
+from ..errors import DynamicPOError
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .objectives.boundary import TANH_SCALE
+from ..objectives.boundary import TANH_SCALE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
-from .settings import Settings
-from .storage import load_json, write_json
+from ..errors import CheckpointError
+from ..settings import Settings
+from ..storage import load_json, write_json
 
 IDENTITY_FILE = "run.json"
 

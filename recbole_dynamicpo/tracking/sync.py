@@ -11,29 +11,28 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DynamicPOError, TrackingError
-from .live import THREAD, LiveTracker, NullTracker, Tracker, reason
-from .mirror import KEY_TAG, PARENT, STAGE_TAG, Part, Upload, read_parts
+from ..errors import DynamicPOError, TrackingError
+from ..serving.mlflow_uri import resolve_uri, without_password
+from ..storage import load_json, write_json
+from .client import Shown, alone, connect, find_runs, last_step, open_experiment, page
+from .live import LiveTracker, NullTracker, Tracker, reason
 from .points import Point, batches, unsent
 from .record import Record, read_record
-from .serving.mlflow_store import expect_any_type
-from .serving.mlflow_uri import local_database, resolve_uri, without_password
-from .storage import write_json
-from .stores import SENT_FILE, alone, noted, open_experiment, page
+from .view import PARENT, Part, Upload, read_parts
+
+# Of a run: where it was sent, and which artifacts, so that none is sent twice. MLflow tells the rest.
+SENT_FILE = "tracking.json"
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Run
+    from mlflow.entities import DatasetInput
 
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".tracking.lock"
-# MLflow's own defaults let one call to a dead server take minutes. Our thread tries again anyway.
-HTTP_BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 # MLflow's limits of one request, and of a data set's digest.
 PARAMS_AT_ONCE, DIGEST_LENGTH = 100, 36
 
@@ -71,32 +70,6 @@ def sync(folder: Path, uri: str) -> str:
     if PARENT not in mirror.runs:
         raise TrackingError(f"{folder}: the journal of this run is empty, there is nothing to send")
     return mirror.runs[PARENT].run_id
-
-
-@dataclass
-class Shown:
-    """What MLflow has of one run, kept in step with what is sent."""
-
-    run_id: str
-    status: str
-    end: int | None
-    tags: dict[str, str]
-    params: dict[str, str]
-    metrics: dict[str, float]
-    has_data: bool
-
-    @classmethod
-    def of(cls, run: Run) -> Shown:
-        """Return what a run has."""
-        return cls(
-            run_id=run.info.run_id,
-            status=run.info.status,
-            end=run.info.end_time,
-            tags=dict(run.data.tags),
-            params=dict(run.data.params),
-            metrics=dict(run.data.metrics),
-            has_data=bool(run.inputs and run.inputs.dataset_inputs),
-        )
 
 
 class Mirror:
@@ -243,44 +216,6 @@ class Mirror:
         run.status, run.end = part.status, part.end
 
 
-def connect(uri: str) -> MlflowClient:
-    """Return a client of its own; a new local database is made by one process at a time."""
-    for name, value in HTTP_BOUNDS.items():
-        os.environ.setdefault(name, value)
-    expect_any_type()
-    logging.getLogger("urllib3.connectionpool").addFilter(_is_news)
-    from mlflow import MlflowClient
-
-    database = local_database(uri)
-    if database is None:
-        return MlflowClient(uri)
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with alone(database.with_name(f".{database.name}.lock")):
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)  # makes the tables
-    return client
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Return whether a message is to be shown: each attempt of the thread to reach a dead server is none."""
-    return record.threadName != THREAD or record.levelno > logging.WARNING
-
-
-def find_runs(client: MlflowClient, experiment: str, key: str) -> dict[str, Shown]:
-    """Return stage -> run of a record, whoever made it."""
-    found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", order_by=["start_time DESC"])
-    return {run.data.tags[STAGE_TAG]: Shown.of(run) for run in found if STAGE_TAG in run.data.tags}
-
-
-def last_step(client: MlflowClient, run: Shown, points: list[Point]) -> int:
-    """Return the last step of a kind that a run has, -1 if none. Points are sent whole, so one name tells."""
-    everywhere = set.intersection(*(set(point.values) for point in points))
-    names = sorted(everywhere & set(run.metrics)) or sorted(set(points[-1].values) & set(run.metrics))
-    if not names:
-        return -1
-    return max((metric.step for metric in client.get_metric_history(run.run_id, names[0])), default=-1)
-
-
 def dataset_input(data: Mapping[str, Any]) -> DatasetInput:
     """Return a data set as MLflow shows it: name, digest and rows."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -294,3 +229,24 @@ def dataset_input(data: Mapping[str, Any]) -> DatasetInput:
         profile=json.dumps({"rows": data.get("rows"), "sha256": digest}),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+def recorded_at(folder: Path) -> str:
+    """Return where the run in ``folder`` is recorded, or would be by its settings.
+
+    Raises:
+        CheckpointError: no run there.
+    """
+    setting = read_record(folder).params.get("mlflow_tracking_uri")
+    explicit = setting if isinstance(setting, str) and setting != "auto" else None
+    known = explicit or os.environ.get("MLFLOW_TRACKING_URI") or noted(folder).get("uri")
+    return str(known or resolve_uri("auto"))
+
+
+def noted(folder: Path) -> dict[str, Any]:
+    """Return what was noted of earlier copies; a lost or damaged note costs another upload."""
+    try:
+        known = load_json(folder / SENT_FILE)
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

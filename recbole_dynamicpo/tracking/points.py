@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .storage import is_number
+from ..storage import is_number
 
 Entry = dict[str, Any]  # of a journal
 

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
-from .storage import load_json, sha256_json, write_json
-from .version import __version__
+from ..errors import CheckpointError
+from ..storage import load_json, sha256_json, write_json
+from ..version import __version__
 
 RECORD_FILE, JOURNAL_FILE, AUDIT_FILE, PROBE_FILE = "record.json", "metrics.jsonl", "audit.json", "probe.json"
 # The stages of a run as they are recorded; the two in the middle train.
