@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .known_data import can_be_fetched, require_data
 from .language_model.adapter_folder import adapter_digest
 from .language_model.backbone import check_backbone
 from .runner import PlainConfig, plain_config, refuse_pickles
 from .settings import Settings, read_settings
-from .stage_results import StageResult, stage_folder, stage_key
 from .tracking.record import PLACES, RECORDED, flat_settings
+from .training.data_files import can_be_fetched, require_data
+from .training.stage_results import StageResult, stage_folder, stage_key
 
 # Settings that only a later stage depends on.
 _EVALUATE_ONLY = {"eval_rows", "compare_stages"}

@@ -17,17 +17,13 @@ from typing import Any
 
 from .data.download import HUB_DATA_SETS
 from .data.prepare import prepare as write_data
-from .dataset import DynamicPODataset
 from .errors import CheckpointError
 from .evaluation.report import read_report
 from .job import Job, decisive, stage_config, stage_folders
-from .known_data import data_digest, require_data
 from .language_model.backbone import backbone_fingerprint, resolve_backbone, resolve_dtype
 from .names import STAGES
-from .recording import data_audit, probe_rows
 from .runner import PlainConfig, load
 from .settings import read_settings
-from .stage_results import StageResult, finish, finished, stage_folder, stage_key
 from .storage import locked, write_json
 from .tracking.journal import Journal
 from .tracking.record import (
@@ -42,7 +38,11 @@ from .tracking.record import (
 )
 from .tracking.sync import NullTracker, Tracker
 from .tracking.system import peak_memory_mb
-from .trainer import DynamicPOTrainer, OnProgress
+from .training.data_files import data_digest, require_data
+from .training.dataset import DynamicPODataset
+from .training.recording import data_audit, probe_rows
+from .training.stage_results import StageResult, finish, finished, stage_folder, stage_key
+from .training.trainer import DynamicPOTrainer, OnProgress
 
 logger = logging.getLogger(__name__)
 

@@ -43,7 +43,7 @@ class _ModelLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         attach()
-        source = importlib.import_module("recbole_dynamicpo.model")
+        source = importlib.import_module("recbole_dynamicpo.training.model")
         for name in MODEL_NAMES:
             setattr(module, name, getattr(source, name))
 
@@ -83,8 +83,8 @@ def attach() -> None:
     import recbole.data.dataset
     import recbole.trainer
 
-    from .dataset import DynamicPODataset
-    from .trainer import DynamicPOTrainer
+    from .training.dataset import DynamicPODataset
+    from .training.trainer import DynamicPOTrainer
 
     for name in MODEL_NAMES:
         setattr(recbole.trainer, f"{name}Trainer", DynamicPOTrainer)

@@ -148,7 +148,7 @@ def checked_config(
     model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
 ) -> PlainConfig:
     """Return the configuration of a run after everything that can be checked without loading data."""
-    from .known_data import require_data
+    from .training.data_files import require_data
 
     config = plain_config(model, dataset, config_files, overrides)
     require_data(config)

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .dataset import CANDIDATE_IDS, ROW_ID, DynamicPODataset
 from .errors import AdapterError
 from .evaluation.protocols import Protocols, compare_protocols
 from .evaluation.ranks import RANKS_FILE, write_ranks
@@ -28,6 +27,8 @@ from .serving.packaging import SETTINGS_FILE
 from .serving.recommender import Recommender, load_recommender
 from .storage import atomic_file, load_json, write_json
 from .tracking.record import RECORD_FILE, nested_settings
+from .training.columns import CANDIDATE_IDS, ROW_ID
+from .training.dataset import DynamicPODataset
 
 ANSWERS_FILE = "answers.jsonl"
 # What a run's evaluation depends on, beside its adapter; taken from the run unless the user says otherwise.

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_dynamicpo.dataset import CANDIDATE_IDS, ROW_ID, TEMPLATE, DynamicPODataset
 from recbole_dynamicpo.errors import DataError, SettingsError
 from recbole_dynamicpo.runner import PlainConfig, run
-from recbole_dynamicpo.stage_rows import scored_columns
+from recbole_dynamicpo.training.columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
+from recbole_dynamicpo.training.dataset import DynamicPODataset
+from recbole_dynamicpo.training.rows import scored_columns
 
 
 def build(settings: dict[str, Any], model: str = "DynamicPO") -> DynamicPODataset:

@@ -16,15 +16,16 @@ import pytest
 import yaml
 
 import recbole_dynamicpo
-from recbole_dynamicpo import known_data
 from recbole_dynamicpo.data.prepare import prepare
-from recbole_dynamicpo.dataset import CANDIDATE_IDS, DynamicPODataset
 from recbole_dynamicpo.errors import DataError, SettingsError
-from recbole_dynamicpo.known_data import RECBOLE_ENTRIES
 from recbole_dynamicpo.runner import PlainConfig, run
 from recbole_dynamicpo.scoring.prompts import load_templates
 from recbole_dynamicpo.settings import properties_folder
-from recbole_dynamicpo.stage_rows import scored_columns
+from recbole_dynamicpo.training import data_files as known_data
+from recbole_dynamicpo.training.columns import CANDIDATE_IDS
+from recbole_dynamicpo.training.data_files import RECBOLE_ENTRIES
+from recbole_dynamicpo.training.dataset import DynamicPODataset
+from recbole_dynamicpo.training.rows import scored_columns
 
 from .published_data import CANDIDATES, small_published
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from recbole_dynamicpo.language_model.policy import Policy
-from recbole_dynamicpo.model import DynamicPO
 from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import Templates
 from recbole_dynamicpo.scoring.scorer import Scorer
 from recbole_dynamicpo.scoring.token_budget import TokenBudget
+from recbole_dynamicpo.training.model import DynamicPO
 
 from .test_policy import disturb, make_policy
 

@@ -13,16 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
 
-from recbole_dynamicpo.dataset import ROW_ID, DynamicPODataset
 from recbole_dynamicpo.language_model.policy import Policy
-from recbole_dynamicpo.model import DynamicPO
 from recbole_dynamicpo.runner import load, plain_config, run
 from recbole_dynamicpo.scoring import token_budget as memory
 from recbole_dynamicpo.scoring.batches import TokenBatch
 from recbole_dynamicpo.scoring.token_budget import TokenBudget
-from recbole_dynamicpo.stage_rows import TOKENS, step_batches
-from recbole_dynamicpo.stages import plan_stages
 from recbole_dynamicpo.tracking.journal import Journal
+from recbole_dynamicpo.training.columns import ROW_ID, TOKENS
+from recbole_dynamicpo.training.dataset import DynamicPODataset
+from recbole_dynamicpo.training.model import DynamicPO
+from recbole_dynamicpo.training.plan import plan_stages
+from recbole_dynamicpo.training.rows import step_batches
 
 
 def test_groups_are_as_large_as_the_budget_allows() -> None:

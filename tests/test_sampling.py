@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.sampling import choose_rows, draw_candidates, draw_scored, epoch_order, row_generator
+from recbole_dynamicpo.training.sampling import (
+    choose_rows,
+    draw_candidates,
+    draw_scored,
+    epoch_order,
+    row_generator,
+)
 
 
 def candidates(seed: int, row: int, *, seen: list[int], items: int = 60, count: int = 20) -> list[int]:

@@ -12,11 +12,11 @@ import torch
 
 from recbole_dynamicpo.errors import AdapterError, NumericsError, SettingsError
 from recbole_dynamicpo.evaluation.ranks import read_ranks
-from recbole_dynamicpo.model import DynamicPO
 from recbole_dynamicpo.runner import load, plain_config, run
-from recbole_dynamicpo.stages import plan_stages
 from recbole_dynamicpo.tracking.journal import Journal
-from recbole_dynamicpo.trainer import DynamicPOTrainer
+from recbole_dynamicpo.training.model import DynamicPO
+from recbole_dynamicpo.training.plan import plan_stages
+from recbole_dynamicpo.training.trainer import DynamicPOTrainer
 
 
 @pytest.fixture

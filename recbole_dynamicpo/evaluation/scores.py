@@ -56,3 +56,15 @@ def candidate_ranks(scores: NDArray[Any], targets: Sequence[int]) -> NDArray[np.
     chosen = np.take_along_axis(scores, np.array(targets)[:, None], axis=1)
     ranks: NDArray[np.int64] = 1 + (scores > chosen).sum(axis=1)
     return ranks
+
+
+def popularity_scores(counts: Tensor, present: Tensor) -> Tensor:
+    """Return (B, C) scores that rise with ``counts``, no two equal, -inf where not ``present``.
+
+    Equally popular candidates rank in their order in the prompt, which is random: were they left tied,
+    the item chosen would win every tie and popularity would look better than it is.
+    """
+    width = counts.shape[1]
+    keys = counts.double() * width - torch.arange(width)
+    order = keys.masked_fill(~present, -torch.inf).argsort(dim=1, stable=True)
+    return order.argsort(dim=1).float().masked_fill(~present, -torch.inf)

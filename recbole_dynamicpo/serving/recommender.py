@@ -31,7 +31,7 @@ from .folder import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, Card, read
 from .mlflow_store import opened_recommender
 
 if TYPE_CHECKING:
-    from ..model import DynamicPO
+    from ..training.model import DynamicPO
 
 # Names the backbone, a folder or a hub id, where that of the card is not to be had under its name.
 BACKBONE_VARIABLE = "RECBOLE_DYNAMICPO_BACKBONE"

@@ -13,13 +13,13 @@ import torch
 from recbole.evaluator import Collector
 from torch import Tensor
 
-from ..dataset import ROW_ID
 from ..evaluation.ranks import RANKS_FILE, write_ranks
 from ..evaluation.report import REPORT_FILE, Contestant, metric_name, render, summarize
 from ..evaluation.scores import ranks_of
 from ..serving.packaging import portable_backbone
 from ..storage import write_json
 from ..tracking.journal import Journal
+from .columns import ROW_ID
 
 logger = logging.getLogger(__name__)
 

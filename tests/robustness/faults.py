@@ -107,9 +107,9 @@ class Faults:
 
     def _watch_work(self) -> None:
         """Make points of training steps, parts of the reference pass and evaluated batches."""
-        from recbole_dynamicpo import trainer
-        from recbole_dynamicpo.model import DynamicPO
+        from recbole_dynamicpo.training import trainer
         from recbole_dynamicpo.training.evaluating import RankingMixin
+        from recbole_dynamicpo.training.model import DynamicPO
 
         step, scores, ranks = trainer.take_step, DynamicPO.candidate_logps, RankingMixin._note_ranks
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_dynamicpo import cli
-from recbole_dynamicpo.checkpoint import has_checkpoint
 from recbole_dynamicpo.evaluation.ranks import read_ranks
 from recbole_dynamicpo.tracking.journal import Journal
+from recbole_dynamicpo.training.checkpoint import has_checkpoint
 
 from .. import near_gate
 from ..conftest import make_model, make_tokenizer, small_settings, write_dataset
@@ -107,8 +107,8 @@ def prepare(world: Path, home: Path, out: str = "data") -> int:
 
 def fetch(world: Path, home: Path) -> int:
     """Download a data set of RecBole's, from an archive in the world."""
-    from recbole_dynamicpo import known_data
     from recbole_dynamicpo.runner import plain_config
+    from recbole_dynamicpo.training import data_files as known_data
 
     def download(address: str, folder: str) -> str:
         return shutil.make_archive(f"{folder}/ml-1m", "zip", world / "dataset" / "toy")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from recbole_dynamicpo.checkpoint import CHECKPOINT, load_progress
 from recbole_dynamicpo.evaluation.ranks import read_ranks
+from recbole_dynamicpo.training.checkpoint import CHECKPOINT, load_progress
 
 from . import jobs
 from .warm import Warm

@@ -11,15 +11,12 @@ from typing import Any
 
 import torch
 
-from recbole_dynamicpo.checkpoint import Progress, load_checkpoint, load_progress, save_checkpoint
 from recbole_dynamicpo.data.catalogue import Catalogue
 from recbole_dynamicpo.data.prepare import prepare
-from recbole_dynamicpo.known_data import data_notes
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape, read_adapter, read_lora_shape
 from recbole_dynamicpo.language_model.backbone import Backbone
 from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.names import STAGES
-from recbole_dynamicpo.reference import ReferenceCache
 from recbole_dynamicpo.saved_evaluation import settings_of
 from recbole_dynamicpo.serving import recommender
 from recbole_dynamicpo.serving.folder import Card
@@ -27,6 +24,9 @@ from recbole_dynamicpo.serving.recommender import load_recommender
 from recbole_dynamicpo.storage import sha256_file, write_json
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.tracking.run_folder import check_identity, write_identity
+from recbole_dynamicpo.training.checkpoint import Progress, load_checkpoint, load_progress, save_checkpoint
+from recbole_dynamicpo.training.data_files import data_notes
+from recbole_dynamicpo.training.reference import ReferenceCache
 
 from ..published_data import small_published
 from .harness import Target

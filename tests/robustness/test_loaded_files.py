@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import recbole_dynamicpo
-from recbole_dynamicpo import known_data, load_recommender
+from recbole_dynamicpo import load_recommender
 from recbole_dynamicpo.data.bad_rows import BadRows
 from recbole_dynamicpo.data.history_splitter import HistorySplitter
 from recbole_dynamicpo.data.prepare import prepare
@@ -28,6 +28,7 @@ from recbole_dynamicpo.language_model.backbone import load_backbone
 from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.saved_evaluation import read_test_rows
 from recbole_dynamicpo.scoring.prompt_lengths import load_prompt_check
+from recbole_dynamicpo.training import data_files as known_data
 
 from .harness import bounded
 from .payloads import Trap, code, message_of

@@ -17,10 +17,10 @@ import yaml
 from recbole.utils import ModelType
 from recbole.utils.url import decide_download, download_url, extract_zip
 
-from .data.atomic_files import MANIFEST_FILE, check_inter_file
-from .data.download import HUB_DATA_SETS, check_name
-from .errors import DataError, nearest
-from .storage import atomic_folder, load_json, locked, sha256_file, sha256_json
+from ..data.atomic_files import MANIFEST_FILE, check_inter_file
+from ..data.download import HUB_DATA_SETS, check_name
+from ..errors import DataError, nearest
+from ..storage import atomic_folder, load_json, locked, sha256_file, sha256_json
 
 logger = logging.getLogger(__name__)
 

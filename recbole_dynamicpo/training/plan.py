@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .names import STAGES
-from .settings import Settings
+from ..names import STAGES
+from ..settings import Settings
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from .dataset import CANDIDATE_IDS, ROW_ID
-from .errors import StoppedError
-from .evaluation.report import metric_name
-from .known_data import data_digest
-from .serving.mlflow_uri import resolve_uri
-from .storage import write_json
-from .tracking.journal import Journal
-from .tracking.record import AUDIT_FILE, PROBE_FILE, RECORD_FILE, describe, run_tags, write_record
-from .tracking.registry import register, wants_registration
-from .tracking.sync import Tracker, open_tracker
-from .tracking.system import peak_memory_mb, system_metrics
+from ..errors import StoppedError
+from ..evaluation.report import metric_name
+from ..serving.mlflow_uri import resolve_uri
+from ..storage import write_json
+from ..tracking.journal import Journal
+from ..tracking.record import AUDIT_FILE, PROBE_FILE, RECORD_FILE, describe, run_tags, write_record
+from ..tracking.registry import register, wants_registration
+from ..tracking.sync import Tracker, open_tracker
+from ..tracking.system import peak_memory_mb, system_metrics
+from .columns import CANDIDATE_IDS, ROW_ID
+from .data_files import data_digest
 
 logger = logging.getLogger(__name__)
 

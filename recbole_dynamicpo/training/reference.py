@@ -16,9 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 from torch import Tensor
+from tqdm import tqdm
 
-from .storage import atomic_file, sha256_json
+from ..language_model.embedded import cache_folder
+from ..storage import atomic_file, sha256_json
+from .columns import CANDIDATE_IDS
+from .model import DynamicPO
 
 logger = logging.getLogger(__name__)
 
@@ -104,3 +109,36 @@ class ReferenceCache:
             progress(len(chunk))
         table = np.array([stored[key] for key in keys], dtype=np.float64)
         return torch.from_numpy(table).float(), len(missing)
+
+
+def reference_logps(
+    model: DynamicPO, rows: Interaction, show_progress: bool, between: Callable[[], None]
+) -> Tensor:
+    """Return (n, C) reference log-probabilities of all candidates of ``rows``, from the cache where known.
+
+    ``between`` is called after each part that reached the cache, and may raise.
+    """
+    policy, backbone = model.policy, model.policy.backbone
+    key = reference_key(
+        backbone=backbone.fingerprint, adapter=policy.digest(), dtype=str(backbone.dtype),
+        shares_prompt=backbone.shares_prompt, load_in_4bit=model.settings.load_in_4bit,
+    )  # fmt: skip
+    cache = ReferenceCache(cache_folder() / "reference" / key)
+    prompts = model.dataset.prompt_rows(rows, rows[CANDIDATE_IDS].numpy())
+    shortened = model.collator.truncated_rows
+    keys = list(map(row_key, *model.collator.token_ids(prompts)))
+    model.collator.truncated_rows = shortened  # looking rows up is no use of them
+
+    def score(indices: list[int]) -> Tensor:
+        with model.speaking_as("reference"):
+            return model.candidate_logps(rows[indices])
+
+    with tqdm(total=len(keys), desc="reference", disable=not show_progress, unit="row") as bar:
+
+        def advance(done: int) -> None:
+            bar.update(done)
+            between()
+
+        table, computed = cache.complete(keys, score, advance)
+    logger.info("reference: %d rows computed, %d from %s", computed, len(keys) - computed, cache.folder)
+    return table

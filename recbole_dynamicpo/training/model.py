@@ -19,28 +19,27 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
-from .data.catalogue import Catalogue
-from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset
-from .errors import DataError
-from .evaluation.scores import break_ties
-from .language_model.adapter_folder import LoraShape
-from .language_model.backbone import load_backbone
-from .language_model.policy import Policy
-from .objectives.boundary import TANH_SCALE
-from .objectives.diagnostics import _BETA_EDGE, BETA_BINS, Diagnostics
-from .objectives.losses import sft_loss
-from .objectives.preference import preference_loss
+from ..data.catalogue import Catalogue
+from ..errors import DataError
+from ..evaluation.scores import break_ties, popularity_scores
+from ..language_model.adapter_folder import LoraShape
+from ..language_model.backbone import load_backbone
+from ..language_model.policy import Policy
+from ..objectives.boundary import TANH_SCALE
+from ..objectives.diagnostics import _BETA_EDGE, BETA_BINS, Diagnostics
+from ..objectives.losses import sft_loss
+from ..objectives.preference import preference_loss
+from ..scoring.batches import PromptRow
+from ..scoring.collate import Collator
+from ..scoring.prompts import load_templates
+from ..scoring.scorer import Scorer
+from ..scoring.token_budget import TokenBudget
+from ..settings import Settings, properties_folder
+from .columns import CANDIDATE_IDS, REFERENCE_LOGPS, ROW_ID, SCORED
+from .dataset import DynamicPODataset
 from .sampling import row_generator
-from .scoring.batches import PromptRow
-from .scoring.collate import Collator
-from .scoring.prompts import load_templates
-from .scoring.scorer import Scorer
-from .scoring.token_budget import TokenBudget
-from .settings import Settings, properties_folder
 
 logger = logging.getLogger(__name__)
-
-REFERENCE_LOGPS = "reference_logps"  # (n, C) column that the trainer adds to preference batches
 
 
 class DynamicPO(SequentialRecommender):
@@ -243,18 +242,6 @@ class DynamicPO(SequentialRecommender):
     def __str__(self) -> str:
         trainable = sum(p.numel() for p in self.policy.trainable())
         return f"{type(self).__name__}(backbone={self.settings.backbone}, trainable parameters={trainable:,})"
-
-
-def popularity_scores(counts: Tensor, present: Tensor) -> Tensor:
-    """Return (B, C) scores that rise with ``counts``, no two equal, -inf where not ``present``.
-
-    Equally popular candidates rank in their order in the prompt, which is random: were they left tied,
-    the item chosen would win every tie and popularity would look better than it is.
-    """
-    width = counts.shape[1]
-    keys = counts.double() * width - torch.arange(width)
-    order = keys.masked_fill(~present, -torch.inf).argsort(dim=1, stable=True)
-    return order.argsort(dim=1).float().masked_fill(~present, -torch.inf)
 
 
 class _OperationCount(nn.Module):

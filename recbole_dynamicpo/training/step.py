@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,12 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
-from .dataset import CANDIDATE_IDS, ROW_ID
-from .errors import NumericsError
-from .language_model.embedded import cache_folder
+from ..errors import NumericsError
+from ..objectives.diagnostics import BETA_BINS, Diagnostics, merge_diagnostics
+from ..scoring.token_budget import TokenBudget, free_device_memory
+from .columns import ROW_ID, TOKENS
 from .model import DynamicPO
-from .objectives.diagnostics import BETA_BINS, Diagnostics, merge_diagnostics
-from .reference import ReferenceCache, reference_key, row_key
-from .scoring.token_budget import TokenBudget, free_device_memory
-from .stage_rows import TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -114,36 +110,3 @@ def _backward(model: DynamicPO, parts: Sequence[Interaction]) -> tuple[list[Tens
     if diagnostics:
         found += [torch.stack(merge_diagnostics(diagnostics, sizes)), torch.stack(betas).sum(dim=0)]
     return [part.float() for part in found], tokens
-
-
-def reference_logps(
-    model: DynamicPO, rows: Interaction, show_progress: bool, between: Callable[[], None]
-) -> Tensor:
-    """Return (n, C) reference log-probabilities of all candidates of ``rows``, from the cache where known.
-
-    ``between`` is called after each part that reached the cache, and may raise.
-    """
-    policy, backbone = model.policy, model.policy.backbone
-    key = reference_key(
-        backbone=backbone.fingerprint, adapter=policy.digest(), dtype=str(backbone.dtype),
-        shares_prompt=backbone.shares_prompt, load_in_4bit=model.settings.load_in_4bit,
-    )  # fmt: skip
-    cache = ReferenceCache(cache_folder() / "reference" / key)
-    prompts = model.dataset.prompt_rows(rows, rows[CANDIDATE_IDS].numpy())
-    shortened = model.collator.truncated_rows
-    keys = list(map(row_key, *model.collator.token_ids(prompts)))
-    model.collator.truncated_rows = shortened  # looking rows up is no use of them
-
-    def score(indices: list[int]) -> Tensor:
-        with model.speaking_as("reference"):
-            return model.candidate_logps(rows[indices])
-
-    with tqdm(total=len(keys), desc="reference", disable=not show_progress, unit="row") as bar:
-
-        def advance(done: int) -> None:
-            bar.update(done)
-            between()
-
-        table, computed = cache.complete(keys, score, advance)
-    logger.info("reference: %d rows computed, %d from %s", computed, len(keys) - computed, cache.folder)
-    return table

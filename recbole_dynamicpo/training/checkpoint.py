@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from .errors import CheckpointError
-from .language_model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, write_tensors
-from .language_model.policy import Policy
-from .names import STAGES
-from .storage import (
+from ..errors import CheckpointError
+from ..language_model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, write_tensors
+from ..language_model.policy import Policy
+from ..names import STAGES
+from ..storage import (
     atomic_folder,
     is_number,
     load_json,

@@ -20,24 +20,25 @@ from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, dict2str, early_stopping, get_local_time
 from tqdm import tqdm
 
+from ..errors import NumericsError, StoppedError
+from ..names import STAGES
+from ..serving.recommender import RECOMMENDER_FILE, save_recommender
+from ..storage import locked, remove_partial, sha256_json
+from ..tracking.journal import Journal
+from ..tracking.record import JOURNAL_FILE
+from ..tracking.run_folder import check_identity, identity, new_run_folder, write_identity
+from ..tracking.sync import Tracker
 from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, load_progress, save_checkpoint
-from .dataset import ROW_ID
-from .errors import NumericsError, StoppedError
+from .columns import REFERENCE_LOGPS, ROW_ID
+from .evaluating import RankingCollector, RankingMixin
 from .interrupt import StopRequest, stop_request
-from .model import REFERENCE_LOGPS, DynamicPO
-from .names import STAGES
+from .model import DynamicPO
+from .plan import StagePlan, plan_stages
 from .recording import RecordingMixin
+from .reference import reference_logps
+from .rows import stage_rows, step_batches
 from .sampling import row_generator
-from .serving.recommender import RECOMMENDER_FILE, save_recommender
-from .stage_rows import stage_rows, step_batches
-from .stages import StagePlan, plan_stages
-from .steps import reference_logps, summary, take_step
-from .storage import locked, remove_partial, sha256_json
-from .tracking.journal import Journal
-from .tracking.record import JOURNAL_FILE
-from .tracking.run_folder import check_identity, identity, new_run_folder, write_identity
-from .tracking.sync import Tracker
-from .training.evaluating import RankingCollector, RankingMixin
+from .step import summary, take_step
 
 logger = logging.getLogger(__name__)
 

@@ -21,20 +21,16 @@ from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
-from .data.catalogue import Catalogue, build_catalogue, read_titles
-from .errors import DataError, SettingsError
-from .known_data import data_notes, require_data
+from ..data.catalogue import Catalogue, build_catalogue, read_titles
+from ..errors import DataError, SettingsError
+from ..scoring.batches import PromptRow
+from ..settings import read_settings
+from .columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
+from .data_files import data_notes, require_data
 from .sampling import TEMPLATE_DRAWS, IntArray, choose_rows, draw_candidates, row_generator
-from .scoring.batches import PromptRow
-from .settings import read_settings
 
 logger = logging.getLogger(__name__)
 
-# Fields that the rows of this data set carry beside RecBole's own.
-ROW_ID = "row_id"  # index among all rows of the data set; stable for a data set and its settings
-CANDIDATE_IDS = "candidate_ids"  # (n, C) in prompt order; 0 where a row has fewer
-TEMPLATE = "template_id"
-SCORED = "scored_columns"  # (n, 1 + K) columns of CANDIDATE_IDS that enter the loss, positive first
 
 PHASES = ("train", "valid", "test")
 

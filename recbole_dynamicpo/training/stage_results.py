@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..settings import package_folder, properties_folder
+from ..storage import difference, load_json, sha256_files, sha256_json, write_json
 from .checkpoint import CHECKPOINT
-from .settings import package_folder, properties_folder
-from .storage import difference, load_json, sha256_files, sha256_json, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -12,15 +12,15 @@ from recbole.config import Config
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.interaction import Interaction
 
-from .dataset import CANDIDATE_IDS, ROW_ID, SCORED, DynamicPODataset
-from .errors import DataError, SettingsError
+from ..errors import DataError, SettingsError
+from .columns import CANDIDATE_IDS, ROW_ID, SCORED, TOKENS
+from .dataset import DynamicPODataset
+from .plan import StagePlan
 from .sampling import IntArray, draw_scored, epoch_order
-from .stages import StagePlan
 
 if TYPE_CHECKING:
     from .model import DynamicPO
 
-TOKENS = "row_tokens"  # (n,) size of each row in the present epoch
 
 logger = logging.getLogger(__name__)
 
