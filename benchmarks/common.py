@@ -69,7 +69,7 @@ def parse(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 ) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Return the options and the settings of the package among ``arguments``."""
-    from recbole_dynamicpo.runner import parse_overrides
+    from recbole_dynamicpo.host.config import parse_overrides
 
     # RecBole's and peft's uses of old names; nothing that a reader of figures could act on.
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import DTYPES, Backbone, load_backbone, resolve_backbone
 from recbole_dynamicpo.language_model.logps import sharing_works
 from recbole_dynamicpo.language_model.policy import POLICY, Policy
-from recbole_dynamicpo.runner import PlainConfig
 from recbole_dynamicpo.scoring.batches import PromptRow, TokenBatch
 from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import load_templates

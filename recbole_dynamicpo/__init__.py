@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .host.registration import register
 from .names import MODEL_NAMES
-from .registration import register
 from .version import __version__
 
 if TYPE_CHECKING:

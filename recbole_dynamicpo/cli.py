@@ -79,7 +79,8 @@ def _run_recbole(arguments: Sequence[str]) -> None:
     parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines")
     parser.add_argument("--group_offset", type=int, default=0, help="rank of this machine's first process")
     known, rest = parser.parse_known_args(arguments)
-    from .runner import parse_overrides, run, run_distributed
+    from .host.config import parse_overrides
+    from .host.run import run, run_distributed
 
     overrides, files = parse_overrides(rest), known.config_files.split()
     if known.nproc == 1 and known.world_size <= 0:

@@ -150,7 +150,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _settings(options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """Return the settings files and the overrides of a subcommand that takes settings."""
-    from .runner import parse_overrides
+    from .host.config import parse_overrides
 
     overrides = parse_overrides(options.settings)
     if options.data_path is not None:
@@ -159,7 +159,7 @@ def _settings(options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from .saved_evaluation import evaluate_saved
+    from .host.saved_evaluation import evaluate_saved
 
     files, overrides = _settings(options)
     if options.rows is not None:
@@ -177,7 +177,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _baselines(options: argparse.Namespace) -> None:
-    from .baselines import run_baselines
+    from .host.baselines import run_baselines
 
     files, overrides = _settings(options)
     found = run_baselines(options.dataset, files, overrides, options.model)

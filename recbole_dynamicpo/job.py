@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .host.config import PlainConfig, plain_config, refuse_pickles
 from .language_model.adapter_folder import adapter_digest
 from .language_model.backbone import check_backbone
-from .runner import PlainConfig, plain_config, refuse_pickles
 from .settings import Settings, read_settings
 from .tracking.record import PLACES, RECORDED, flat_settings
 from .training.data_files import can_be_fetched, require_data

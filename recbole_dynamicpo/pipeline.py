@@ -19,10 +19,11 @@ from .data.download import HUB_DATA_SETS
 from .data.prepare import prepare as write_data
 from .errors import CheckpointError
 from .evaluation.report import read_report
+from .host.config import PlainConfig
+from .host.run import load
 from .job import Job, decisive, stage_config, stage_folders
 from .language_model.backbone import backbone_fingerprint, resolve_backbone, resolve_dtype
 from .names import STAGES
-from .runner import PlainConfig, load
 from .settings import read_settings
 from .storage import locked, write_json
 from .tracking.journal import Journal

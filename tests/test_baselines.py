@@ -17,13 +17,14 @@ import torch
 from recbole.data.interaction import Interaction
 
 import recbole_dynamicpo
-from recbole_dynamicpo.baselines import BaselineConfig, BaselineDataset, popularity_ranks, run_baselines
 from recbole_dynamicpo.data.prepare import prepare
 from recbole_dynamicpo.errors import DataError, SettingsError
 from recbole_dynamicpo.evaluation.ranks import read_ranks
 from recbole_dynamicpo.evaluation.statistics import compare_runs
-from recbole_dynamicpo.histories import newest_history
-from recbole_dynamicpo.runner import PlainConfig, run
+from recbole_dynamicpo.host.baselines import BaselineConfig, BaselineDataset, popularity_ranks, run_baselines
+from recbole_dynamicpo.host.config import PlainConfig
+from recbole_dynamicpo.host.run import run
+from recbole_dynamicpo.host.stock_histories import newest_history
 from recbole_dynamicpo.training.columns import CANDIDATE_IDS, ROW_ID
 
 from .conftest import write_dataset

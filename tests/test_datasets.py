@@ -18,7 +18,8 @@ import yaml
 import recbole_dynamicpo
 from recbole_dynamicpo.data.prepare import prepare
 from recbole_dynamicpo.errors import DataError, SettingsError
-from recbole_dynamicpo.runner import PlainConfig, run
+from recbole_dynamicpo.host.config import PlainConfig
+from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.scoring.prompts import load_templates
 from recbole_dynamicpo.settings import properties_folder
 from recbole_dynamicpo.training import data_files as known_data

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.language_model.policy import Policy
-from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import Templates

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
 
+from recbole_dynamicpo.host.config import plain_config
+from recbole_dynamicpo.host.run import load, run
 from recbole_dynamicpo.language_model.policy import Policy
-from recbole_dynamicpo.runner import load, plain_config, run
 from recbole_dynamicpo.scoring import token_budget as memory
 from recbole_dynamicpo.scoring.batches import TokenBatch
 from recbole_dynamicpo.scoring.token_budget import TokenBudget

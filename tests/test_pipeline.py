@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recbole_dynamicpo.runner import run
+from recbole_dynamicpo.host.run import run
 
 
 @pytest.mark.parametrize("model", ["DynamicPO", "DMPO", "MPPO", "SDPO", "SFTRec"])

@@ -18,7 +18,7 @@ import torch
 
 from recbole_dynamicpo import Recommender, load_recommender
 from recbole_dynamicpo.errors import AdapterError, BackboneError, DataError
-from recbole_dynamicpo.runner import run
+from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
 

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from recbole_dynamicpo.cli import main
-from recbole_dynamicpo.runner import run
+from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.serving import gate
 from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
 

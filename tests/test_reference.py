@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import Backbone, backbone_fingerprint
 from recbole_dynamicpo.language_model.policy import Policy
-from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import Templates

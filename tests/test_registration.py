@@ -11,8 +11,8 @@ import pytest
 import torch.multiprocessing
 
 import recbole_dynamicpo
+from recbole_dynamicpo.host.config import PlainConfig, parse_overrides, parse_value
 from recbole_dynamicpo.names import MODEL_NAMES
-from recbole_dynamicpo.runner import PlainConfig, parse_overrides, parse_value
 
 
 def resolve(rank: int, names: tuple[str, ...]) -> None:

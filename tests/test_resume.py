@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from recbole_dynamicpo.cli import run_recbole
 from recbole_dynamicpo.errors import CheckpointError, LockedError
-from recbole_dynamicpo.runner import run
+from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.storage import locked
 from recbole_dynamicpo.tracking.journal import Journal
 

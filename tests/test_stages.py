@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from recbole_dynamicpo.errors import AdapterError, BackboneError, DataError, SettingsError
+from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.job import Job, check
 from recbole_dynamicpo.pipeline import begin, evaluate, prepare, train
-from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.settings import package_folder, properties_folder
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.tracking.record import read_record

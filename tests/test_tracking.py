@@ -18,7 +18,7 @@ from mlflow.entities import Run
 
 from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.errors import CheckpointError, TrackingError
-from recbole_dynamicpo.runner import run
+from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.serving.mlflow_uri import resolve_uri
 from recbole_dynamicpo.tracking.client import page
 from recbole_dynamicpo.tracking.journal import Journal

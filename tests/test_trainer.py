@@ -12,7 +12,8 @@ import torch
 
 from recbole_dynamicpo.errors import AdapterError, NumericsError, SettingsError
 from recbole_dynamicpo.evaluation.ranks import read_ranks
-from recbole_dynamicpo.runner import load, plain_config, run
+from recbole_dynamicpo.host.config import plain_config
+from recbole_dynamicpo.host.run import load, run
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.training.model import DynamicPO
 from recbole_dynamicpo.training.plan import plan_stages

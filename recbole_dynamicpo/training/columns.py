@@ -1,12 +1,5 @@
 """Names of the columns that rows carry beside RecBole's own."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 REFERENCE_LOGPS = "reference_logps"  # (n, C) column that the trainer adds to preference batches
 # Fields that the rows of this data set carry beside RecBole's own.
 ROW_ID = "row_id"  # index among all rows of the data set; stable for a data set and its settings

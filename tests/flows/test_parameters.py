@@ -96,7 +96,7 @@ def test_the_known_settings_are_those_that_the_package_knows(
     toy_settings: dict[str, Any], tmp_path: Path
 ) -> None:
     """What RecBole's Config names as its own general settings may be overridden too."""
-    from recbole_dynamicpo.runner import plain_config
+    from recbole_dynamicpo.host.config import plain_config
 
     config = plain_config("DynamicPO", "toy", (), toy_settings)
     general = {name for names in config.parameters.values() for name in names}

@@ -29,8 +29,8 @@ def make_world(world: Path) -> None:
     import recbole.quick_start
     import torch
 
+    import recbole_dynamicpo.host.registration
     import recbole_dynamicpo.pipeline
-    import recbole_dynamicpo.registration
 
     torch.set_num_threads(1)
     recbole_dynamicpo.registration.register()
@@ -107,7 +107,7 @@ def prepare(world: Path, home: Path, out: str = "data") -> int:
 
 def fetch(world: Path, home: Path) -> int:
     """Download a data set of RecBole's, from an archive in the world."""
-    from recbole_dynamicpo.runner import plain_config
+    from recbole_dynamicpo.host.config import plain_config
     from recbole_dynamicpo.training import data_files as known_data
 
     def download(address: str, folder: str) -> str:

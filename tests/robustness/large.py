@@ -32,7 +32,7 @@ def main(home: Path) -> None:
     """Prepare, take the first steps of both stages, validate and evaluate, all else as shipped."""
     import torch
 
-    from recbole_dynamicpo.runner import run
+    from recbole_dynamicpo.host.run import run
 
     torch.set_num_threads(1)
     os.chdir(home)

@@ -15,7 +15,7 @@ from recbole_dynamicpo.data.catalogue import read_titles
 from recbole_dynamicpo.data.published import PublishedRow, read_rows
 from recbole_dynamicpo.data.sequences import Sequences, read_sequences, write_sequences
 from recbole_dynamicpo.evaluation.ranks import read_ranks, write_ranks
-from recbole_dynamicpo.runner import PlainConfig
+from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.scoring.prompts import Templates, load_templates
 from recbole_dynamicpo.training.dataset import DynamicPODataset
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from recbole_dynamicpo import load_recommender
 from recbole_dynamicpo.data.catalogue import Catalogue
 from recbole_dynamicpo.errors import AdapterError, DataError, NumericsError
+from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.language_model.backbone import load_backbone
 from recbole_dynamicpo.objectives.preference import OBJECTIVES, preference_loss
-from recbole_dynamicpo.runner import run
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import Templates

@@ -13,22 +13,22 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .errors import AdapterError
-from .evaluation.protocols import Protocols, compare_protocols
-from .evaluation.ranks import RANKS_FILE, write_ranks
-from .evaluation.report import REPORT_FILE, Contestant, render, summarize
-from .evaluation.scores import break_ties, candidate_ranks
-from .runner import PlainConfig, refuse_pickles
-from .scoring.answers import write_answers
-from .scoring.batches import PromptRow
-from .scoring.scorer import Scorer
-from .serving.mlflow_store import opened_recommender
-from .serving.packaging import SETTINGS_FILE
-from .serving.recommender import Recommender, load_recommender
-from .storage import atomic_file, load_json, write_json
-from .tracking.record import RECORD_FILE, nested_settings
-from .training.columns import CANDIDATE_IDS, ROW_ID
-from .training.dataset import DynamicPODataset
+from ..errors import AdapterError
+from ..evaluation.protocols import Protocols, compare_protocols
+from ..evaluation.ranks import RANKS_FILE, write_ranks
+from ..evaluation.report import REPORT_FILE, Contestant, render, summarize
+from ..evaluation.scores import break_ties, candidate_ranks
+from ..scoring.answers import write_answers
+from ..scoring.batches import PromptRow
+from ..scoring.scorer import Scorer
+from ..serving.mlflow_store import opened_recommender
+from ..serving.packaging import SETTINGS_FILE
+from ..serving.recommender import Recommender, load_recommender
+from ..storage import atomic_file, load_json, write_json
+from ..tracking.record import RECORD_FILE, nested_settings
+from ..training.columns import CANDIDATE_IDS, ROW_ID
+from ..training.dataset import DynamicPODataset
+from .config import PlainConfig, refuse_pickles
 
 ANSWERS_FILE = "answers.jsonl"
 # What a run's evaluation depends on, beside its adapter; taken from the run unless the user says otherwise.

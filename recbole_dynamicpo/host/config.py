@@ -1,26 +1,116 @@
-"""Run any RecBole model, ours or a stock one, from settings that are never evaluated as code."""
+"""RecBole's configuration read from plain values only: nothing in a file or a dictionary is evaluated."""
 
 from __future__ import annotations
 
 import ast
-import inspect
-import logging
+import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from recbole.config import Config
 
-from .errors import DataError, SettingsError
-from .names import MODEL_NAMES
-from .plain_config import PlainConfig
+from ..data.download import check_name
+from ..errors import DataError, SettingsError, nearest
+from ..names import MODEL_NAMES
+from ..settings import read_dataset_defaults, read_settings
+from ..training.data_files import require_data
 from .registration import register
 
 _TEACHERS = ("CrossNet", "CIN")  # of RecBole's KD_DAGFM, which evaluates the name
 _PLAIN_TYPES = (bool, int, float, str, list, tuple, dict, type(None))
+
+# As RecBole reads numbers like 1e-4, which plain YAML takes for text.
+_FLOAT = re.compile(
+    r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
+    r"|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
+)
+_MOST_VALUES = 10_000  # of a settings file; aliases of aliases can make billions of a few lines
+
+
+class _SafeYaml(yaml.SafeLoader):
+    """YAML without Python objects."""
+
+
+_SafeYaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+class PlainConfig(Config):
+    """RecBole's configuration without its three surprises.
+
+    It does not evaluate strings as Python, does not read the process's command line, and reads YAML
+    with the safe loader. Stock models too get the defaults of our data sets (properties/dataset), behind
+    RecBole's own defaults and before the user's files. Everything else is RecBole's.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        dataset: str | None = None,
+        config_file_list: Sequence[str] | None = None,
+        config_dict: Mapping[str, Any] | None = None,
+    ) -> None:
+        try:
+            super().__init__(model, dataset, config_file_list, config_dict)
+        except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+            raise SettingsError(f"RecBole cannot use these settings: {error}") from error
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        check_name(dataset)
+        super()._load_internal_config_dict(model, model_class, dataset)
+        if model not in MODEL_NAMES:
+            read_dataset_defaults(self, dataset)
+
+    def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
+        return _SafeYaml
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return {}
+
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        return config_dict
+
+    def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for name in file_list or []:
+            try:
+                content = yaml.load(Path(name).read_text(encoding="utf-8"), Loader=_SafeYaml)
+                size = _expanded_size(content)
+            except OSError as error:
+                raise SettingsError(f"settings file {name}: cannot be read ({error.strerror})") from error
+            except RecursionError as error:
+                raise SettingsError(f"settings file {name}: nested too deeply, or in itself") from error
+            except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+                raise SettingsError(f"settings file {name}: not plain YAML: {error}") from error
+            if size > _MOST_VALUES:
+                raise SettingsError(f"settings file {name}: its aliases expand to {size} values")
+            if content is not None and not isinstance(content, dict):
+                raise SettingsError(
+                    f"settings file {name}: got {type(content).__name__}, wanted key: value lines"
+                )
+            for key in content or {}:
+                if not isinstance(key, str):
+                    raise SettingsError(f"settings file {name}: got the key {key!r}, wanted a name")
+            merged.update(content or {})
+        return merged
+
+
+def _expanded_size(value: Any) -> int:
+    """Return how many values YAML stands for with its aliases written out; each is visited once."""
+    sizes: dict[int, int] = {}
+
+    def size(part: Any) -> int:
+        if not isinstance(part, dict | list | tuple | set):
+            return 1
+        if id(part) not in sizes:
+            inner = [*part.keys(), *part.values()] if isinstance(part, dict) else part
+            sizes[id(part)] = 1 + sum(map(size, inner))
+        return sizes[id(part)]
+
+    return size(value)
 
 
 def parse_value(text: str) -> Any:
@@ -55,101 +145,10 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
-def run(
-    model: str,
-    dataset: str,
-    config_files: Sequence[str] = (),
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    saved: bool = True,
-) -> dict[str, Any]:
-    """Train and test a model as RecBole's ``run_recbole`` does, and return its result.
-
-    Args:
-        model: name of one of our models or of a stock RecBole model.
-        dataset: name of the data set.
-        config_files: YAML files, later ones win.
-        overrides: settings that win over the files.
-        saved: keep the best model and test that one.
-
-    Raises:
-        DynamicPOError: anything wrong with settings, data, backbone or adapters.
-    """
-    from recbole.utils import get_trainer, init_logger
-
-    config = checked_config(model, dataset, config_files, overrides or {})
-    init_logger(config)
-    logger = logging.getLogger()
-    logger.info(config)
-    loaded = load(config)
-    logger.info(loaded.model)
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, loaded.model)
-    show = {"saved": saved, "show_progress": config["show_progress"]}
-    if model in MODEL_NAMES:  # our trainer records itself
-        best_score, best_result = trainer.fit(loaded.train, loaded.valid, **show)
-        test_result = trainer.evaluate(
-            loaded.test, load_best_model=saved, show_progress=config["show_progress"]
-        )
-    else:
-        best_score, best_result, test_result = _run_stock(config, loaded, trainer, show)
-    logger.info("best valid: %s", best_result)
-    logger.info("test result: %s", test_result)
-    return {
-        "best_valid_score": best_score,
-        "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": best_result,
-        "test_result": test_result,
-    }
-
-
-def _run_stock(config: Config, loaded: Loaded, trainer: Any, show: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Train and test a stock model; return the best score and the metrics on valid and test."""
-    from .stock_record import recorded
-
-    with recorded(config, loaded) as record:
-        # RecBole's trainers of decision trees take no callback.
-        takes_callback = "callback_fn" in inspect.signature(trainer.fit).parameters
-        more = {"callback_fn": record.epoch} if takes_callback else {}
-        score, valid = trainer.fit(loaded.train, loaded.valid, **show, **more)
-        test = trainer.evaluate(
-            loaded.test, load_best_model=show["saved"], show_progress=show["show_progress"]
-        )
-        record.results(valid, test)
-    return score, valid, test
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """RecBole's loaders of the three splits, and the model."""
-
-    train: Any
-    valid: Any
-    test: Any
-    model: Any
-
-
-def load(config: Config) -> Loaded:
-    """Load data and model of a configuration, seeded as RecBole does it."""
-    from recbole.data import data_preparation
-    from recbole.utils import get_model, init_seed
-
-    from .histories import create_dataset
-
-    init_seed(config["seed"], config["reproducibility"])
-    data = create_dataset(config)
-    logging.getLogger().info(data)
-    train, valid, test = data_preparation(config, data)
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = get_model(config["model"])(config, train._dataset).to(config["device"])
-    return Loaded(train, valid, test, model)
-
-
 def checked_config(
     model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
 ) -> PlainConfig:
     """Return the configuration of a run after everything that can be checked without loading data."""
-    from .training.data_files import require_data
-
     config = plain_config(model, dataset, config_files, overrides)
     require_data(config)
     refuse_pickles(config)
@@ -160,39 +159,12 @@ def plain_config(
     model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
 ) -> PlainConfig:
     """Return the configuration of a run with its settings checked, before any data file is looked for."""
-    from .settings import read_settings
-
     register()
     check_model(model)
     config = PlainConfig(model, dataset, list(config_files), dict(overrides))
     if model in MODEL_NAMES:
         read_settings(config)
     return config
-
-
-def run_distributed(
-    model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
-) -> None:
-    """Run a stock model in ``overrides["nproc"]`` processes, one a GPU.
-
-    Raises:
-        SettingsError: one of our models; their trainer uses one process and accumulates instead.
-    """
-    import torch.multiprocessing
-
-    if model in MODEL_NAMES:
-        raise SettingsError(
-            f"nproc: got {overrides['nproc']} for {model}, wanted 1 (raise accumulation_steps instead)"
-        )
-    arguments = (model, dataset, list(config_files), dict(overrides))
-    torch.multiprocessing.spawn(run_rank, args=arguments, nprocs=overrides["nproc"], join=True)
-
-
-def run_rank(
-    rank: int, model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
-) -> None:
-    """Run one process of ``run_distributed``; importing this module has registered our models."""
-    run(model, dataset, config_files, {**overrides, "local_rank": rank})
 
 
 def check_model(model: str) -> None:
@@ -202,8 +174,6 @@ def check_model(model: str) -> None:
         SettingsError: naming the nearest known model.
     """
     from importlib.util import find_spec
-
-    from .errors import nearest
 
     if model in MODEL_NAMES:
         return

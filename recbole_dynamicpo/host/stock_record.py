@@ -10,14 +10,14 @@ from typing import Any
 
 from recbole.utils import get_local_time
 
-from .evaluation.report import metric_name
-from .tracking.journal import Journal
-from .tracking.record import JOURNAL_FILE, describe, write_record
-from .tracking.run_folder import new_run_folder
-from .tracking.sync import Tracker, open_tracker
-from .tracking.system import peak_memory_mb
-from .training.data_files import data_digest
-from .version import __version__
+from ..evaluation.report import metric_name
+from ..tracking.journal import Journal
+from ..tracking.record import JOURNAL_FILE, describe, write_record
+from ..tracking.run_folder import new_run_folder
+from ..tracking.sync import Tracker, open_tracker
+from ..tracking.system import peak_memory_mb
+from ..training.data_files import data_digest
+from ..version import __version__
 
 
 class StockRun:

@@ -17,9 +17,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-from .names import MODEL_NAMES
-from .settings import properties_folder, read_dataset_defaults
-from .stock import load_own_checkpoints
+from ..names import MODEL_NAMES
+from ..settings import properties_folder, read_dataset_defaults
+from .stock_checkpoints import load_own_checkpoints
 
 _PACKAGE = "recbole.model.sequential_recommender."
 _MODULES = {_PACKAGE + name.lower() for name in MODEL_NAMES}
@@ -83,8 +83,8 @@ def attach() -> None:
     import recbole.data.dataset
     import recbole.trainer
 
-    from .training.dataset import DynamicPODataset
-    from .training.trainer import DynamicPOTrainer
+    from ..training.dataset import DynamicPODataset
+    from ..training.trainer import DynamicPOTrainer
 
     for name in MODEL_NAMES:
         setattr(recbole.trainer, f"{name}Trainer", DynamicPOTrainer)

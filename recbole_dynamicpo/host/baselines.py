@@ -20,19 +20,19 @@ from recbole.data import data_preparation
 from recbole.trainer import Trainer
 from recbole.utils import ModelType, get_local_time, get_model, init_logger, init_seed
 
-from .errors import SettingsError
-from .evaluation.ranks import RANKS_FILE, write_ranks
-from .evaluation.report import REPORT_FILE, Contestant, render, summarize
-from .evaluation.scores import candidate_ranks, popularity_scores, ranks_of
-from .histories import fit_histories
-from .names import MODEL_NAMES
+from ..errors import SettingsError
+from ..evaluation.ranks import RANKS_FILE, write_ranks
+from ..evaluation.report import REPORT_FILE, Contestant, render, summarize
+from ..evaluation.scores import candidate_ranks, popularity_scores, ranks_of
+from ..names import MODEL_NAMES
+from ..settings import properties_folder, read_dataset_defaults
+from ..storage import write_json
+from ..training.columns import CANDIDATE_IDS, ROW_ID
+from ..training.dataset import DynamicPODataset
+from ..training.evaluating import RankingCollector
+from .config import PlainConfig, check_model, refuse_pickles
 from .registration import register
-from .runner import PlainConfig, check_model, refuse_pickles
-from .settings import properties_folder, read_dataset_defaults
-from .storage import write_json
-from .training.columns import CANDIDATE_IDS, ROW_ID
-from .training.dataset import DynamicPODataset
-from .training.evaluating import RankingCollector
+from .stock_histories import fit_histories
 
 
 class BaselineConfig(PlainConfig):

@@ -1,0 +1,1 @@
+"""RecBole as our host: it finds us, is configured without eval, runs its own models."""

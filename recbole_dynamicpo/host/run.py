@@ -1,0 +1,129 @@
+"""Run any RecBole model, ours or a stock one, from settings that are never evaluated as code."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recbole.config import Config
+
+from ..errors import SettingsError
+from ..names import MODEL_NAMES
+from .config import checked_config
+
+
+def run(
+    model: str,
+    dataset: str,
+    config_files: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """Train and test a model as RecBole's ``run_recbole`` does, and return its result.
+
+    Args:
+        model: name of one of our models or of a stock RecBole model.
+        dataset: name of the data set.
+        config_files: YAML files, later ones win.
+        overrides: settings that win over the files.
+        saved: keep the best model and test that one.
+
+    Raises:
+        DynamicPOError: anything wrong with settings, data, backbone or adapters.
+    """
+    from recbole.utils import get_trainer, init_logger
+
+    config = checked_config(model, dataset, config_files, overrides or {})
+    init_logger(config)
+    logger = logging.getLogger()
+    logger.info(config)
+    loaded = load(config)
+    logger.info(loaded.model)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, loaded.model)
+    show = {"saved": saved, "show_progress": config["show_progress"]}
+    if model in MODEL_NAMES:  # our trainer records itself
+        best_score, best_result = trainer.fit(loaded.train, loaded.valid, **show)
+        test_result = trainer.evaluate(
+            loaded.test, load_best_model=saved, show_progress=config["show_progress"]
+        )
+    else:
+        best_score, best_result, test_result = _run_stock(config, loaded, trainer, show)
+    logger.info("best valid: %s", best_result)
+    logger.info("test result: %s", test_result)
+    return {
+        "best_valid_score": best_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": best_result,
+        "test_result": test_result,
+    }
+
+
+def _run_stock(config: Config, loaded: Loaded, trainer: Any, show: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Train and test a stock model; return the best score and the metrics on valid and test."""
+    from .stock_record import recorded
+
+    with recorded(config, loaded) as record:
+        # RecBole's trainers of decision trees take no callback.
+        takes_callback = "callback_fn" in inspect.signature(trainer.fit).parameters
+        more = {"callback_fn": record.epoch} if takes_callback else {}
+        score, valid = trainer.fit(loaded.train, loaded.valid, **show, **more)
+        test = trainer.evaluate(
+            loaded.test, load_best_model=show["saved"], show_progress=show["show_progress"]
+        )
+        record.results(valid, test)
+    return score, valid, test
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """RecBole's loaders of the three splits, and the model."""
+
+    train: Any
+    valid: Any
+    test: Any
+    model: Any
+
+
+def load(config: Config) -> Loaded:
+    """Load data and model of a configuration, seeded as RecBole does it."""
+    from recbole.data import data_preparation
+    from recbole.utils import get_model, init_seed
+
+    from .stock_histories import create_dataset
+
+    init_seed(config["seed"], config["reproducibility"])
+    data = create_dataset(config)
+    logging.getLogger().info(data)
+    train, valid, test = data_preparation(config, data)
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    model = get_model(config["model"])(config, train._dataset).to(config["device"])
+    return Loaded(train, valid, test, model)
+
+
+def run_distributed(
+    model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
+) -> None:
+    """Run a stock model in ``overrides["nproc"]`` processes, one a GPU.
+
+    Raises:
+        SettingsError: one of our models; their trainer uses one process and accumulates instead.
+    """
+    import torch.multiprocessing
+
+    if model in MODEL_NAMES:
+        raise SettingsError(
+            f"nproc: got {overrides['nproc']} for {model}, wanted 1 (raise accumulation_steps instead)"
+        )
+    arguments = (model, dataset, list(config_files), dict(overrides))
+    torch.multiprocessing.spawn(run_rank, args=arguments, nprocs=overrides["nproc"], join=True)
+
+
+def run_rank(
+    rank: int, model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
+) -> None:
+    """Run one process of ``run_distributed``; importing this module has registered our models."""
+    run(model, dataset, config_files, {**overrides, "local_rank": rank})
