@@ -16,7 +16,7 @@ from recbole_dynamicpo.evaluation.ranks import read_ranks, write_ranks
 from recbole_dynamicpo.scoring import prompt_lengths as prompt_check
 from recbole_dynamicpo.scoring.prompt_lengths import load_prompt_check
 
-from .published_data import CANDIDATES, small_published
+from .helpers.published_data import CANDIDATES, small_published
 
 # RecBole 1.2.1 counts the items of pre-split rows by a deprecated way of pandas.
 pytestmark = pytest.mark.filterwarnings("ignore:using .* in Series.agg:FutureWarning")

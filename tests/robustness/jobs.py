@@ -17,9 +17,9 @@ from recbole_dynamicpo.evaluation.ranks import read_ranks
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.training.checkpoint import has_checkpoint
 
-from .. import near_gate
 from ..conftest import make_model, make_tokenizer, small_settings, write_dataset
-from ..published_data import small_published
+from ..helpers import near_gate
+from ..helpers.published_data import small_published
 
 STEPS = 12  # of the job: two stages of two epochs with three steps each
 

@@ -28,7 +28,7 @@ from recbole_dynamicpo.training.checkpoint import Progress, load_checkpoint, loa
 from recbole_dynamicpo.training.data_files import data_notes
 from recbole_dynamicpo.training.reference import ReferenceCache
 
-from ..published_data import small_published
+from ..helpers.published_data import small_published
 from .harness import Target
 from .targets import TITLES
 

@@ -20,7 +20,7 @@ from recbole_dynamicpo.scoring.prompts import Templates, load_templates
 from recbole_dynamicpo.training.dataset import DynamicPODataset
 
 from ..conftest import write_dataset
-from ..published_data import published_rows
+from ..helpers.published_data import published_rows
 from .harness import Target
 
 TITLES = ["Toy Story", "Heat (1995)", 'The "Best"', "Émile :: 東京", "NA", "a,b", "😀 film", "::"]

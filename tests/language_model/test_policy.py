@@ -19,7 +19,7 @@ from recbole_dynamicpo.language_model.logps import shared_logps
 from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.scoring.batches import TokenBatch
 
-from .conftest import make_model, make_tokenizer
+from ..conftest import make_model, make_tokenizer
 
 BATCH = TokenBatch(
     torch.tensor([[5, 6, 7], [8, 9, 0]]),

@@ -22,8 +22,8 @@ from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
 
-from .conftest import make_model, make_tokenizer
-from .saved_recommender import BY_POPULARITY, write_recommender
+from ..conftest import make_model, make_tokenizer
+from ..helpers.saved_recommender import BY_POPULARITY, write_recommender
 
 
 @pytest.fixture(autouse=True)

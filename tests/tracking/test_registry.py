@@ -25,9 +25,9 @@ from recbole_dynamicpo.tracking.registry import register, register_model, wants_
 from recbole_dynamicpo.tracking.sync import sync
 from recbole_dynamicpo.tracking.view import PARENT
 
-from . import near_gate
-from .run_folders import PARAMS, RunFolder, toy_record
-from .saved_recommender import TITLES, write_recommender
+from ..helpers import near_gate
+from ..helpers.run_folders import PARAMS, RunFolder, toy_record
+from ..helpers.saved_recommender import TITLES, write_recommender
 
 pytestmark = pytest.mark.usefixtures("figures_drawn_once")
 NAME = "dynamicpo-toy"

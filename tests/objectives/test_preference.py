@@ -16,7 +16,7 @@ from recbole_dynamicpo.objectives.boundary import find_boundary
 from recbole_dynamicpo.objectives.losses import dmpo_loss, mppo_loss, sdpo_loss, sft_loss
 from recbole_dynamicpo.objectives.preference import OBJECTIVES, PreferenceLoss, preference_loss
 
-from .oracle import expect, golden_cases, softplus
+from ..helpers.oracle import expect, golden_cases, softplus
 
 LOGPS = st.integers(-160, 0).map(lambda n: n / 8)
 PAIRS = st.lists(st.tuples(LOGPS, LOGPS), min_size=2, max_size=8)  # (policy, reference), positive first

@@ -20,9 +20,9 @@ from recbole_dynamicpo.objectives.preference import preference_loss
 from recbole_dynamicpo.scoring.batches import TokenBatch
 from recbole_dynamicpo.settings import Settings
 
-from .conftest import make_model, make_tokenizer, write_dataset
+from ..conftest import make_model, make_tokenizer, write_dataset
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import common
 import evaluate

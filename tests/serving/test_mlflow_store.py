@@ -21,8 +21,8 @@ import pytest
 from recbole_dynamicpo import Recommender, load_recommender
 from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
 
-from .mlflow_world import Store, make_store
-from .saved_recommender import BY_POPULARITY, as_json
+from ..helpers.mlflow_world import Store, make_store
+from ..helpers.saved_recommender import BY_POPULARITY, as_json
 
 pytestmark = pytest.mark.servers
 START_SECONDS = 120.0

@@ -50,7 +50,7 @@ def test_four_bit_needs_cuda(tiny_backbone: Path) -> None:
 
 
 def test_other_weights_have_another_fingerprint(tiny_backbone: Path, tmp_path: Path) -> None:
-    from .conftest import make_model
+    from ..conftest import make_model
 
     make_model(seed=9).save_pretrained(tmp_path)
     name = str(tiny_backbone)

@@ -23,7 +23,7 @@ from recbole_dynamicpo.language_model.logps import (
 from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.scoring.batches import TokenBatch
 
-from .conftest import make_model, make_tokenizer
+from ..conftest import make_model, make_tokenizer
 
 Score = Callable[[Any, TokenBatch], Tensor]
 

@@ -23,7 +23,7 @@ from recbole_dynamicpo.scoring.scorer import Scorer
 from recbole_dynamicpo.training import reference
 from recbole_dynamicpo.training.reference import ReferenceCache, reference_key, row_key
 
-from .conftest import make_model, make_tokenizer
+from ..conftest import make_model, make_tokenizer
 
 ROWS = 20
 KEYS = [row_key([1, index], [[2], [3]]) for index in range(ROWS)]

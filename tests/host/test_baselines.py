@@ -27,8 +27,8 @@ from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.host.stock_histories import newest_history
 from recbole_dynamicpo.training.columns import CANDIDATE_IDS, ROW_ID
 
-from .conftest import write_dataset
-from .published_data import published_rows, write_published
+from ..conftest import write_dataset
+from ..helpers.published_data import published_rows, write_published
 
 # RecBole 1.2.1 counts the items of pre-split rows by a deprecated way of pandas.
 pytestmark = pytest.mark.filterwarnings("ignore:using .* in Series.agg:FutureWarning")

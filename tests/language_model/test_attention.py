@@ -16,7 +16,7 @@ from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import Templates
 
-from .conftest import make_model, make_tokenizer
+from ..conftest import make_model, make_tokenizer
 
 COLLATOR = Collator(
     make_tokenizer(), Templates(["{history:, }|{candidates:, }|"]), max_length=99, max_history=9

@@ -15,7 +15,7 @@ from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import Templates
 
-from .conftest import make_tokenizer
+from ..conftest import make_tokenizer
 
 A, B, C, D, X, Y = 33, 34, 35, 36, 56, 57
 SPACE, COMMA, COLON, SEMICOLON, EOS = 221, 12, 26, 27, 0

@@ -28,8 +28,8 @@ from recbole_dynamicpo.tracking.record import JOURNAL_FILE, write_record
 from recbole_dynamicpo.tracking.sync import SENT_FILE, Mirror, open_tracker, recorded_at, sync
 from recbole_dynamicpo.tracking.view import KEY_TAG, PARENT
 
-from .run_folders import BEGIN, PARAMS, RunFolder, toy_record
-from .saved_recommender import write_recommender
+from ..helpers.run_folders import BEGIN, PARAMS, RunFolder, toy_record
+from ..helpers.saved_recommender import write_recommender
 
 pytestmark = pytest.mark.usefixtures("figures_drawn_once")
 EXPERIMENT = "recbole-dynamicpo/toy"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recbole_dynamicpo.objectives.boundary import Boundary, dual_margin_beta, find_boundary, top_cluster
 
-from .oracle import boundary_set, dual_margin_betas, golden_cases, top_group, top_group_recursive
+from ..helpers.oracle import boundary_set, dual_margin_betas, golden_cases, top_group, top_group_recursive
 
 # Eighths are exact in binary, so ties between partitions are either exact or far apart.
 EIGHTHS = st.integers(-400, 0).map(lambda n: n / 8)

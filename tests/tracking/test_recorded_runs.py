@@ -15,7 +15,7 @@ from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.serving import gate
 from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
 
-from . import near_gate
+from ..helpers import near_gate
 
 
 @pytest.fixture

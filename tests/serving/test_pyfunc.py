@@ -23,9 +23,9 @@ from recbole_dynamicpo.serving.packaging import package_recommender, portable_ba
 from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
 from recbole_dynamicpo.storage import sha256_file
 
-from .conftest import make_model, make_tokenizer
-from .mlflow_world import REGISTERED, Store, make_store
-from .saved_recommender import BY_POPULARITY, IDS, POPULARITY, TITLES, as_json
+from ..conftest import make_model, make_tokenizer
+from ..helpers.mlflow_world import REGISTERED, Store, make_store
+from ..helpers.saved_recommender import BY_POPULARITY, IDS, POPULARITY, TITLES, as_json
 
 MEGABYTE = 1_000_000
 

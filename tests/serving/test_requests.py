@@ -10,7 +10,7 @@ from recbole_dynamicpo import Recommender, load_recommender
 from recbole_dynamicpo.errors import DataError
 from recbole_dynamicpo.serving.requests import RankRequest, answer
 
-from .saved_recommender import as_json, write_recommender
+from ..helpers.saved_recommender import as_json, write_recommender
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from recbole_dynamicpo.scoring.prompts import Templates
 from recbole_dynamicpo.scoring.scorer import Scorer
 from recbole_dynamicpo.scoring.token_budget import TokenBudget
 
-from .conftest import make_model, make_tokenizer
+from ..conftest import make_model, make_tokenizer
 
 HIDDEN = 264  # at least one dimension per letter of the 257-word vocabulary, divisible by the heads
 

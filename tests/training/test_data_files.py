@@ -28,7 +28,7 @@ from recbole_dynamicpo.training.data_files import RECBOLE_ENTRIES
 from recbole_dynamicpo.training.dataset import DynamicPODataset
 from recbole_dynamicpo.training.rows import scored_columns
 
-from .published_data import CANDIDATES, small_published
+from ..helpers.published_data import CANDIDATES, small_published
 
 PUBLISHED = os.environ.get("DYNAMICPO_PUBLISHED_DATA")
 REAL = ["lastfm", "goodreads", "steam"] if PUBLISHED else []
