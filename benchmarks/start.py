@@ -31,7 +31,7 @@ IMPORTS = {
     "python": "pass",
     "import recbole_dynamicpo": "import recbole_dynamicpo",
     "import of all that a run needs": (
-        "import recbole_dynamicpo.trainer, recbole_dynamicpo.runner, peft, transformers"
+        "import recbole_dynamicpo.training.trainer, recbole_dynamicpo.host.run, peft, transformers"
     ),
     "recbole-dynamicpo --help": "from recbole_dynamicpo.cli import main; main(['--help'])",
 }
