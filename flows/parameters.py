@@ -7,11 +7,9 @@ the first stage. No value is ever evaluated as code.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.util
 import inspect
-import math
 import os
 import runpy
 from collections.abc import Callable, Mapping
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import yaml
-from pydantic import WithJsonSchema
+from pydantic import TypeAdapter, WithJsonSchema
 
 from recbole_dynamicpo import MODEL_NAMES
 from recbole_dynamicpo.errors import SettingsError, nearest
@@ -29,16 +27,9 @@ from .logs import run_logs
 
 STORE_VARIABLE = "RECBOLE_DYNAMICPO_STORE"
 
-_FIELDS = {item.name: item for item in dataclasses.fields(Settings)}
+_SETTINGS: dict[str, dict[str, Any]] = TypeAdapter(Settings).json_schema()["properties"]
 # Settings that the flow itself decides.
 _NOT_OVERRIDDEN = {"dataset", "model", "config_file", "config_files", "checkpoint_dir", "resume"}
-_TYPES: dict[str, dict[str, Any]] = {
-    "int": {"type": "integer"},
-    "float": {"type": "number"},
-    "bool": {"type": "boolean"},
-    "str": {"type": "string"},
-    "tuple[str, ...]": {"type": ["string", "array"], "items": {"type": "string"}},
-}
 _NULL = {"type": "null"}
 # A data set's name becomes part of paths.
 _NAME = {"type": "string", "pattern": r"^\w[\w.-]{0,99}$"}
@@ -49,22 +40,23 @@ def setting_schema(name: str, *, optional: bool = False) -> dict[str, Any]:
 
     Limits stand beside the types, so that a message tells the limit and not only that nothing fitted.
     """
-    item = _FIELDS[name]
-    kind = str(item.type)
-    optional = optional or kind.endswith("| None")
-    limits = item.metadata
-    if limits["choices"]:
-        return {"enum": [*limits["choices"], *([None] if optional else [])]}
-    schema = _TYPES[kind.removesuffix("| None").strip()]
-    found = {"anyOf": [schema, _NULL]} if optional else dict(schema)
-    names = {"low": "minimum", "high": "maximum", "above": "exclusiveMinimum"}
-    found.update({word: limits[key] for key, word in names.items() if math.isfinite(limits[key])})
-    return found if "str" not in kind else {**found, "minLength": 1}
+    schema = dict(_SETTINGS[name])
+    for word in ("default", "title", "description", "decides"):
+        schema.pop(word, None)
+    absent = optional or "anyOf" in schema
+    for part in schema.pop("anyOf", []):
+        schema |= part if part != _NULL else {}
+    if not absent:
+        return schema
+    if "enum" in schema:
+        return {"enum": [*schema["enum"], None]}
+    kinds = {word: schema.pop(word) for word in ("type", "items") if word in schema}
+    return {"anyOf": [kinds, _NULL], **schema}
 
 
 def overrides_schema() -> dict[str, Any]:
     """Return the JSON schema of the mapping of further settings: the known ones, and no others."""
-    known = {name: setting_schema(name) for name in _FIELDS}
+    known = {name: setting_schema(name) for name in _SETTINGS}
     known = {**{name: {} for name in _recbole_settings()}, **known}
     properties = {name: schema for name, schema in known.items() if name not in _NOT_OVERRIDDEN}
     return {"anyOf": [{"type": "object"}, _NULL], "properties": properties, "additionalProperties": False}

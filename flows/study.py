@@ -9,6 +9,7 @@ the reference's log-probabilities. They register no model.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
@@ -20,7 +21,7 @@ from .grid import Cell, cells, draw, read_grid, table_row
 from .logs import run_logs
 from .parameters import SCHEMAS, limited_signature, make_job, setting_schema, shipped_path
 from .pipeline import dynamicpo
-from .tasks import FLOW, RECORD_TIMEOUT, mlflow_setting, options
+from .tasks import FLOW, RECORD_TIMEOUT, options
 
 # Finds the MLflow run of a study again.
 STUDY_TAG = "recbole_dynamicpo.study"
@@ -86,6 +87,7 @@ study = flow(name="study", **FLOW)(study)
 def _run(found: list[Cell], same: dict[str, Any]) -> dict[str, Any]:
     """Run the cells one after the other, and show what there is, even where some fail."""
     from recbole_dynamicpo.job import check
+    from recbole_dynamicpo.tracking.record import read_record
 
     jobs = [make_job(**same, **_parameters(cell)) for cell in found]
     for job in jobs:
@@ -99,7 +101,10 @@ def _run(found: list[Cell], same: dict[str, Any]) -> dict[str, Any]:
             rows.append(table_row(cell, result["outputs"]["contestants"][-1], result["run_folder"]))
         else:
             failed.append(cell.name)
-    shown = compare(rows, same["dataset"], mlflow_setting(jobs[0])) if rows else {}
+    shown = {}
+    if rows:
+        params = read_record(Path(rows[0]["run_folder"])).params
+        shown = compare(rows, same["dataset"], params["mlflow_tracking_uri"])
     if failed:
         raise DynamicPOError(f"{len(failed)} of {len(found)} runs failed: {', '.join(failed)}")
     return {"rows": rows, **shown}

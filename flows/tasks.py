@@ -89,7 +89,7 @@ def recorded(job: Any, prepared: Any) -> Iterator[Run]:
     from recbole_dynamicpo.tracking.sync import open_tracker
 
     folder = pipeline.begin(job, prepared, _tags())
-    tracker = open_tracker(folder, mlflow_setting(job))
+    tracker = open_tracker(folder, mlflow_setting(prepared))
     tracker.changed()
     try:
         yield Run(job, prepared, folder, tracker)
@@ -99,11 +99,9 @@ def recorded(job: Any, prepared: Any) -> Iterator[Run]:
     tracker.close("FINISHED")
 
 
-def mlflow_setting(job: Any) -> str | None:
-    """Return the setting ``mlflow_tracking_uri`` of a job."""
-    from recbole_dynamicpo.settings import read_settings
-
-    uri: str | None = read_settings(job.settings_of()).mlflow_tracking_uri
+def mlflow_setting(prepared: Any) -> str | None:
+    """Return the setting ``mlflow_tracking_uri`` of the job that was prepared."""
+    uri: str | None = prepared.outputs["params"]["mlflow_tracking_uri"]
     return uri
 
 
@@ -209,7 +207,7 @@ def register_task(run: Run) -> dict[str, Any]:
     from recbole_dynamicpo.tracking import registry
     from recbole_dynamicpo.tracking import sync as tracking
 
-    dataset, uri = run.job.dataset, resolve_uri(mlflow_setting(run.job))
+    dataset, uri = run.job.dataset, resolve_uri(mlflow_setting(run.prepared))
     if uri is None:
         return {}
     run_id = tracking.sync(run.folder, uri)

@@ -1,33 +1,20 @@
-"""What is asked of the four stages, and which settings each of them depends on."""
+"""What is asked of the four stages, and where their results lie."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .host.config import PlainConfig, plain_config, refuse_pickles
+from .ingredients import decides
 from .language_model.adapter_folder import adapter_digest
 from .language_model.backbone import check_backbone
-from .settings import Settings, read_settings
-from .tracking.record import PLACES, RECORDED, flat_settings
+from .names import RECORDED, STAGES
+from .settings import Settings, fields_of_settings, read_settings
 from .training.data_files import can_be_fetched, require_data
-from .training.stage_results import StageResult, stage_folder, stage_key
-
-# Settings that only a later stage depends on.
-_EVALUATE_ONLY = {"eval_rows", "compare_stages"}
-_PREFERENCE_ONLY = {
-    *("objective", "dynamic", "beta", "margin", "num_clusters", "num_negatives", "popular_candidates"),
-    *("preference_rows", "epochs", "learning_rate", "train_batch_size", "accumulation_steps"),
-}
-_LATER = {
-    "prepare": _PREFERENCE_ONLY | _EVALUATE_ONLY,
-    "sft": _PREFERENCE_ONLY | _EVALUATE_ONLY,
-    "preference": _EVALUATE_ONLY,
-    "evaluate": set[str](),
-}
+from .training.stage_results import StageResult
 
 
 @dataclass(frozen=True)
@@ -69,36 +56,19 @@ def check(job: Job) -> None:
     check_backbone(settings.backbone)
 
 
-def stage_folders(job: Job, prepared: StageResult) -> dict[str, tuple[str, Path]]:
-    """Return stage -> key and folder; a key holds the one before and the stage's own settings."""
-    config = job.settings_of({"dtype": prepared.outputs["dtype"]})
-    keys = {"prepare": prepared.key}
-    for before, stage in itertools.pairwise(RECORDED):
-        keys[stage] = stage_key(stage, before=keys[before], decided_by=decisive(config, stage))
-    return {stage: (key, stage_folder(Path(job.store), stage, key)) for stage, key in keys.items()}
+def place_of(prepared: StageResult, stage: str) -> tuple[str, Path]:
+    """Return key and folder of a stage of the job that ``prepared`` belongs to."""
+    key, folder = prepared.outputs["places"][stage]
+    return str(key), Path(folder)
 
 
-def decisive(config: PlainConfig, stage: str) -> dict[str, Any]:
-    """Return the settings that decide the result of a stage."""
-    flat = flat_settings(config.final_config_dict)
-    later = _LATER[stage] | ({"seed", "dtype"} if stage == "prepare" else set())
-    kept = {key: value for key, value in flat.items() if key not in PLACES | later}
-    if stage == "prepare":
-        kept["dtype asked for"] = flat["dtype"]
-    if kept.get("sft_adapter"):
-        kept["sft_adapter"] = adapter_digest(Path(kept["sft_adapter"]))
-    return kept
-
-
-def stage_config(
-    job: Job, stage: str, prepared: StageResult, folders: Mapping[str, tuple[str, Path]]
-) -> PlainConfig:
-    """Return the configuration of one stage: what belongs to later stages only is at its default."""
+def stage_config(job: Job, stage: str, prepared: StageResult) -> PlainConfig:
+    """Return the configuration of one stage: what only later stages depend on is at its default."""
     defaults = Settings(num_negatives=1, epochs=0)
-    more: dict[str, Any] = {key: getattr(defaults, key) for key in _LATER[stage]}
-    more["dtype"] = prepared.outputs["dtype"]
-    if stage != "sft":
-        more["sft_adapter"] = str((folders["sft"][1] / "sft").resolve())
+    later = set(RECORDED[RECORDED.index(stage) + 1 :])
+    more = {name: getattr(defaults, name) for name in fields_of_settings() if decides(name) in later}
+    if stage not in ("prepare", STAGES[0]):
+        more["sft_adapter"] = str((place_of(prepared, STAGES[0])[1] / STAGES[0]).resolve())
     config = job.settings_of(more)
     require_data(config)
     refuse_pickles(config)

@@ -1,6 +1,8 @@
 """Names of models, stages and objectives, for those who must not import what they name."""
 
-STAGES = ("sft", "preference")
+STAGES = ("sft", "preference")  # that train
+RECORDED = ("prepare", *STAGES, "evaluate")
+DECIDES = (*RECORDED, "nothing")  # the first stage whose result depends on a setting
 MODEL_NAMES = ("DynamicPO", "SFTRec", "DMPO", "MPPO", "SDPO")
 
 OBJECTIVES = ("dmpo", "mppo", "sdpo")

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,13 @@ from .errors import CheckpointError
 from .evaluation.report import read_report
 from .host.config import PlainConfig
 from .host.run import load
-from .job import Job, decisive, stage_config, stage_folders
-from .language_model.backbone import backbone_fingerprint, resolve_backbone, resolve_dtype
-from .names import STAGES
-from .settings import read_settings
-from .storage import locked, write_json
+from .ingredients import Ingredients
+from .job import Job, place_of, stage_config
+from .names import RECORDED, STAGES
+from .settings import Settings, read_settings
+from .storage import load_json, locked, write_json
 from .tracking.journal import Journal
+from .tracking.live import NullTracker, Tracker
 from .tracking.record import (
     AUDIT_FILE,
     JOURNAL_FILE,
@@ -37,10 +37,9 @@ from .tracking.record import (
     run_tags,
     write_record,
 )
-from .tracking.sync import NullTracker, Tracker
-from .tracking.system import peak_memory_mb
-from .training.data_files import data_digest, require_data
+from .training.data_files import require_data
 from .training.dataset import DynamicPODataset
+from .training.facts import gather, params_of
 from .training.recording import data_audit, probe_rows
 from .training.stage_results import StageResult, finish, finished, stage_folder, stage_key
 from .training.trainer import DynamicPOTrainer, OnProgress
@@ -51,35 +50,33 @@ logger = logging.getLogger(__name__)
 def prepare(job: Job) -> StageResult:
     """Make data and backbone ready, and say what they are.
 
-    Outputs: ``data``, the digest of the data files; ``rows`` of each split; ``backbone``, the hash of its
-    weights; ``dtype`` of its weights, chosen once for all stages.
+    Outputs: ``rows`` of each split; ``params``, the final settings; ``ingredients``, everything that decides
+    the run; ``places``, key and folder of each of its stages. All but the first belong to the job and not to
+    the result that is kept.
 
     Raises:
         DynamicPOError: see the message.
     """
-    _make_data(job)
     config = job.settings_of()
     settings = read_settings(config)
-    decided_by = {
-        "data": data_digest(config),
-        "backbone": backbone_fingerprint(resolve_backbone(settings.backbone), settings.backbone),
-        "settings": decisive(config, "prepare"),
-    }
-    key = stage_key("prepare", before="", decided_by=decided_by)
-    folder = stage_folder(Path(job.store), "prepare", key)
+    _make_data(job, config, settings)
+    ingredients = gather(config, settings)
+    places = {}
+    for stage in RECORDED:
+        key = stage_key(stage, ingredients)
+        places[stage] = (key, str(stage_folder(Path(job.store), stage, key)))
+    key, place = places["prepare"]
+    folder = Path(place)
     with locked(folder, wait=True):
-        result = finished(folder, key)
-        if result is None:
-            dtype = str(resolve_dtype(settings.dtype, config["device"])).removeprefix("torch.")
-            outputs = {"data": decided_by["data"], "backbone": decided_by["backbone"], "dtype": dtype}
-            result = _describe_data(config, StageResult("prepare", key, str(folder), outputs))
-        return result
+        result = finished(folder, key) or _describe_data(config, StageResult("prepare", key, place))
+    params = {**params_of(config, settings), "dtype": ingredients.values["fact.dtype"]}
+    of_the_job = {"params": params, "ingredients": dict(ingredients.values), "places": places}
+    return replace(result, outputs={**result.outputs, **of_the_job})
 
 
-def _make_data(job: Job) -> None:
+def _make_data(job: Job, config: PlainConfig, settings: Settings) -> None:
     """Write the data set's files where they are missing and can be made."""
-    config = job.settings_of()
-    settings, folder = read_settings(config), Path(config["data_path"])
+    folder = Path(config["data_path"])
     if not folder.is_dir() and (settings.data_source or job.dataset in HUB_DATA_SETS):
         write_data(job.dataset, settings.data_source or "hub", folder.parent, seed=settings.seed)
     require_data(config)
@@ -87,18 +84,14 @@ def _make_data(job: Job) -> None:
 
 def _describe_data(config: PlainConfig, result: StageResult) -> StageResult:
     """Read the data once, to see that they can be used, and write down what is in them."""
-    started = time.perf_counter()
     folder = Path(result.folder)
-    journal = Journal(folder / JOURNAL_FILE)
-    journal.write("prepare", 0, "status", {"status": "running"})
-    data = DynamicPODataset(config)
-    data.build()
-    rows = {phase: len(part.inter_feat) for phase, part in data.built.items()}
-    write_json(folder / AUDIT_FILE, data_audit(data))
-    write_json(folder / PROBE_FILE, probe_rows(data))
-    spent = {"seconds": round(time.perf_counter() - started, 3), "peak_memory_mb": peak_memory_mb()}
-    journal.write("prepare", 0, "status", {"status": "finished", **spent})
-    return finish(folder, replace(result, outputs={**result.outputs, "rows": rows}))
+    with Journal(folder / JOURNAL_FILE).stage("prepare"):
+        data = DynamicPODataset(config)
+        data.build()
+        rows = {phase: len(part.inter_feat) for phase, part in data.built.items()}
+        write_json(folder / AUDIT_FILE, data_audit(data))
+        write_json(folder / PROBE_FILE, probe_rows(data))
+    return finish(folder, replace(result, outputs={"rows": rows}))
 
 
 def begin(job: Job, prepared: StageResult, tags: Mapping[str, str] | None = None) -> Path:
@@ -106,21 +99,20 @@ def begin(job: Job, prepared: StageResult, tags: Mapping[str, str] | None = None
 
     The same job has the same folder, so that its run is gone on with wherever it is recorded.
     """
-    config = job.settings_of({"dtype": prepared.outputs["dtype"]})
-    folders = stage_folders(job, prepared)
+    outputs = prepared.outputs
+    ingredients, params = Ingredients(outputs["ingredients"]), outputs["params"]
     record = describe(
-        config.final_config_dict,
-        data={"name": job.dataset, "digest": prepared.outputs["data"], "rows": prepared.outputs["rows"]},
-        tags={**run_tags(str(config["backbone"]), prepared.outputs["backbone"]), **(tags or {})},
-        stages={stage: str(folder.resolve()) for stage, (_, folder) in folders.items()},
+        params,
+        ingredients,
+        data={"name": job.dataset, "digest": ingredients.values["fact.data"], "rows": outputs["rows"]},
+        tags={**run_tags(str(params["backbone"]), ingredients.values["fact.backbone"]), **(tags or {})},
+        stages={stage: str(place_of(prepared, stage)[1].resolve()) for stage in RECORDED},
     )
-    folder = Path(job.store) / "runs" / record.name
+    folder, known = Path(job.store) / "runs" / record.name, Path(prepared.folder)
     with locked(folder, wait=True):
         if (folder / RECORD_FILE).is_file():
             record = replace(record, key=read_record(folder).key)
-        write_record(folder, record)
-        for name in (AUDIT_FILE, PROBE_FILE):
-            shutil.copyfile(Path(prepared.folder) / name, folder / name)
+        write_record(folder, record, load_json(known / AUDIT_FILE), load_json(known / PROBE_FILE))
     return folder
 
 
@@ -139,19 +131,18 @@ def train(
     Raises:
         DynamicPOError: see the message.
     """
-    folders = stage_folders(job, prepared)
-    key, folder = folders[stage]
+    key, folder = place_of(prepared, stage)
     with locked(folder, wait=True):
         result = finished(folder, key)
         if result is None:
-            config = stage_config(job, stage, prepared, folders)
+            config = stage_config(job, stage, prepared)
             result = StageResult(stage, key, str(folder))
             try:
-                outputs = _trained(config, folder, folders, tracker, progress)
+                outputs = _trained(config, folder, prepared, tracker, progress)
             except CheckpointError as error:
                 logger.warning("%s: not gone on with (%s); the stage is begun again", folder, error)
                 shutil.rmtree(folder)
-                outputs = _trained(config, folder, folders, tracker, progress)
+                outputs = _trained(config, folder, prepared, tracker, progress)
             result = finish(folder, replace(result, outputs=outputs))
         return result
 
@@ -159,13 +150,13 @@ def train(
 def _trained(
     config: PlainConfig,
     folder: Path,
-    folders: Mapping[str, tuple[str, Path]],
+    prepared: StageResult,
     tracker: Tracker | None,
     progress: OnProgress | None,
 ) -> dict[str, Any]:
     """Train until the end of the stage and return its outputs."""
     loaded = load(config)
-    trainer = _trainer(config, loaded.model, folder, folders, tracker, progress)
+    trainer = _trainer(config, loaded.model, folder, prepared, tracker, progress)
     score, found = trainer.fit(loaded.train, loaded.valid, show_progress=config["show_progress"])
     return {"adapter": str(trainer.adapters[trainer.final_stage]), "valid_score": score, "valid": found}
 
@@ -180,15 +171,14 @@ def evaluate(
     Raises:
         DynamicPOError: see the message.
     """
-    folders = stage_folders(job, prepared)
-    key, folder = folders["evaluate"]
+    key, folder = place_of(prepared, "evaluate")
     with locked(folder, wait=True):
         result = finished(folder, key)
         if result is not None:
             return result
-        config = stage_config(job, "evaluate", prepared, folders)
+        config = stage_config(job, "evaluate", prepared)
         loaded = load(config)
-        trainer = _trainer(config, loaded.model, folder, folders, tracker, progress)
+        trainer = _trainer(config, loaded.model, folder, prepared, tracker, progress)
         if trainer.final_stage == "preference":
             loaded.model.policy.freeze_reference()  # it was loaded with the SFT adapter
         found = trainer.evaluate(loaded.test, show_progress=config["show_progress"])
@@ -200,17 +190,30 @@ def evaluate(
         return finish(folder, StageResult("evaluate", key, str(folder), outputs))
 
 
+@dataclass(frozen=True)
+class _Given:
+    """Lets a stage tell the tracker of the run that it belongs to."""
+
+    tracker: Tracker
+
+    def open(self, folder: Path, uri: str | None) -> Tracker:
+        return self.tracker
+
+    def publish(self, folder: Path, uri: str | None) -> None:
+        """Whoever began the run publishes it."""
+
+
 def _trainer(
     config: PlainConfig,
     model: Any,
     folder: Path,
-    folders: Mapping[str, tuple[str, Path]],
+    prepared: StageResult,
     tracker: Tracker | None,
     progress: OnProgress | None,
 ) -> DynamicPOTrainer:
     """Return a trainer that works in ``folder`` and finds the adapters where the stages leave them."""
-    trainer = DynamicPOTrainer(config, model, run_folder=folder, tracker=tracker or NullTracker())
-    trainer.adapters = {stage: folders[stage][1] / stage for stage in STAGES}
+    trainer = DynamicPOTrainer(config, model, run_folder=folder, tracking=_Given(tracker or NullTracker()))
+    trainer.adapters = {stage: place_of(prepared, stage)[1] / stage for stage in STAGES}
     if progress is not None:
         trainer.on_progress = progress
     return trainer

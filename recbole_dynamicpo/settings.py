@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+
 from .errors import SettingsError, nearest
-from .names import OBJECTIVES
+from .names import DECIDES
+from .setting_types import Dtype, Flag, Number, Objective, Perhaps, Text, Texts, Whole
 
 # Read by RecBole although they stand in none of its lists or default files.
 _RECBOLE_EXTRAS = {
@@ -22,101 +24,140 @@ _RECBOLE_EXTRAS = {
 }
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    low: float = -math.inf,
-    high: float = math.inf,
-    above: float = -math.inf,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """Declare a setting: default, meaning, and the values it may take."""
-    return field(
-        default=default,
-        metadata={"help": help, "low": low, "high": high, "above": above, "choices": choices},
-    )
+def setting(default: Any, help: str, *, decides: str, **limits: Any) -> Any:
+    """Declare a setting.
+
+    Args:
+        default: its value where nobody gives another.
+        help: what it means.
+        decides: the first stage whose result depends on it; ``nothing`` if none does.
+        limits: ``ge``, ``gt`` and ``le``, as pydantic calls them.
+    """
+    assert decides in DECIDES, decides
+    return Field(default=default, description=help, json_schema_extra={"decides": decides}, **limits)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Settings:
     """The settings of a run. Rows are (user, position) pairs; 0 rows means all of them."""
 
     # the method
-    objective: str = setting("dmpo", "preference objective", choices=OBJECTIVES)
-    dynamic: bool = setting(True, "boundary negatives with dual-margin beta; false: the plain objective")
-    beta: float = setting(1.0, "base strength beta0", above=0)
-    margin: float = setting(6.0, "gamma of the dual margin, nats")
-    num_clusters: int = setting(3, "groups that the negatives are cut into", low=1)
-    num_negatives: int = setting(15, "K: negatives that enter the objective", low=1)
+    objective: Objective = setting("dmpo", "preference objective", decides="preference")
+    dynamic: Flag = setting(
+        True, "boundary negatives with dual-margin beta; false: the plain objective", decides="preference"
+    )
+    beta: Number = setting(1.0, "base strength beta0", decides="preference", gt=0)
+    margin: Number = setting(6.0, "gamma of the dual margin, nats", decides="preference")
+    num_clusters: Whole = setting(3, "groups that the negatives are cut into", decides="preference", ge=1)
+    num_negatives: Whole = setting(15, "K: negatives that enter the objective", decides="preference", ge=1)
 
     # data and prompt
-    num_candidates: int = setting(20, "candidates of a row, the positive included", low=0)
-    max_history: int = setting(10, "most history titles in a prompt", low=1)
-    max_length: int = setting(512, "most tokens of prompt and longest title together", low=16)
-    prompt: str = setting("neutral", "template of properties/prompts, or the path of a template file")
-    item_title_field: str | None = setting(None, "title column of the .item file")
-    item_file_id_field: str | None = setting(None, "id column of the .item file, where it differs")
-    data_note: str | None = setting(None, "what a reader of figures on the data set has to know")
-    data_source: str | None = setting(
-        None, "folder, file or hub that the flows prepare a data set from where it is not there yet"
+    num_candidates: Whole = setting(20, "candidates of a row, the positive included", decides="prepare", ge=0)
+    max_history: Whole = setting(10, "most history titles in a prompt", decides="sft", ge=1)
+    max_length: Whole = setting(512, "most tokens of prompt and longest title together", decides="sft", ge=16)
+    prompt: Text = setting(
+        "neutral", "template of properties/prompts, or the path of a template file", decides="sft"
     )
-    candidate_field: str = setting("candidate_id_list", "column of the .inter files with fixed candidates")
-    sft_rows: int = setting(0, "training rows of the SFT stage", low=0)
-    preference_rows: int = setting(0, "training rows of the preference stage", low=0)
-    valid_rows: int = setting(0, "validation rows", low=0)
-    eval_rows: int = setting(0, "test rows", low=0)
+    item_title_field: Perhaps = setting(None, "title column of the .item file", decides="prepare")
+    item_file_id_field: Perhaps = setting(
+        None, "id column of the .item file, where it differs", decides="prepare"
+    )
+    data_note: Perhaps = setting(
+        None, "what a reader of figures on the data set has to know", decides="evaluate"
+    )
+    data_source: Perhaps = setting(
+        None,
+        "folder, file or hub that the flows prepare a data set from where it is not there yet",
+        decides="nothing",
+    )
+    candidate_field: Text = setting(
+        "candidate_id_list", "column of the .inter files with fixed candidates", decides="prepare"
+    )
+    sft_rows: Whole = setting(0, "training rows of the SFT stage", decides="sft", ge=0)
+    preference_rows: Whole = setting(0, "training rows of the preference stage", decides="preference", ge=0)
+    valid_rows: Whole = setting(0, "validation rows", decides="prepare", ge=0)
+    eval_rows: Whole = setting(0, "test rows", decides="evaluate", ge=0)
 
     # backbone and adapter
-    backbone: str = setting("smollm2-135m", "embedded name, local folder or hub id")
-    dtype: str = setting("auto", "of the frozen weights", choices=("auto", "float32", "bfloat16", "float64"))
-    load_in_4bit: bool = setting(False, "nf4 backbone; needs CUDA and bitsandbytes")
-    gradient_checkpointing: bool = setting(False, "recompute activations to save memory")
-    lora_rank: int = setting(8, "r", low=1)
-    lora_alpha: float = setting(32, "scale numerator", above=0)
-    lora_dropout: float = setting(0.0, "on the adapter's input while training", low=0, high=0.99)
-    lora_targets: tuple[str, ...] = setting(
+    backbone: Text = setting("smollm2-135m", "embedded name, local folder or hub id", decides="sft")
+    dtype: Dtype = setting("auto", "of the frozen weights", decides="sft")
+    load_in_4bit: Flag = setting(False, "nf4 backbone; needs CUDA and bitsandbytes", decides="sft")
+    gradient_checkpointing: Flag = setting(False, "recompute activations to save memory", decides="sft")
+    lora_rank: Whole = setting(8, "r", decides="sft", ge=1)
+    lora_alpha: Number = setting(32, "scale numerator", decides="sft", gt=0)
+    lora_dropout: Number = setting(0.0, "on the adapter's input while training", decides="sft", ge=0, le=0.99)
+    lora_targets: Texts = setting(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         "linear layers that carry LoRA; all-linear for any architecture",
+        decides="sft",
     )
-    lora_layers: int = setting(0, "only the topmost this many layers carry LoRA; 0: all", low=0)
+    lora_layers: Whole = setting(
+        0, "only the topmost this many layers carry LoRA; 0: all", decides="sft", ge=0
+    )
 
     # stages; RecBole's epochs, learning_rate and train_batch_size are the preference stage's
-    sft_adapter: str | None = setting(None, "adapter folder to start from instead of the SFT stage")
-    sft_epochs: int = setting(1, "epochs of the SFT stage", low=0)
-    sft_learning_rate: float = setting(1e-4, "peak learning rate of the SFT stage", above=0)
-    sft_batch_size: int = setting(8, "rows per forward pass of the SFT stage", low=1)
-    sft_accumulation_steps: int = setting(1, "forward passes per optimizer step, SFT stage", low=1)
-    epochs: int = setting(1, "epochs of the preference stage", low=0)
-    learning_rate: float = setting(1e-5, "peak learning rate of the preference stage", above=0)
-    train_batch_size: int = setting(8, "rows per forward pass of the preference stage", low=1)
-    accumulation_steps: int = setting(1, "forward passes per optimizer step, preference stage", low=1)
-    warmup_ratio: float = setting(0.05, "share of a stage's steps with rising learning rate", low=0, high=1)
-    weight_decay: float = setting(0.0, "of AdamW", low=0)
-    validate_every: int = setting(0, "validate each n steps; 0: at the end of each epoch", low=0)
-    stopping_step: int = setting(10, "stop a stage after so many validations without a better one", low=0)
-    checkpoint_every: int = setting(25, "write a resume checkpoint each n steps", low=1)
-    resume: str | None = setting(None, "run folder to continue")
+    sft_adapter: Perhaps = setting(
+        None, "adapter folder to start from instead of the SFT stage", decides="sft"
+    )
+    sft_epochs: Whole = setting(1, "epochs of the SFT stage", decides="sft", ge=0)
+    sft_learning_rate: Number = setting(0.0001, "peak learning rate of the SFT stage", decides="sft", gt=0)
+    sft_batch_size: Whole = setting(8, "rows per forward pass of the SFT stage", decides="sft", ge=1)
+    sft_accumulation_steps: Whole = setting(
+        1, "forward passes per optimizer step, SFT stage", decides="sft", ge=1
+    )
+    epochs: Whole = setting(1, "epochs of the preference stage", decides="preference", ge=0)
+    learning_rate: Number = setting(
+        1e-05, "peak learning rate of the preference stage", decides="preference", gt=0
+    )
+    train_batch_size: Whole = setting(
+        8, "rows per forward pass of the preference stage", decides="preference", ge=1
+    )
+    accumulation_steps: Whole = setting(
+        1, "forward passes per optimizer step, preference stage", decides="preference", ge=1
+    )
+    warmup_ratio: Number = setting(
+        0.05, "share of a stage's steps with rising learning rate", decides="sft", ge=0, le=1
+    )
+    weight_decay: Number = setting(0.0, "of AdamW", decides="sft", ge=0)
+    validate_every: Whole = setting(
+        0, "validate each n steps; 0: at the end of each epoch", decides="sft", ge=0
+    )
+    stopping_step: Whole = setting(
+        10, "stop a stage after so many validations without a better one", decides="sft", ge=0
+    )
+    checkpoint_every: Whole = setting(25, "write a resume checkpoint each n steps", decides="nothing", ge=1)
+    resume: Perhaps = setting(None, "run folder to continue", decides="nothing")
 
     # evaluation
-    eval_batch_size: int = setting(64, "rows that RecBole hands over at once", low=1)
-    tokens_per_batch: int = setting(4096, "most padded tokens of a forward pass", low=1)
-    threads: int = setting(0, "of one operation on a CPU; 0: torch's own choice, one per core", low=0)
-    max_memory: float = setting(
-        0.0, "GiB of process memory above which forward passes get smaller; 0: no limit", low=0
+    eval_batch_size: Whole = setting(64, "rows that RecBole hands over at once", decides="evaluate", ge=1)
+    tokens_per_batch: Whole = setting(4096, "most padded tokens of a forward pass", decides="sft", ge=1)
+    threads: Whole = setting(
+        0, "of one operation on a CPU; 0: torch's own choice, one per core", decides="nothing", ge=0
     )
-    popular_candidates: int = setting(100, "popular titles that are ranked where a request names none", low=1)
-    compare_stages: bool = setting(True, "evaluate popularity, backbone and SFT beside the final model")
+    max_memory: Number = setting(
+        0.0,
+        "GiB of process memory above which forward passes get smaller; 0: no limit",
+        decides="nothing",
+        ge=0,
+    )
+    popular_candidates: Whole = setting(
+        100, "popular titles that are ranked where a request names none", decides="preference", ge=1
+    )
+    compare_stages: Flag = setting(
+        True, "evaluate popularity, backbone and SFT beside the final model", decides="evaluate"
+    )
 
     # record
-    mlflow_tracking_uri: str | None = setting(
-        "auto", "MLflow server; auto: MLFLOW_TRACKING_URI, else mlflow.db in the present folder; none: off"
+    mlflow_tracking_uri: Perhaps = setting(
+        "auto",
+        "MLflow server; auto: MLFLOW_TRACKING_URI, else mlflow.db in the present folder; none: off",
+        decides="nothing",
     )
-    register: bool = setting(True, "register the final adapter as dynamicpo-<dataset>")
-    require_improvement: bool = setting(
-        True, "champion only where valid_metric is not worse than the present champion's"
+    register: Flag = setting(True, "register the final adapter as dynamicpo-<dataset>", decides="nothing")
+    require_improvement: Flag = setting(
+        True, "champion only where valid_metric is not worse than the present champion's", decides="nothing"
     )
-    seed: int = setting(2020, "of everything that is drawn", low=0, high=2**32 - 1)
+    seed: Whole = setting(2020, "of everything that is drawn", decides="prepare", ge=0, le=2**32 - 1)
 
     @classmethod
     def from_mapping(
@@ -132,19 +173,14 @@ class Settings:
         Raises:
             SettingsError: naming every unknown key and every value of wrong type or range.
         """
-        fields = {item.name: item for item in dataclasses.fields(cls)}
+        fields = fields_of_settings()
         every = {*fields, *known}
         problems = [f"{key}: unknown setting{nearest(key, every)}" for key in given if key not in every]
-        kept: dict[str, Any] = {}
-        for name, item in fields.items():
-            if name in values:
-                try:
-                    kept[name] = _coerce(values[name], str(item.type))
-                    _check_range(kept[name], item.metadata)
-                except (ValueError, OverflowError) as error:
-                    problems.append(f"{name}: got {values[name]!r}, wanted {error}")
+        try:
+            settings = cls(**{name: values[name] for name in fields if name in values})
+        except ValidationError as error:
+            problems += [_problem(found, values) for found in error.errors()]
         if not problems:
-            settings = cls(**kept)
             problems = settings._contradictions()
         if problems:
             raise SettingsError("wrong settings:\n  " + "\n  ".join(problems))
@@ -170,48 +206,30 @@ class Settings:
         return problems
 
 
-def _coerce(value: Any, kind: str) -> Any:
-    """Return ``value`` as the annotated type, accepting what YAML and command lines write for it."""
-    if kind.endswith("| None"):
-        if value is None or (isinstance(value, str) and value.lower() in ("", "none", "null")):
-            return None
-        kind = kind.removesuffix("| None").strip()
-    if kind == "bool" and isinstance(value, bool):
-        return value
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == "int" and number and float(value).is_integer():
-        return int(value)
-    if kind == "float" and number and math.isfinite(value):
-        return float(value)
-    if kind == "str" and isinstance(value, str) and value:
-        return value
-    if kind.startswith("tuple"):
-        items = [value] if isinstance(value, str) else value
-        if isinstance(items, list | tuple) and items and all(isinstance(item, str) for item in items):
-            return tuple(items)
-    raise ValueError(_KINDS[kind.partition("[")[0]])
+def fields_of_settings() -> dict[str, FieldInfo]:
+    """Return name -> default, meaning and limits of every setting."""
+    fields: dict[str, FieldInfo] = Settings.__pydantic_fields__  # type: ignore[attr-defined]
+    return fields
 
 
-_KINDS = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a finite number",
-    "str": "a non-empty text",
-    "tuple": "a list of texts",
+# What to say of pydantic's own kinds of error; ``{0}`` is the limit.
+_LIMITS = {
+    "greater_than_equal": ("ge", "at least {0:g}"),
+    "less_than_equal": ("le", "at most {0:g}"),
+    "greater_than": ("gt", "more than {0:g}"),
 }
 
 
-def _check_range(value: Any, limits: Mapping[str, Any]) -> None:
-    if limits["choices"] and value not in limits["choices"]:
-        hint = nearest(str(value), limits["choices"])
-        raise ValueError(f"one of {', '.join(limits['choices'])}{hint}")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if value < limits["low"]:
-            raise ValueError(f"at least {limits['low']:g}")
-        if value > limits["high"]:
-            raise ValueError(f"at most {limits['high']:g}")
-        if value <= limits["above"]:
-            raise ValueError(f"more than {limits['above']:g}")
+def _problem(error: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """Return one line for an error of pydantic's: the setting, what was got, what was wanted."""
+    name, kind, context = str(error["loc"][0]), error["type"], error.get("ctx", {})
+    got = values[name]
+    if kind in _LIMITS:
+        limit, words = _LIMITS[kind]
+        wanted = words.format(context[limit])
+    else:
+        wanted = str(context["error"]) if "error" in context else str(error["msg"])
+    return f"{name}: got {got!r}, wanted {wanted}"
 
 
 def package_folder() -> Path:

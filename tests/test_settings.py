@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from recbole_dynamicpo.errors import SettingsError
-from recbole_dynamicpo.settings import Settings, properties_folder
+from recbole_dynamicpo.settings import Settings, fields_of_settings, properties_folder
 
 MODEL_FOLDER = properties_folder() / "model"
 MODEL_FILES = sorted(MODEL_FOLDER.rglob("*.yaml"))
@@ -38,7 +38,7 @@ def test_defaults_are_the_papers() -> None:
 def test_every_default_is_itself_valid() -> None:
     """And every setting has a text that says what it is."""
     assert Settings.from_mapping(dataclasses.asdict(Settings())) == Settings()
-    assert all(item.metadata["help"] for item in dataclasses.fields(Settings))
+    assert all(item.description for item in fields_of_settings().values())
 
 
 def test_every_problem_is_reported_at_once() -> None:

@@ -74,7 +74,7 @@ def paired_p(first: Contestant, second: Contestant) -> tuple[int, int, float]:
 def render(
     contestants: Sequence[Contestant],
     *,
-    candidates: int,
+    chance: float,
     seconds: Mapping[str, float],
     notes: Sequence[str],
 ) -> str:
@@ -82,7 +82,7 @@ def render(
 
     Args:
         contestants: in the order of the lines; the last one is the final model.
-        candidates: per test row, for the rate of a random choice.
+        chance: hit rate of a random choice; 0: not shown.
         seconds: training or evaluation time by name.
         notes: further lines: what was subsampled, where things lie.
     """
@@ -95,8 +95,8 @@ def render(
             f"{s['name']:{width}}{s['hr_at_1']:7.4f}  {interval:^17}"
             f"{s['ndcg_at_5']:8.4f}{s['mrr']:8.4f}{s['rows']:7d}"
         )
-    if candidates:
-        lines.append(f"{'random choice':{width}}{1 / candidates:7.4f}")
+    if chance:
+        lines.append(f"{'random choice':{width}}{chance:7.4f}")
     final = contestants[-1]
     for other in contestants[:-1]:
         ours, theirs, p = paired_p(final, other)

@@ -1,70 +1,102 @@
-"""From scores to ranks: one rule for ties, for every table."""
+"""From scores to ranks, by one rule for every table: titles are ranked, and ties are broken by a draw.
+
+A tie is broken before any table of scores is made, so that ranks are whole numbers and RecBole's own metrics
+see the same order. The draw is seeded by row and item alone: nobody gains by the place where an item
+stands, and every contestant meets the same draw.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 # Scores compared at once: a copy of all scores of a large catalogue would take as much memory again.
 _COMPARED = 1 << 22
+# Constants of the 64-bit mixing function splitmix64 (Steele, Lea and Flood, OOPSLA 2014), as signed numbers.
+_STEP, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
-def break_ties(scores: Tensor) -> Tensor:
-    """Return (B, C) scores without ties: of equal ones, that of an earlier place is the higher.
+def tie_draws(rows: Tensor, items: Tensor) -> Tensor:
+    """Return (B, C) int64 numbers that look drawn at random: the same for one row and item, always.
 
-    Places are random, so nobody gains; were the item chosen to win every tie, titles that score alike
-    would look well ranked. The lower scores of a tie move by the least that their type can tell apart.
+    Args:
+        rows: (B,) int64 number of each row among all rows of the data set.
+        items: (B, C) int64 item ids.
     """
-    ordered, order = scores.sort(dim=1, descending=True, stable=True)
+    return _mixed(_mixed(rows)[:, None] ^ items)
+
+
+def _mixed(value: Tensor) -> Tensor:
+    value = value + _STEP
+    value = (value ^ _shifted(value, 30)) * _MIX_1
+    value = (value ^ _shifted(value, 27)) * _MIX_2
+    return value ^ _shifted(value, 31)
+
+
+def _shifted(value: Tensor, bits: int) -> Tensor:
+    """Return ``value >> bits`` with zeros coming in, as torch shifts no signed number."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def settle(scores: Tensor, draws: Tensor, titles: Tensor, chosen: Tensor) -> Tensor:
+    """Return (B, C) scores with one entry a title and without ties.
+
+    Entries of one title count once, with the highest of their scores: at the item chosen, if it bears the
+    title, else at the entry with the smallest draw; the others become -inf. Of equal scores that with the
+    smaller draw is the higher; the others move by the least that their type can tell apart.
+
+    Args:
+        scores: (B, C), -inf where a row has fewer candidates.
+        draws: (B, C) of ``tie_draws``.
+        titles: (B, C) a number for each distinct title; 0 where a row has fewer candidates.
+        chosen: (B, C) bool: the item chosen; at most one a row.
+    """
+    scores = _one_a_title(scores, draws, titles, chosen)
+    by_draw = draws.argsort(dim=1)
+    ordered, order = scores.gather(1, by_draw).sort(dim=1, descending=True, stable=True)
     lowest = torch.full_like(ordered[:, 0], -torch.inf)
     columns = [ordered[:, 0]]
     for place in range(1, ordered.shape[1]):
         columns.append(torch.minimum(ordered[:, place], torch.nextafter(columns[-1], lowest)))
-    return torch.empty_like(scores).scatter_(1, order, torch.stack(columns, dim=1))
+    return torch.empty_like(scores).scatter_(1, by_draw.gather(1, order), torch.stack(columns, dim=1))
 
 
-def ranks_of(scores: Tensor, rows: Tensor, items: Tensor) -> Tensor:
-    """Return (n,) 1 + how many items of a row score strictly higher than the one chosen.
+def _one_a_title(scores: Tensor, draws: Tensor, titles: Tensor, chosen: Tensor) -> Tensor:
+    in_order = titles.sort(dim=1).values
+    repeated = ((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] > 0)).any(dim=1)
+    scores = scores.clone()
+    first = draws.masked_fill(chosen, torch.iinfo(torch.int64).min)
+    for row in torch.nonzero(repeated)[:, 0].tolist():
+        same = titles[row][:, None] == titles[row]
+        earlier = (first[row] < first[row][:, None]) | (first[row] == first[row][:, None]).tril(-1)
+        best = scores[row].expand_as(same).masked_fill(~same, -torch.inf).amax(dim=1)
+        scores[row] = best.masked_fill((same & earlier).any(dim=1) | (titles[row] == 0), -torch.inf)
+    return scores
+
+
+def popularity_scores(counts: Tensor, present: Tensor) -> Tensor:
+    """Return (B, C) training interactions of each candidate as scores, -inf where there is none.
 
     Args:
-        scores: (B, item_num), -inf for what is no candidate.
-        rows: (n,) rows of ``scores``.
-        items: (n,) the items chosen.
+        counts: (B, C) interactions.
+        present: (B, C) bool.
     """
-    rows, items = rows.to(scores.device), items.to(scores.device)
-    mine = scores[rows, items]
+    return counts.float().masked_fill(~present, -torch.inf)
+
+
+def ranks_of(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return (n,) 1 + how many entries of a row score strictly higher than the one chosen.
+
+    Args:
+        scores: (B, any) settled scores: of candidates, or in a table of all items.
+        rows: (n,) rows of ``scores``.
+        columns: (n,) the entries chosen.
+    """
+    rows, columns = rows.to(scores.device), columns.to(scores.device)
+    mine = scores[rows, columns]
     some = max(1, _COMPARED // scores.shape[1])
     better = [
         (scores[rows[start : start + some]] > mine[start : start + some, None]).sum(dim=1)
         for start in range(0, len(rows), some)
     ]
     return 1 + torch.cat(better) if better else rows
-
-
-def candidate_ranks(scores: NDArray[Any], targets: Sequence[int]) -> NDArray[np.int64]:
-    """Return (n,) 1 + candidates that score strictly higher than the target, as in a run's own evaluation.
-
-    Args:
-        scores: (n, C), -inf where a row has fewer candidates.
-        targets: (n,) places of the targets.
-    """
-    chosen = np.take_along_axis(scores, np.array(targets)[:, None], axis=1)
-    ranks: NDArray[np.int64] = 1 + (scores > chosen).sum(axis=1)
-    return ranks
-
-
-def popularity_scores(counts: Tensor, present: Tensor) -> Tensor:
-    """Return (B, C) scores that rise with ``counts``, no two equal, -inf where not ``present``.
-
-    Equally popular candidates rank in their order in the prompt, which is random: were they left tied,
-    the item chosen would win every tie and popularity would look better than it is.
-    """
-    width = counts.shape[1]
-    keys = counts.double() * width - torch.arange(width)
-    order = keys.masked_fill(~present, -torch.inf).argsort(dim=1, stable=True)
-    return order.argsort(dim=1).float().masked_fill(~present, -torch.inf)

@@ -13,23 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from recbole.data import data_preparation
-from recbole.trainer import Trainer
+from recbole.data.interaction import Interaction
 from recbole.utils import ModelType, get_local_time, get_model, init_logger, init_seed
 
 from ..errors import SettingsError
 from ..evaluation.ranks import RANKS_FILE, write_ranks
 from ..evaluation.report import REPORT_FILE, Contestant, render, summarize
-from ..evaluation.scores import candidate_ranks, popularity_scores, ranks_of
 from ..names import MODEL_NAMES
 from ..settings import properties_folder, read_dataset_defaults
 from ..storage import write_json
-from ..training.columns import CANDIDATE_IDS, ROW_ID
+from ..training.columns import CANDIDATE_IDS
 from ..training.dataset import DynamicPODataset
-from ..training.evaluating import RankingCollector
+from ..training.evaluating import Ranked, RankingTrainer, rank_by_popularity, row_names, rows_to_rank
 from .config import PlainConfig, check_model, refuse_pickles
 from .registration import register
 from .stock_histories import fit_histories
@@ -60,17 +57,14 @@ class BaselineDataset(DynamicPODataset):
         return parts
 
 
-class CandidateTrainer(Trainer):
+class CandidateTrainer(RankingTrainer):
     """RecBole's trainer whose evaluation ranks only the candidates of each row.
 
     Attributes:
-        ranks: (n,) 1 + candidates that score strictly higher than the item chosen; of the last evaluation.
-        row_ids: (n,) the rows they belong to.
+        ranked: what the last evaluation found.
     """
 
-    def __init__(self, config: BaselineConfig, model: Any) -> None:
-        super().__init__(config, model)
-        self.eval_collector = RankingCollector(config)
+    ranked: Ranked
 
     def evaluate(
         self,
@@ -79,21 +73,18 @@ class CandidateTrainer(Trainer):
         model_file: str | None = None,
         show_progress: bool = False,
     ) -> Any:
-        self._ranks: list[torch.Tensor] = []
-        self._rows: list[torch.Tensor] = []
-        result = super().evaluate(eval_data, load_best_model, model_file, show_progress)
-        self.ranks, self.row_ids = torch.cat(self._ranks).numpy(), torch.cat(self._rows).numpy()
-        return result
+        """Return RecBole's metrics over the candidates."""
+        if not eval_data:
+            return None
+        rows = rows_to_rank(eval_data, self.config["seed"])
+        self.ranked = self.rank_rows(rows, show_progress, load_best_model)
+        return self.ranked.result
 
-    def _full_sort_batch_eval(self, batched_data: Any) -> Any:
-        interaction, scores, rows, items = super()._full_sort_batch_eval(batched_data)
+    def among_candidates(self, interaction: Interaction, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores with all but the row's candidates left out, settled."""
         candidates = interaction[CANDIDATE_IDS].to(scores.device)
-        shown = torch.full_like(scores, -torch.inf)
-        shown.scatter_(1, candidates, scores.gather(1, candidates))
-        shown[:, 0] = -torch.inf  # absent candidates
-        self._ranks.append(ranks_of(shown, rows, items).cpu())
-        self._rows.append(interaction[ROW_ID].cpu())
-        return interaction, shown, rows, items
+        shown = scores.gather(1, candidates).masked_fill(candidates == 0, -torch.inf)
+        return self.ranked_data.score_table(interaction, shown)
 
 
 @dataclass(frozen=True)
@@ -144,13 +135,14 @@ def run_baselines(
     trainer.fit(train, valid, show_progress=config["show_progress"])
     seconds = {f"{model} training": time.perf_counter() - started}
     result = trainer.evaluate(test)
-    contestants = [Contestant("popularity", popularity_ranks(data)), Contestant(model, trainer.ranks)]
+    found = {"popularity": rank_by_popularity(trainer.ranked_data), model: trainer.ranked}
+    contestants = [Contestant(name, ranked.ranks) for name, ranked in found.items()]
     folder = Path(config["checkpoint_dir"]) / f"baselines-{dataset}-{get_local_time()}"
-    _save(folder, data, contestants, trainer.row_ids, seconds)
+    _save(folder, data, found, seconds)
     used, total = data.subsampled()["test"]
     table = render(
         contestants,
-        candidates=data.settings.num_candidates,
+        chance=trainer.ranked.chance,
         seconds=seconds,
         notes=[*data.notes, f"test rows: {used} of {total}", f"ranks: {folder}, a folder each"],
     )
@@ -172,27 +164,11 @@ def _configure(
     return config
 
 
-def popularity_ranks(data: DynamicPODataset) -> NDArray[np.int64]:
-    """Return (n,) ranks of the test rows' items among their candidates by training interactions."""
-    rows = data.built["test"].inter_feat
-    candidates, chosen = rows[CANDIDATE_IDS], rows[data.iid_field].numpy()
-    scores = popularity_scores(torch.from_numpy(data.popularity())[candidates], candidates > 0)
-    return candidate_ranks(scores.numpy(), (candidates.numpy() == chosen[:, None]).argmax(axis=1))
-
-
 def _save(
-    folder: Path,
-    data: DynamicPODataset,
-    contestants: list[Contestant],
-    row_ids: NDArray[np.int64],
-    seconds: Mapping[str, float],
+    folder: Path, data: DynamicPODataset, found: Mapping[str, Ranked], seconds: Mapping[str, float]
 ) -> None:
     """Write each contestant's ranks where ``compare`` reads them, and the figures as JSON."""
-    rows = data.built["test"].inter_feat
-    users = data.id2token(data.uid_field, rows[data.uid_field].numpy())
-    for contestant in contestants:
-        write_ranks(
-            folder / contestant.name / RANKS_FILE, list(map(str, row_ids)), list(users), contestant.ranks
-        )
-    summaries = [summarize(contestant) for contestant in contestants]
+    for name, ranked in found.items():
+        write_ranks(folder / name / RANKS_FILE, *row_names(data, ranked.row_ids), ranked.ranks)
+    summaries = [summarize(Contestant(name, ranked.ranks)) for name, ranked in found.items()]
     write_json(folder / REPORT_FILE, {"contestants": summaries, "seconds": dict(seconds)})

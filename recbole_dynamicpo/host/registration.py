@@ -14,12 +14,16 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..names import MODEL_NAMES
 from ..settings import properties_folder, read_dataset_defaults
 from .stock_checkpoints import load_own_checkpoints
+
+if TYPE_CHECKING:
+    from ..tracking.live import Tracker
 
 _PACKAGE = "recbole.model.sequential_recommender."
 _MODULES = {_PACKAGE + name.lower() for name in MODEL_NAMES}
@@ -78,16 +82,40 @@ def register() -> None:
         load_own_checkpoints(sys.modules[_TRAINER])
 
 
+class MLflowTracking:
+    """Copies runs to MLflow while they grow, and registers their models when they are whole."""
+
+    def open(self, folder: Path, uri: str | None) -> Tracker:
+        """Return who copies the run in ``folder``."""
+        from ..tracking.sync import open_tracker
+
+        return open_tracker(folder, uri)
+
+    def publish(self, folder: Path, uri: str | None) -> None:
+        """Register the run's model where that is asked for; trouble is a warning."""
+        from ..serving.mlflow_uri import resolve_uri
+        from ..tracking.registry import register as register_model
+        from ..tracking.registry import wants_registration
+
+        place = resolve_uri(uri)
+        if place is not None and wants_registration(folder):
+            register_model(folder, place)
+
+
 def attach() -> None:
     """Attach trainers, data sets and default settings to RecBole; idempotent."""
+    from functools import partial
+
     import recbole.data.dataset
     import recbole.trainer
 
     from ..training.dataset import DynamicPODataset
     from ..training.trainer import DynamicPOTrainer
 
+    # RecBole takes the attribute and calls it.
+    trainer = partial(DynamicPOTrainer, tracking=MLflowTracking())
     for name in MODEL_NAMES:
-        setattr(recbole.trainer, f"{name}Trainer", DynamicPOTrainer)
+        setattr(recbole.trainer, f"{name}Trainer", trainer)
         setattr(recbole.data.dataset, f"{name}Dataset", DynamicPODataset)
     _attach_defaults()
 

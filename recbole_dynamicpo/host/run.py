@@ -13,6 +13,7 @@ from recbole.config import Config
 from ..errors import SettingsError
 from ..names import MODEL_NAMES
 from .config import checked_config
+from .registration import MLflowTracking
 
 
 def run(
@@ -66,7 +67,7 @@ def _run_stock(config: Config, loaded: Loaded, trainer: Any, show: dict[str, Any
     """Train and test a stock model; return the best score and the metrics on valid and test."""
     from .stock_record import recorded
 
-    with recorded(config, loaded) as record:
+    with recorded(config, loaded, MLflowTracking()) as record:
         # RecBole's trainers of decision trees take no callback.
         takes_callback = "callback_fn" in inspect.signature(trainer.fit).parameters
         more = {"callback_fn": record.epoch} if takes_callback else {}

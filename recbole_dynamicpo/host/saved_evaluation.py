@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from recbole.data import data_preparation
+from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import AdapterError
 from ..evaluation.protocols import Protocols, compare_protocols
 from ..evaluation.ranks import RANKS_FILE, write_ranks
 from ..evaluation.report import REPORT_FILE, Contestant, render, summarize
-from ..evaluation.scores import break_ties, candidate_ranks
+from ..ingredients import nested_settings
 from ..scoring.answers import write_answers
 from ..scoring.batches import PromptRow
 from ..scoring.scorer import Scorer
@@ -25,9 +25,10 @@ from ..serving.mlflow_store import opened_recommender
 from ..serving.packaging import SETTINGS_FILE
 from ..serving.recommender import Recommender, load_recommender
 from ..storage import atomic_file, load_json, write_json
-from ..tracking.record import RECORD_FILE, nested_settings
+from ..tracking.record import RECORD_FILE
 from ..training.columns import CANDIDATE_IDS, ROW_ID
 from ..training.dataset import DynamicPODataset
+from ..training.evaluating import rank_candidates, row_names, rows_to_rank
 from .config import PlainConfig, refuse_pickles
 
 ANSWERS_FILE = "answers.jsonl"
@@ -42,28 +43,25 @@ _OF_THE_RUN = (
 
 @dataclass(frozen=True)
 class EvaluationRows:
-    """The rows to evaluate: lists of length n, and what to say of them.
+    """The rows to evaluate, and what to say of them.
 
     Attributes:
+        data: n rows with the candidates that they are ranked among.
         prompts: each with all of its candidates as completions.
-        targets: place of the item chosen among the candidates.
-        row_ids: as in the run's own evaluation.
-        users: their ids.
         notes: what a reader of figures on these rows has to know.
         rows_at_once: RecBole's evaluation batch; the scorer batches within it, so scores depend on it in
             their last bits.
     """
 
+    data: DynamicPODataset
     prompts: list[PromptRow]
-    targets: list[int]
-    row_ids: list[str]
-    users: list[str]
     notes: list[str]
     rows_at_once: int
 
     def titles(self) -> list[str]:
         """Return the true titles."""
-        return [row.candidates[place] for row, place in zip(self.prompts, self.targets, strict=True)]
+        chosen: list[str] = self.data.titles[self.data.inter_feat[self.data.iid_field].numpy()].tolist()
+        return chosen
 
 
 def read_test_rows(
@@ -90,17 +88,14 @@ def read_test_rows(
     of_the_run = {key: value for key, value in (made_with or {}).items() if key in _OF_THE_RUN}
     config = PlainConfig("DynamicPO", dataset, files, {**of_the_run, **said})
     refuse_pickles(config)
-    data = DynamicPODataset(config)
-    data.build()
-    rows = data.built["test"].inter_feat
-    candidates, chosen = rows[CANDIDATE_IDS].numpy(), rows[data.iid_field].numpy()
-    used, total = data.subsampled()["test"]
+    whole = DynamicPODataset(config)
+    _, _, test = data_preparation(config, whole)
+    data = rows_to_rank(test, whole.settings.seed)._dataset
+    used, total = whole.subsampled()["test"]
     return EvaluationRows(
-        prompts=data.prompt_rows(rows, candidates),
-        targets=(candidates == chosen[:, None]).argmax(axis=1).tolist(),
-        row_ids=[str(row) for row in rows[ROW_ID].tolist()],
-        users=[str(user) for user in data.id2token(data.uid_field, rows[data.uid_field].numpy())],
-        notes=[*data.notes, f"test rows: {used} of {total}"],
+        data=data,
+        prompts=data.prompt_rows(data.inter_feat, data.inter_feat[CANDIDATE_IDS].numpy()),
+        notes=[*whole.notes, f"test rows: {used} of {total}"],
         rows_at_once=data.settings.eval_batch_size,
     )
 
@@ -161,11 +156,11 @@ def evaluate_saved(
         made_with = settings_of(folder)
     rows = read_test_rows(dataset, config_files, overrides, made_with)
     scores = _score(recommender.scorer, rows.prompts, rows.rows_at_once, progress)
-    contestant = Contestant(str(source), candidate_ranks(scores, rows.targets))
+    ranked = rank_candidates(rows.data, scores)
+    contestant = Contestant(str(source), ranked.ranks)
     figures: dict[str, Any] = {"likelihood": summarize(contestant)}
     if protocol == "likelihood":
-        width = max(len(row.candidates) for row in rows.prompts)
-        text = render([contestant], candidates=width, seconds={}, notes=rows.notes)
+        text = render([contestant], chance=ranked.chance, seconds={}, notes=rows.notes)
     else:
         answers, found = _generate(recommender, rows, scores, batch_size, progress)
         figures["generate"] = asdict(found)
@@ -173,18 +168,18 @@ def evaluate_saved(
         if out:
             _write_answers(out / ANSWERS_FILE, rows, answers)
     if out:
-        write_ranks(out / RANKS_FILE, rows.row_ids, rows.users, contestant.ranks)
+        write_ranks(out / RANKS_FILE, *row_names(rows.data, ranked.row_ids), ranked.ranks)
         write_json(out / REPORT_FILE, figures)
     return text
 
 
-def _score(scorer: Scorer, rows: Sequence[PromptRow], at_once: int, progress: bool) -> NDArray[np.float32]:
+def _score(scorer: Scorer, rows: Sequence[PromptRow], at_once: int, progress: bool) -> Tensor:
     """Return (n, C) log-probabilities of the candidates in prompt order, -inf where a row has fewer."""
     width = max(len(row.completions) for row in rows)
-    scores = np.full((len(rows), width), -np.inf, dtype=np.float32)
+    scores = torch.full((len(rows), width), -torch.inf)
     with tqdm(total=len(rows), desc="likelihood", unit=" rows", disable=None if progress else True) as bar:
         for start in range(0, len(rows), at_once):
-            part = break_ties(scorer(rows[start : start + at_once])).numpy()
+            part = scorer(rows[start : start + at_once])
             scores[start : start + len(part), : part.shape[1]] = part
             bar.update(len(part))
     return scores
@@ -193,19 +188,21 @@ def _score(scorer: Scorer, rows: Sequence[PromptRow], at_once: int, progress: bo
 def _generate(
     recommender: Recommender,
     rows: EvaluationRows,
-    scores: NDArray[np.floating],
+    scores: Tensor,
     batch_size: int,
     progress: bool,
 ) -> tuple[list[str], Protocols]:
     scorer, titles = recommender.scorer, rows.titles()
+    settled = rows.data.settled(rows.data.inter_feat, scores).numpy()
     answers = write_answers(scorer, rows.prompts, batch_size=batch_size, progress=progress)
     tokens = [len(scorer.collator.title_ids(title)) - 1 for title in titles]
-    return answers, compare_protocols(rows.prompts, titles, answers, scores, tokens)
+    return answers, compare_protocols(rows.prompts, titles, answers, settled, tokens)
 
 
 def _write_answers(path: Path, rows: EvaluationRows, answers: Sequence[str]) -> None:
     """Write one JSON object a row, so that a reader can see what the model wrote."""
     with atomic_file(path) as handle:
-        for row_id, target, answer in zip(rows.row_ids, rows.titles(), answers, strict=True):
-            line = {"row_id": row_id, "target": target, "answer": answer}
+        row_ids = rows.data.inter_feat[ROW_ID].tolist()
+        for row_id, target, answer in zip(row_ids, rows.titles(), answers, strict=True):
+            line = {"row_id": str(row_id), "target": target, "answer": answer}
             handle.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 from recbole.utils import get_local_time
 
 from ..evaluation.report import metric_name
+from ..ingredients import Ingredients, flat_settings
 from ..tracking.journal import Journal
+from ..tracking.live import Tracker, Tracking
 from ..tracking.record import JOURNAL_FILE, describe, write_record
 from ..tracking.run_folder import new_run_folder
-from ..tracking.sync import Tracker, open_tracker
-from ..tracking.system import peak_memory_mb
 from ..training.data_files import data_digest
 from ..version import __version__
 
@@ -46,32 +45,29 @@ class StockRun:
 
 
 @contextmanager
-def recorded(config: Any, loaded: Any) -> Iterator[StockRun]:
+def recorded(config: Any, loaded: Any, tracking: Tracking) -> Iterator[StockRun]:
     """Record what happens in the block as a run of the stock model of ``config``.
 
     Args:
         config: RecBole's configuration.
         loaded: the loaders of the three splits.
+        tracking: of the run's folder.
     """
     name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
     folder = new_run_folder(Path(config["checkpoint_dir"]), name)
     parts = {"train": loaded.train, "valid": loaded.valid, "test": loaded.test}
     rows = {phase: len(part._dataset) for phase, part in parts.items() if part is not None}
     data = {"name": config["dataset"], "digest": data_digest(config), "rows": rows}
-    write_record(
-        folder, describe(config.final_config_dict, data=data, tags={"version": __version__}, stages={})
-    )
+    params = flat_settings(config.final_config_dict)
+    ingredients = Ingredients.of(params, {"data": data["digest"]})
+    write_record(folder, describe(params, ingredients, data=data, tags={"version": __version__}))
     uri = config.final_config_dict.get("mlflow_tracking_uri", "auto")
-    run = StockRun(folder, open_tracker(folder, uri))
-    started = time.perf_counter()
-    run.journal.write("train", 0, "status", {"status": "running"})
+    run = StockRun(folder, tracking.open(folder, uri))
     try:
-        yield run
+        with run.journal.stage("train"):
+            yield run
+        run.journal.finished("evaluate", 0.0)
     except BaseException:
-        run.journal.write("train", 0, "status", {"status": "failed"})
         run.tracker.close("FAILED")
         raise
-    spent = {"seconds": round(time.perf_counter() - started, 3), "peak_memory_mb": peak_memory_mb()}
-    for stage in ("train", "evaluate"):
-        run.journal.write(stage, 0, "status", {"status": "finished", **(spent if stage == "train" else {})})
     run.tracker.close("FINISHED")

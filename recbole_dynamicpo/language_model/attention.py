@@ -59,6 +59,11 @@ def short_attention(
     return output.view(batch, heads, length, width).transpose(1, 2), None
 
 
+def kernel_name(device: torch.device, dtype: torch.dtype) -> str:
+    """Return which attention a backbone runs on, for who keeps results apart that rounding could part."""
+    return NAME if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"
+
+
 def use_short_attention(model: Any) -> None:
     """Let a loaded Hugging Face model with sdpa attention use ``short_attention``."""
     from transformers import AttentionInterface, AttentionMaskInterface

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import BackboneError, nearest
+from ..storage import sha256_file, sha256_json
 from .attention import use_short_attention
 from .embedded import EMBEDDED, EMBEDDED_SHA256, embedded_folder
 from .logps import sharing_works
@@ -23,6 +24,19 @@ from .logps import sharing_works
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+# A gain in speed that is worth a line in the log.
+WORTH_SAYING = 1.2
+# The files that make a tokenizer, of every kind.
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
 
 
 @dataclass(frozen=True)
@@ -75,8 +89,7 @@ def load_backbone(
 
     Args:
         name: embedded name, local folder, or hub model id.
-        dtype: ``float32``, ``bfloat16``, ``float64`` or ``auto`` (bfloat16 on CUDA, else whichever
-            multiplies matrices faster on this processor).
+        dtype: ``float32``, ``bfloat16``, ``float64`` or ``auto`` (bfloat16 on CUDA, float32 elsewhere).
         device: where the weights go.
         load_in_4bit: nf4 weights with bfloat16 compute; needs CUDA and bitsandbytes.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
@@ -88,6 +101,7 @@ def load_backbone(
     place = resolve_backbone(name)
     _check_causal(place, name)
     weight_dtype = resolve_dtype(dtype, device)
+    advise_dtype(dtype, device)
     model, tokenizer = _from_pretrained(place, name, weight_dtype, device, load_in_4bit)
     if tokenizer.eos_token_id is None:
         raise BackboneError(f"backbone '{name}': its tokenizer has no end-of-sequence token")
@@ -154,6 +168,17 @@ def backbone_fingerprint(place: str, name: str) -> str:
     return digest.hexdigest()
 
 
+def tokenizer_digest(place: str) -> str:
+    """Return the SHA-256 over the tokenizer's files at ``place``, a folder or a hub id that was loaded."""
+    folder = Path(place)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(place, local_files_only=True, allow_patterns=list(_TOKENIZER_FILES)))
+    files = sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)})
+    return sha256_json({path.name: sha256_file(path) for path in files})
+
+
 def check_backbone(name: str) -> None:
     """See whether ``name`` can be loaded, by its configuration alone; the embedded one always can.
 
@@ -165,26 +190,22 @@ def check_backbone(name: str) -> None:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that setting ``dtype`` stands for; ``auto`` is measured."""
-    return choose_dtype(device) if name == "auto" else DTYPES[name]
+    """Return the dtype that setting ``dtype`` stands for; ``auto`` is bfloat16 on CUDA, float32 elsewhere.
 
-
-def choose_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 or float32, whichever is faster on ``device``.
-
-    Times the model's typical matrix product for about a tenth of a second; the answer is logged.
+    No measurement decides, so that one command gives one result.
     """
-    if device.type == "cuda":
-        return torch.bfloat16
-    seconds = {dtype: _product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    best = min(seconds, key=lambda dtype: seconds[dtype])
-    logger.info(
-        "dtype auto: %s (a 512x576x1536 product takes %.2f ms in float32, %.2f ms in bfloat16)",
-        str(best).removeprefix("torch."),
-        1e3 * seconds[torch.float32],
-        1e3 * seconds[torch.bfloat16],
-    )
-    return best
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[name]
+
+
+def advise_dtype(name: str, device: torch.device) -> None:
+    """Say in the log where another dtype than ``auto`` would be faster on this processor."""
+    if name != "auto" or device.type != "cpu":
+        return
+    gain = _product_seconds(torch.float32) / _product_seconds(torch.bfloat16)
+    if gain > WORTH_SAYING:
+        logger.info("bfloat16 is %.1f times faster here in matrix products: --dtype=bfloat16", gain)
 
 
 def _product_seconds(dtype: torch.dtype, repeats: int = 10) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .boundary import Boundary
 
 BETA_BINS = 20  # of the histogram of beta_i / beta0, which lies within 1 -+ TANH_SCALE
-_BETA_EDGE = 0.001  # that the histogram reaches further, so that rounding loses no beta
+BETA_EDGE = 0.001  # that the histogram reaches further, so that rounding loses no beta
 
 
 class Diagnostics(NamedTuple):

@@ -6,11 +6,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..storage import atomic_file, named
+from .system import peak_memory_mb
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,29 @@ class Journal:
             handle.write(f"{line}\n".encode())
             handle.flush()
             os.fsync(handle.fileno())
+
+    @contextmanager
+    def stage(self, name: str, step: Callable[[], int] = lambda: 0) -> Iterator[None]:
+        """Note that a stage runs while the block does, and how it ended: its seconds and its peak memory.
+
+        Args:
+            name: of the stage.
+            step: tells the optimizer steps done in it.
+        """
+        started = time.perf_counter()
+        self.write(name, step(), "status", {"status": "running"})
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):  # a full disk must not hide why the stage failed
+                self.write(name, step(), "status", {"status": "failed"})
+            raise
+        self.finished(name, time.perf_counter() - started, step())
+
+    def finished(self, name: str, seconds: float, step: int = 0) -> None:
+        """Note that a stage ended well after so many seconds."""
+        spent = {"seconds": round(seconds, 3), "peak_memory_mb": peak_memory_mb()}
+        self.write(name, step, "status", {"status": "finished", **spent})
 
     def entries(self, *, quiet: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the entries in order.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from ..errors import DynamicPOError
@@ -41,6 +42,27 @@ class NullTracker:
         """Do nothing."""
 
     def close(self, status: str) -> None:
+        """Do nothing."""
+
+
+class Tracking(Protocol):
+    """What is done with the folder of a run: copied while it grows, published when it is whole."""
+
+    def open(self, folder: Path, uri: str | None) -> Tracker:
+        """Return who copies the run in ``folder``; ``uri`` is setting ``mlflow_tracking_uri``."""
+
+    def publish(self, folder: Path, uri: str | None) -> None:
+        """Do what follows a finished run, such as registering its model; never raises for a server."""
+
+
+class NoTracking:
+    """Leaves the folder of a run alone."""
+
+    def open(self, folder: Path, uri: str | None) -> Tracker:
+        """Return a tracker that tracks nothing."""
+        return NullTracker()
+
+    def publish(self, folder: Path, uri: str | None) -> None:
         """Do nothing."""
 
 

@@ -8,28 +8,17 @@ from __future__ import annotations
 
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..storage import load_json, sha256_json, write_json
+from ..ingredients import Ingredients
+from ..storage import load_json, write_json
 from ..version import __version__
 
 RECORD_FILE, JOURNAL_FILE, AUDIT_FILE, PROBE_FILE = "record.json", "metrics.jsonl", "audit.json", "probe.json"
-# The stages of a run as they are recorded; the two in the middle train.
-RECORDED = ("prepare", "sft", "preference", "evaluate")
-
-# Settings that say where and how a run is made, not which run it is.
-PLACES = {
-    *("data_path", "checkpoint_dir", "config_files", "resume", "mlflow_tracking_uri", "register"),
-    *("require_improvement", "checkpoint_every", "data_source", "max_memory", "threads"),
-    *("show_progress", "state", "gpu_id", "device", "log_wandb", "wandb_project", "nproc", "worker"),
-    *("local_rank", "world_size", "offset", "ip", "port", "save_dataset", "save_dataloaders"),
-    *("dataset_save_path", "dataloaders_save_path", "encoding", "single_spec", "model", "dataset"),
-}
-_SECRET = ("token", "secret", "password", "api_key", "credential")
 
 
 @dataclass(frozen=True)
@@ -40,9 +29,10 @@ class Record:
         name: ``<model>-<dataset>-<configuration hash>-s<seed>``.
         key: of this run alone; finds it again on a tracking server.
         model, dataset, seed: of the run.
-        config_hash: SHA-256 of the settings that decide the result.
+        config_hash: SHA-256 of everything that decides the result.
         data: digest and rows of each split.
         params: the final settings, flat, without secrets.
+        ingredients: what of these and of the facts decides the result; empty in records of 0.1.0.
         tags: backbone, its hash, git commit, who started it.
         stages: stage -> folder with that stage's journal and results, relative to the run folder or absolute.
     """
@@ -54,6 +44,7 @@ class Record:
     config_hash: str
     data: dict[str, Any] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
+    ingredients: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     stages: dict[str, str] = field(default_factory=dict)
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -64,14 +55,25 @@ class Record:
 
 
 def describe(
-    values: Mapping[str, Any], *, data: dict[str, Any], tags: Mapping[str, str], stages: Mapping[str, str]
+    params: Mapping[str, Any],
+    ingredients: Ingredients,
+    *,
+    data: dict[str, Any],
+    tags: Mapping[str, str],
+    stages: Mapping[str, str] | None = None,
 ) -> Record:
-    """Return the record of a run with the final configuration ``values``."""
-    params = flat_settings(values)
-    config_hash = sha256_json({key: value for key, value in params.items() if key not in PLACES})
-    model, dataset, seed = str(values["model"]), str(values["dataset"]), int(values["seed"])
+    """Return the record of a run.
+
+    Args:
+        params: its final settings, flat; with ``model``, ``dataset`` and ``seed``.
+        ingredients: everything that decides its results.
+        data: name, digest, and rows of each split.
+        tags: backbone, its hash, our version, who started it.
+        stages: where each stage's journal and results lie, if not in the run's own folder.
+    """
+    config_hash = ingredients.digest("evaluate")
+    model, dataset, seed = str(params["model"]), str(params["dataset"]), int(params["seed"])
     commit = git_commit(Path.cwd())
-    every = {**({"git_commit": commit} if commit else {}), **tags}
     return Record(
         name=f"{model}-{dataset}-{config_hash[:8]}-s{seed}",
         model=model,
@@ -79,9 +81,10 @@ def describe(
         seed=seed,
         config_hash=config_hash,
         data=data,
-        params=params,
-        tags=every,
-        stages=dict(stages),
+        params=dict(params),
+        ingredients=dict(ingredients.values),
+        tags={**({"git_commit": commit} if commit else {}), **tags},
+        stages=dict(stages or {}),
     )
 
 
@@ -90,36 +93,24 @@ def run_tags(backbone: str, fingerprint: str) -> dict[str, str]:
     return {"backbone": Path(backbone).name, "backbone_sha256": fingerprint, "version": __version__}
 
 
-def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain settings as JSON values, inner mappings as ``outer.inner``, secrets left out."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if not isinstance(key, str) or any(word in key.lower() for word in _SECRET):
-            continue
-        if isinstance(value, Mapping):
-            flat.update({f"{key}.{inner}": v for inner, v in flat_settings(value).items()})
-        elif isinstance(value, list | tuple):
-            flat[key] = [str(item) if not isinstance(item, int | float | str) else item for item in value]
-        elif value is None or isinstance(value, bool | int | float | str):
-            flat[key] = value
-    return dict(sorted(flat.items()))
+def write_record(
+    folder: Path,
+    record: Record,
+    audit: Mapping[str, Any] | None = None,
+    probe: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Write the record of the run in ``folder``, and what is known of its data.
 
-
-def nested_settings(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return flat settings as they were: ``outer.inner`` is an entry of the mapping ``outer``."""
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *outer, last = key.split(".")
-        place = nested
-        for name in outer:
-            place = place.setdefault(name, {})
-        place[last] = value
-    return nested
-
-
-def write_record(folder: Path, record: Record) -> None:
-    """Write the record of the run in ``folder``."""
+    Args:
+        folder: of the run.
+        record: what it is.
+        audit: what a reader of figures on the data has to know.
+        probe: validation rows on which a registered copy of the model is tried.
+    """
     write_json(folder / RECORD_FILE, asdict(record))
+    for name, known in ((AUDIT_FILE, audit), (PROBE_FILE, probe)):
+        if known is not None:
+            write_json(folder / name, known)
 
 
 def read_record(folder: Path) -> Record:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..settings import Settings
 from ..storage import load_json, write_json
 
 IDENTITY_FILE = "run.json"
-
-# Settings that may differ between a run and its resumed part: none of them changes the trajectory.
-FREE_ON_RESUME = {
-    *("resume", "checkpoint_every", "compare_stages", "eval_rows", "popular_candidates"),
-    *("mlflow_tracking_uri", "register", "require_improvement", "data_source", "max_memory", "threads"),
-}
 
 
 def new_run_folder(parent: Path, name: str) -> Path:
@@ -33,21 +25,13 @@ def new_run_folder(parent: Path, name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def identity(settings: Settings, **more: Any) -> dict[str, Any]:
-    """Return, as JSON values, what decides the trajectory of a run."""
-    kept = {k: v for k, v in dataclasses.asdict(settings).items() if k not in FREE_ON_RESUME}
-    kept.update(more)
-    result: dict[str, Any] = json.loads(json.dumps(kept))
-    return result
-
-
-def write_identity(folder: Path, now: dict[str, Any]) -> None:
-    """Record the identity of a new run."""
+def write_identity(folder: Path, now: Mapping[str, Any]) -> None:
+    """Record what decides the training of a new run."""
     write_json(folder / IDENTITY_FILE, now)
 
 
-def check_identity(folder: Path, now: dict[str, Any]) -> None:
-    """Compare a run's record with the present settings.
+def check_identity(folder: Path, now: Mapping[str, Any]) -> None:
+    """Compare what decided a run's training with what would decide it now.
 
     Raises:
         CheckpointError: the record is unreadable, or something differs; names each difference.

@@ -18,13 +18,15 @@ from typing import Any
 
 from ..evaluation.ranks import RANKS_FILE
 from ..evaluation.report import REPORT_FILE, metric_name, read_report
+from ..ingredients import describes_run
 from ..language_model.adapter_folder import WEIGHTS_FILE
+from ..names import RECORDED
 from ..serving.mlflow_uri import without_password
 from ..serving.packaging import package_recommender
 from ..storage import is_number, sha256_file, sha256_json
 from .journal import Journal
 from .points import Entry, Point, measured, milliseconds, spent
-from .record import AUDIT_FILE, JOURNAL_FILE, PLACES, RECORDED, Record
+from .record import AUDIT_FILE, JOURNAL_FILE, Record
 
 # Finds the runs of a folder again: the key of its record, and the stage.
 KEY_TAG, STAGE_TAG = "recbole-dynamicpo.key", "stage"
@@ -230,7 +232,7 @@ def _adapter(folder: Path, record: Record) -> Upload:
 def model_settings(record: Record) -> dict[str, Any]:
     """Return what a later evaluation of a run's adapter needs: its settings, no places of this machine."""
     named = {"model": record.model, "dataset": record.dataset}
-    return {**{key: value for key, value in record.params.items() if key not in PLACES}, **named}
+    return {**{key: value for key, value in record.params.items() if describes_run(key)}, **named}
 
 
 def _package(folder: Path, settings: Mapping[str, Any], target: Path) -> None:

@@ -23,6 +23,7 @@ from recbole.data.interaction import Interaction
 
 from ..data.catalogue import Catalogue, build_catalogue, read_titles
 from ..errors import DataError, SettingsError
+from ..evaluation.scores import settle, tie_draws
 from ..scoring.batches import PromptRow
 from ..settings import read_settings
 from .columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
@@ -80,6 +81,8 @@ class DynamicPODataset(SequentialDataset):
             super().__init__(config)
         self.catalogue = self._read_catalogue()
         self.titles = np.array(["", *self.catalogue.titles], dtype=object)
+        # (item_num,) one number a distinct title, from 1 on; 0 for no item.
+        self.title_numbers = torch.from_numpy(np.unique(self.titles, return_inverse=True)[1].astype(np.int64))
         self.notes = data_notes(config)
         # Filled by build(); the splits are shallow copies of this data set and share them.
         self.built: dict[str, DynamicPODataset] = {}
@@ -154,6 +157,31 @@ class DynamicPODataset(SequentialDataset):
             )
             for row, history in enumerate(self.history(interaction))
         ]
+
+    def settled(self, interaction: Interaction, scores: torch.Tensor) -> torch.Tensor:
+        """Return (B, C) scores of the rows' candidates with one entry a title and without ties.
+
+        Args:
+            interaction: B rows with their candidates.
+            scores: (B, C), -inf where a row has fewer candidates.
+        """
+        candidates = interaction[CANDIDATE_IDS].to(scores.device)
+        draws = tie_draws(interaction[ROW_ID].to(scores.device), candidates)
+        chosen = candidates == interaction[self.iid_field].to(scores.device)[:, None]
+        return settle(scores, draws, self.title_numbers.to(scores.device)[candidates], chosen)
+
+    def score_table(self, interaction: Interaction, scores: torch.Tensor) -> torch.Tensor:
+        """Return (B, item_num) settled scores of the rows' candidates, -inf elsewhere.
+
+        Args:
+            interaction: B rows with their candidates.
+            scores: (B, C), -inf where a row has fewer candidates.
+        """
+        candidates = interaction[CANDIDATE_IDS].to(scores.device)
+        table = torch.full((len(candidates), self.item_num), -torch.inf, device=scores.device)
+        table.scatter_(1, candidates, self.settled(interaction, scores))
+        table[:, 0] = -torch.inf
+        return table
 
     def popularity(self) -> IntArray:
         """Return (item_num,) training interactions of each item."""

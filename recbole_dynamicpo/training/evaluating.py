@@ -1,27 +1,57 @@
-"""Evaluation on RecBole's loaders and metrics, with the rank of every row kept beside them."""
+"""Evaluation on RecBole's loaders and metrics, with the rank of every row kept beside them.
+
+Every table of this package is made this way: rows with candidates, scores of the candidates, settled scores
+(``evaluation.scores``), ranks. RecBole's sampled modes (uniN, popN) are turned into rows with candidates
+first, so that they too are ranked by titles and by the one rule for ties.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector
+from recbole.trainer import Trainer
 from torch import Tensor
 
 from ..evaluation.ranks import RANKS_FILE, write_ranks
 from ..evaluation.report import REPORT_FILE, Contestant, metric_name, render, summarize
-from ..evaluation.scores import ranks_of
-from ..serving.packaging import portable_backbone
+from ..evaluation.scores import popularity_scores, ranks_of
 from ..storage import write_json
 from ..tracking.journal import Journal
-from .columns import ROW_ID
+from .columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
+from .dataset import DynamicPODataset
+from .sampling import row_generator
 
 logger = logging.getLogger(__name__)
+
+
+class Ranked(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        result: RecBole's metrics.
+        ranks: (n,) 1-based rank of the item chosen among its candidates.
+        row_ids: (n,) the rows that they belong to.
+        chance: hit rate of a random choice at the first place.
+    """
+
+    result: dict[str, Any]
+    ranks: np.ndarray[Any, Any]
+    row_ids: np.ndarray[Any, Any]
+    chance: float
+
+    @classmethod
+    def of(cls, data: DynamicPODataset, ranks: Tensor, result: dict[str, Any]) -> Ranked:
+        """Return what was found on all rows of ``data``."""
+        rows = data.inter_feat
+        present = (rows[CANDIDATE_IDS] > 0).sum(dim=1)
+        return cls(result, ranks.cpu().numpy(), rows[ROW_ID].numpy(), float((1 / present).mean()))
 
 
 class RankingCollector(Collector):
@@ -43,176 +73,139 @@ class RankingCollector(Collector):
         return result
 
 
-class RankingMixin:
-    """Adds ranks, the comparison of the stages and the final table to a RecBole trainer.
+class RankingTrainer(Trainer):
+    """RecBole's trainer, whose evaluation ranks the candidates of each row and keeps every rank.
 
-    Expects the attributes of ``DynamicPOTrainer``; a class of its own only to keep training and
-    evaluation apart for the reader.
+    Attributes:
+        ranked_data: the rows that are being ranked.
     """
 
-    model: Any
-    settings: Any
-    config: Any
-    device: Any
-    run_folder: Path
-    adapters: dict[str, Path]
-    journal: Journal
-    progress: Any
-    tot_item_num: int
-    _validating = False
+    ranked_data: DynamicPODataset
 
-    @property
-    def final_stage(self) -> str:
-        """Name of the stage whose adapter is the result."""
-        raise NotImplementedError
-
-    def _recorded(self, stage: str) -> AbstractContextManager[None]:
-        raise NotImplementedError
-
-    def _publish(self) -> None:
-        raise NotImplementedError
-
-    @contextmanager
-    def validating(self) -> Iterator[None]:
-        """Mark evaluations inside the block as validation: no comparison, no table."""
-        self._validating = True
-        try:
-            yield
-        finally:
-            self._validating = False
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self.eval_collector = RankingCollector(config)
 
     @torch.no_grad()
-    def evaluate(
-        self,
-        eval_data: Any,
-        load_best_model: bool = True,
-        model_file: str | None = None,
-        show_progress: bool = False,
-    ) -> Any:
-        """Return RecBole's metrics of the model on ``eval_data``.
-
-        Outside of training it also ranks by popularity, by the bare backbone and by the SFT stage
-        (setting ``compare_stages``), prints the final table and saves every row's rank.
+    def rank_rows(
+        self, rows: FullSortEvalDataLoader, show_progress: bool = False, load_best_model: bool = False
+    ) -> Ranked:
+        """Return RecBole's metrics of the model, and the rank of every row.
 
         Args:
-            eval_data: a RecBole evaluation loader.
-            load_best_model: load the best adapter of the last stage first.
-            model_file: an adapter folder to load instead.
+            rows: of ``rows_to_rank``.
             show_progress: show RecBole's progress bar.
-
-        Raises:
-            AdapterError: the folder to load is not an adapter for this backbone.
+            load_best_model: let RecBole load the checkpoint that it wrote first; else the model as it is.
         """
-        if not eval_data:
-            return None
-        if load_best_model:
-            folder = Path(model_file) if model_file else self.adapters[self.final_stage]
-            self.model.policy.load(folder)
-            logger.info("evaluating the adapter in %s", folder)
-        if self._validating:
-            return self._evaluate_voice("policy", eval_data, False)[0]
-        contestants = []
-        with self._recorded("evaluate"):
-            voices = self._voices()
-            with self.model.scoring_together([voice for voice, _ in voices if voice != "popularity"]):
-                for voice, name in voices:
-                    result, ranks = self._evaluate_voice(voice, eval_data, show_progress)
-                    contestants.append(Contestant(name, ranks))
-            self._report(contestants, result)
-        self._publish()
-        return result
-
-    def _voices(self) -> list[tuple[str, str]]:
-        """Return who is evaluated and under which name, the final model last."""
-        voices = []
-        if self.settings.compare_stages:
-            voices = [
-                ("popularity", "popularity"),
-                ("backbone", f"{portable_backbone(self.settings.backbone)} zero-shot"),
-            ]
-            if self.model.policy.has_reference:
-                voices.append(("reference", "after SFT"))
-        return [*voices, ("policy", f"after {self.config['model']}")]
-
-    def _evaluate_voice(
-        self, voice: str, eval_data: Any, show_progress: bool
-    ) -> tuple[Any, np.ndarray[Any, Any]]:
+        self.ranked_data = rows._dataset
         self._ranks: list[Tensor] = []
-        self._row_ids: list[Tensor] = []
-        draws = np.random.get_state()  # RecBole's uniN and popN modes draw candidates from it
-        np.random.seed(self.settings.seed)
-        eval_data.generator.manual_seed(self.settings.seed)
-        try:
-            with self.model.speaking_as(voice):
-                result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)  # type: ignore[misc]
-        finally:
-            np.random.set_state(draws)
-        return result, torch.cat(self._ranks).cpu().numpy()
+        result = Trainer.evaluate(self, rows, load_best_model, show_progress=show_progress)
+        return Ranked.of(rows._dataset, torch.cat(self._ranks), result)
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
-        batch = super()._full_sort_batch_eval(batched_data)  # type: ignore[misc]
-        interaction, scores, positive_rows, positive_items = batch
-        self._note_ranks(scores, positive_rows, positive_items, interaction[ROW_ID][positive_rows])
-        return batch
-
-    def _neg_sample_batch_eval(self, batched_data: Any) -> Any:
-        """Score a whole batch at once: RecBole would cut a user's candidates at the batch size."""
-        interaction, row_index, positive_rows, positive_items = batched_data
-        items = interaction[self.config["ITEM_ID_FIELD"]]
-        found = self.model.predict(interaction)
-        scores = torch.full((int(positive_rows[-1]) + 1, self.tot_item_num), -torch.inf)
-        scores[row_index, items] = found.cpu()
-        scores = scores.to(self.device)
-        match = (row_index == positive_rows[:, None]) & (items == positive_items[:, None])
-        row_ids = interaction[ROW_ID][match.int().argmax(dim=1)]
-        self._note_ranks(scores, positive_rows, positive_items, row_ids)
-        return interaction, scores, positive_rows, positive_items
-
-    def _note_ranks(self, scores: Tensor, rows: Tensor, items: Tensor, row_ids: Tensor) -> None:
+        batch = super()._full_sort_batch_eval(batched_data)
+        interaction, scores, rows, items = batch
+        scores = self.among_candidates(interaction, scores)
         self._ranks.append(ranks_of(scores, rows, items))
-        self._row_ids.append(row_ids)
+        return interaction, scores, rows, items
 
-    def _report(self, contestants: list[Contestant], result: Mapping[str, Any]) -> None:
-        """Print the final table and write it, the ranks and the metrics into the run folder."""
-        table = render(
-            contestants,
-            candidates=self.settings.num_candidates,
-            seconds=self.progress.seconds,
-            notes=self._notes(),
-        )
-        logger.info("final result\n%s", table)
-        summaries = [summarize(contestant) for contestant in contestants]
-        report = {"contestants": summaries, "seconds": self.progress.seconds}
-        write_json(self.run_folder / REPORT_FILE, report)
-        row_ids = torch.cat(self._row_ids).tolist()
-        dataset = self.model.dataset
-        users: dict[int, int] = {}
-        for phase in ("valid", "test"):
-            rows = dataset.built[phase].inter_feat
-            users.update(zip(rows[ROW_ID].tolist(), rows[dataset.uid_field].tolist(), strict=True))
-        tokens = dataset.id2token(dataset.uid_field, np.array([users[row] for row in row_ids]))
-        write_ranks(
-            self.run_folder / RANKS_FILE,
-            [str(row) for row in row_ids],
-            [str(token) for token in tokens],
-            contestants[-1].ranks,
-        )
-        figures = {metric_name(name): float(value) for name, value in result.items()}
-        # RecBole rounds its metrics to four digits; the same ones of our own are exact.
-        figures.update({key: value for key, value in summaries[-1].items() if key != "name"})
-        earlier = [e for e in self.journal.entries() if (e["stage"], e["kind"]) == ("evaluate", "test")]
-        self.journal.write("evaluate", len(earlier), "test", figures)
+    def among_candidates(self, interaction: Interaction, scores: Tensor) -> Tensor:
+        """Return the (B, item_num) scores that are ranked; here those that the model gave."""
+        return scores
 
-    def _notes(self) -> list[str]:
-        used = self.model.dataset.subsampled()
-        notes = list(self.model.dataset.notes)
-        notes += [f"{phase} rows: {kept} of {total}" for phase, (kept, total) in used.items()]
-        if self.model.collator.truncated_rows:
-            notes.append(f"prompts that lost old history: {self.model.collator.truncated_rows}")
-        folder = self.adapters[self.final_stage]
-        return [
-            *notes,
-            f"adapters: {self.adapters['sft']} (reference), {folder} (final)",
-            f'rank with it: recbole-dynamicpo rank --model {folder} --history "TITLE|TITLE" '
-            '--candidates "TITLE|TITLE"',
-        ]
+
+def rank_candidates(data: DynamicPODataset, scores: Tensor) -> Ranked:
+    """Return the ranks that scores give to the items chosen; no metrics of RecBole's.
+
+    Args:
+        data: n rows with their candidates.
+        scores: (n, C) of the candidates, -inf where a row has fewer.
+    """
+    rows = data.inter_feat
+    places = (rows[CANDIDATE_IDS] == rows[data.iid_field][:, None]).int().argmax(dim=1)
+    settled = data.settled(rows, scores.cpu())
+    return Ranked.of(data, ranks_of(settled, torch.arange(len(places)), places), {})
+
+
+def rank_by_popularity(data: DynamicPODataset) -> Ranked:
+    """Return the ranks that the training interactions of each item give to the items chosen."""
+    candidates = data.inter_feat[CANDIDATE_IDS]
+    counts = torch.from_numpy(data.popularity())
+    return rank_candidates(data, popularity_scores(counts[candidates], candidates > 0))
+
+
+def write_report(
+    journal: Journal,
+    dataset: DynamicPODataset,
+    found: Mapping[str, Ranked],
+    seconds: Mapping[str, float],
+    notes: Sequence[str],
+) -> None:
+    """Show the final table, and write it, the final model's ranks and its figures beside the journal.
+
+    Args:
+        journal: of the run.
+        dataset: whose test rows were ranked.
+        found: name -> what it was found to rank; the final model last.
+        seconds: time spent on each part of the run.
+        notes: lines below the table.
+    """
+    folder = journal.path.parent
+    contestants = [Contestant(name, ranked.ranks) for name, ranked in found.items()]
+    *_, final = found.values()
+    about = [*dataset.notes]
+    about += [f"{phase} rows: {kept} of {total}" for phase, (kept, total) in dataset.subsampled().items()]
+    table = render(contestants, chance=final.chance, seconds=seconds, notes=[*about, *notes])
+    logger.info("final result\n%s", table)
+    summaries = [summarize(contestant) for contestant in contestants]
+    write_json(folder / REPORT_FILE, {"contestants": summaries, "seconds": dict(seconds)})
+    write_ranks(folder / RANKS_FILE, *row_names(dataset, final.row_ids), final.ranks)
+    figures = {metric_name(name): float(value) for name, value in final.result.items()}
+    # RecBole rounds its metrics to four digits; the same ones of our own are exact.
+    figures.update({key: value for key, value in summaries[-1].items() if key != "name"})
+    earlier = [e for e in journal.entries() if (e["stage"], e["kind"]) == ("evaluate", "test")]
+    journal.write("evaluate", len(earlier), "test", figures)
+
+
+def row_names(dataset: DynamicPODataset, row_ids: np.ndarray[Any, Any]) -> tuple[list[str], list[str]]:
+    """Return the ids of evaluation rows and of their users, as files of ranks hold them."""
+    users: dict[int, int] = {}
+    for phase in ("valid", "test"):
+        rows = dataset.built[phase].inter_feat
+        users.update(zip(rows[ROW_ID].tolist(), rows[dataset.uid_field].tolist(), strict=True))
+    tokens = dataset.id2token(dataset.uid_field, np.array([users[row] for row in row_ids.tolist()]))
+    return [str(row) for row in row_ids], [str(token) for token in tokens]
+
+
+def rows_to_rank(eval_data: Any, seed: int) -> FullSortEvalDataLoader:
+    """Return a loader of the same rows, each with the candidates that it is ranked among.
+
+    RecBole's uniN and popN modes draw theirs, perhaps one twice, from numpy's generator, which is seeded
+    here and left as it was; each row's order is drawn by the seed.
+
+    Args:
+        eval_data: RecBole's evaluation loader of a ``DynamicPODataset``.
+        seed: of the draws.
+    """
+    if not isinstance(eval_data, NegSampleEvalDataLoader):
+        eval_data.generator.manual_seed(seed)
+        return eval_data
+    draws = np.random.get_state()
+    np.random.seed(seed)
+    eval_data.generator.manual_seed(seed)
+    try:
+        batches = [batch[0] for batch in eval_data]
+    finally:
+        np.random.set_state(draws)
+    dataset: DynamicPODataset = eval_data._dataset
+    row_ids = torch.cat([batch[ROW_ID] for batch in batches]).numpy()
+    items = torch.cat([batch[dataset.iid_field] for batch in batches]).numpy()
+    groups = [np.unique(items[row_ids == row]) for row in dataset.inter_feat[ROW_ID].tolist()]
+    table = np.zeros((len(groups), max(map(len, groups))), dtype=np.int64)
+    for place, (row, shown) in enumerate(zip(dataset.inter_feat[ROW_ID].tolist(), groups, strict=True)):
+        table[place, : len(shown)] = row_generator(seed, 17, row).permutation(shown)
+    rows = dataset.copy(dataset.inter_feat)
+    columns = {**dataset.inter_feat.interaction, CANDIDATE_IDS: torch.from_numpy(table)}
+    columns[TEMPLATE] = torch.zeros(len(groups), dtype=torch.int64)
+    rows.inter_feat = Interaction(columns)
+    return FullSortEvalDataLoader(dataset.config, rows, eval_data._sampler, shuffle=False)

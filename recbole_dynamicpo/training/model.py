@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
@@ -21,15 +20,14 @@ from torch import Tensor, nn
 
 from ..data.catalogue import Catalogue
 from ..errors import DataError
-from ..evaluation.scores import break_ties, popularity_scores
+from ..evaluation.scores import popularity_scores
 from ..language_model.adapter_folder import LoraShape
 from ..language_model.backbone import load_backbone
 from ..language_model.policy import Policy
 from ..objectives.boundary import TANH_SCALE
-from ..objectives.diagnostics import _BETA_EDGE, BETA_BINS, Diagnostics
+from ..objectives.diagnostics import BETA_BINS, BETA_EDGE, Diagnostics
 from ..objectives.losses import sft_loss
 from ..objectives.preference import preference_loss
-from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
 from ..scoring.prompts import load_templates
 from ..scoring.scorer import Scorer
@@ -37,7 +35,6 @@ from ..scoring.token_budget import TokenBudget
 from ..settings import Settings, properties_folder
 from .columns import CANDIDATE_IDS, REFERENCE_LOGPS, ROW_ID, SCORED
 from .dataset import DynamicPODataset
-from .sampling import row_generator
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +139,7 @@ class DynamicPO(SequentialRecommender):
         )
         self.diagnostics = result.diagnostics
         relative = result.beta.detach().float() / self.settings.beta
-        reach = TANH_SCALE + _BETA_EDGE
+        reach = TANH_SCALE + BETA_EDGE
         self.beta_counts = relative.histc(BETA_BINS, 1 - reach, 1 + reach)  # 0: no part of the loss
         return result.loss
 
@@ -190,46 +187,17 @@ class DynamicPO(SequentialRecommender):
         return self._answers.pop((self.voice, rows))
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Return (B, item_num) scores: the candidates' log-probabilities, -inf elsewhere."""
-        candidates = interaction[CANDIDATE_IDS]
-        scores = break_ties(self.candidate_logps(interaction)).to(self.device)
-        table = torch.full((len(candidates), self.n_items), -torch.inf, device=self.device)
-        table.scatter_(1, candidates.to(self.device), scores)
-        table[:, 0] = -torch.inf
-        return table
+        """Return (B, item_num) scores: the candidates' log-probabilities, settled, -inf elsewhere."""
+        return self.dataset.score_table(interaction, self.candidate_logps(interaction)).to(self.device)
 
+    @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:
-        """Return (rows,) scores of (history, item) pairs, as RecBole's uniN and popN modes ask.
-
-        The items of rows that belong to one (user, position) are each other's candidates: their
-        prompt shows all of them, in an order drawn by the seed. A row alone is scored among its own
-        candidates.
-        """
-        items = interaction[self.ITEM_ID].cpu().numpy()
+        """Return (rows,) scores of (history, item) pairs; the prompt shows the row's own candidates."""
+        items = interaction[self.ITEM_ID].cpu()
         if self.voice == "popularity":
             return self.popularity[items].float().to(self.device)
-        keys, group = np.unique(interaction[ROW_ID].cpu().numpy(), return_inverse=True)
-        members = [np.flatnonzero(group == number) for number in range(len(keys))]
-        rows = [self._group_row(interaction, items, member) for member in members]
-        found = self.scorer(rows, self.voice)
-        scores = torch.empty(len(items))
-        for number, member in enumerate(members):
-            scores[member] = found[number, : len(member)]
-        return scores.to(self.device)
-
-    def _group_row(
-        self, interaction: Interaction, items: np.ndarray[Any, Any], member: np.ndarray[Any, Any]
-    ) -> PromptRow:
-        first = interaction[member[:1]]
-        shown = np.unique(items[member])
-        if len(shown) == 1:
-            shown = first[CANDIDATE_IDS][0].cpu().numpy()
-            shown = shown[shown > 0]
-        else:
-            draw = row_generator(self.settings.seed, 17, int(first[ROW_ID][0]))
-            shown = draw.permutation(shown)
-        history = self.titles[self.dataset.history(first)[0]].tolist()
-        return PromptRow(history, self.titles[shown].tolist(), self.titles[items[member]].tolist())
+        prompts = self.dataset.prompt_rows(interaction, items[:, None].numpy())
+        return self.scorer(prompts, self.voice)[:, 0].to(self.device)
 
     def to(self, *args: Any, **kwargs: Any) -> DynamicPO:
         """Move the model; 4-bit weights stay where they were loaded."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 from tqdm import tqdm
 
+from ..ingredients import Ingredients
 from ..language_model.embedded import cache_folder
 from ..storage import atomic_file, sha256_json
 from .columns import CANDIDATE_IDS
@@ -33,17 +35,15 @@ SHARD_ROWS = 128
 SCORING = 2
 
 
-def reference_key(*, backbone: str, adapter: str, dtype: str, shares_prompt: bool, load_in_4bit: bool) -> str:
+def reference_key(scores: Mapping[str, Any], adapter: str, *, shares_prompt: bool) -> str:
     """Return the 24 hexadecimal digits that name the folder of one reference.
 
     Args:
-        backbone: fingerprint of the frozen weights.
-        adapter: digest of the adapter's weights and scale.
-        dtype: of the frozen weights.
+        scores: the ingredients of its scores (``Ingredients.scores``).
+        adapter: SHA-256 of the adapter.
         shares_prompt: whether all completions of a prompt are scored in one pass.
-        load_in_4bit: whether the frozen weights are quantized.
     """
-    return sha256_json([SCORING, backbone, adapter, dtype, shares_prompt, load_in_4bit])[:24]
+    return sha256_json([SCORING, scores, adapter, shares_prompt])[:24]
 
 
 def row_key(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> str:
@@ -112,17 +112,23 @@ class ReferenceCache:
 
 
 def reference_logps(
-    model: DynamicPO, rows: Interaction, show_progress: bool, between: Callable[[], None]
+    model: DynamicPO,
+    rows: Interaction,
+    ingredients: Ingredients,
+    show_progress: bool,
+    between: Callable[[], None],
 ) -> Tensor:
     """Return (n, C) reference log-probabilities of all candidates of ``rows``, from the cache where known.
 
-    ``between`` is called after each part that reached the cache, and may raise.
+    Args:
+        model: whose reference is frozen.
+        rows: (n) with their candidates.
+        ingredients: of the run.
+        show_progress: show a bar.
+        between: called after each part that reached the cache; may raise.
     """
     policy, backbone = model.policy, model.policy.backbone
-    key = reference_key(
-        backbone=backbone.fingerprint, adapter=policy.digest(), dtype=str(backbone.dtype),
-        shares_prompt=backbone.shares_prompt, load_in_4bit=model.settings.load_in_4bit,
-    )  # fmt: skip
+    key = reference_key(ingredients.scores(), policy.digest(), shares_prompt=backbone.shares_prompt)
     cache = ReferenceCache(cache_folder() / "reference" / key)
     prompts = model.dataset.prompt_rows(rows, rows[CANDIDATE_IDS].numpy())
     shortened = model.collator.truncated_rows

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..ingredients import Ingredients, versions
 from ..settings import package_folder, properties_folder
 from ..storage import difference, load_json, sha256_files, sha256_json, write_json
 from .checkpoint import CHECKPOINT
@@ -68,15 +69,9 @@ def digest_of(home: Path, shipped: Path) -> str:
     return digest.hexdigest()
 
 
-def stage_key(stage: str, *, before: str, decided_by: dict[str, Any]) -> str:
-    """Return the key of a stage's result.
-
-    Args:
-        stage: its name.
-        before: key of the stage that it builds on; empty for the first.
-        decided_by: settings and hashes of data and backbone.
-    """
-    return sha256_json([stage, before, decided_by, code_digest()])
+def stage_key(stage: str, ingredients: Ingredients) -> str:
+    """Return the key of a stage's result: everything that decides it, our code and the libraries included."""
+    return sha256_json([stage, ingredients.upto(stage), versions(), code_digest()])
 
 
 def stage_folder(store: Path, stage: str, key: str) -> Path:

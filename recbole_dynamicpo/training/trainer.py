@@ -16,25 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, dict2str, early_stopping, get_local_time
 from tqdm import tqdm
 
 from ..errors import NumericsError, StoppedError
 from ..names import STAGES
-from ..serving.recommender import RECOMMENDER_FILE, save_recommender
-from ..storage import locked, remove_partial, sha256_json
-from ..tracking.journal import Journal
-from ..tracking.record import JOURNAL_FILE
-from ..tracking.run_folder import check_identity, identity, new_run_folder, write_identity
-from ..tracking.sync import Tracker
+from ..serving.folder import RECOMMENDER_FILE
+from ..serving.packaging import portable_backbone
+from ..serving.recommender import save_recommender
+from ..storage import locked, remove_partial
+from ..tracking.live import NoTracking, Tracking
+from ..tracking.run_folder import check_identity, new_run_folder, write_identity
 from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, load_progress, save_checkpoint
 from .columns import REFERENCE_LOGPS, ROW_ID
-from .evaluating import RankingCollector, RankingMixin
+from .evaluating import Ranked, RankingTrainer, rows_to_rank, write_report
+from .facts import gather
 from .interrupt import StopRequest, stop_request
 from .model import DynamicPO
 from .plan import StagePlan, plan_stages
-from .recording import RecordingMixin
+from .recording import Recorder
 from .reference import reference_logps
 from .rows import stage_rows, step_batches
 from .sampling import row_generator
@@ -45,13 +45,18 @@ logger = logging.getLogger(__name__)
 OnProgress = Callable[[str, int, int], object]  # told stage, steps done, steps in all
 
 
-class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
+class DynamicPOTrainer(RankingTrainer):
     """Trains and evaluates the models of this package."""
 
     progress: Progress
 
     def __init__(
-        self, config: Any, model: DynamicPO, run_folder: Path | None = None, tracker: Tracker | None = None
+        self,
+        config: Any,
+        model: DynamicPO,
+        *,
+        run_folder: Path | None = None,
+        tracking: Tracking | None = None,
     ) -> None:
         """Prepare the folder of the run.
 
@@ -59,25 +64,25 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
             config: RecBole's configuration.
             model: to train.
             run_folder: where everything goes; it is resumed if it holds a checkpoint, and the caller keeps
-                others out of it. None: the folder of setting ``resume``, else a new one below
-                ``checkpoint_dir``, locked while training.
-            tracker: told of what is new; None: the one that the settings ask for.
+                others out of it and records the run. None: the folder of setting ``resume``, else a new one
+                below ``checkpoint_dir``, locked while training.
+            tracking: of the run's folder; None: nothing follows it.
         """
         super().__init__(config, model)
         self.settings = model.settings
-        self.eval_collector = RankingCollector(config)
         self.plans = plan_stages(self.settings)
         name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
-        resume = self.settings.resume
-        self.shared_folder = run_folder is not None
+        resume, whole = self.settings.resume, run_folder is None
         if run_folder is None:
             run_folder = Path(resume) if resume else new_run_folder(Path(self.checkpoint_dir), name)
         self.run_folder = run_folder
         self.resumes = resume is not None or has_checkpoint(run_folder)
         self.adapters = {stage: run_folder / stage for stage in STAGES}
         self.saved_model_file = str(self.adapters[self.final_stage])
-        self.journal = Journal(run_folder / JOURNAL_FILE)
-        self.tracker = tracker
+        self.recorder = Recorder(
+            run_folder, tracking or NoTracking(), self.settings.mlflow_tracking_uri, whole=whole
+        )
+        self.ingredients = gather(config, self.settings)
         self.stop = StopRequest()
         self.on_progress: OnProgress = lambda stage, done, total: None
         self.progress = Progress()
@@ -104,7 +109,7 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
         self.eval_collector.data_collect(train_data)
         self.valid_data, self.show_progress = valid_data, show_progress
         self.callback, self.dataset = callback_fn, train_data._dataset
-        alone = nullcontext() if self.shared_folder else locked(self.run_folder, wait=False)
+        alone = locked(self.run_folder, wait=False) if self.recorder.whole else nullcontext()
         # RecBole's SINE module turns anomaly detection on for the whole process when it is imported.
         with alone, stop_request() as self.stop, torch.autograd.set_detect_anomaly(False):
             self._run_stages()
@@ -119,13 +124,12 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
         trains_sft = bool(self.plans) and self.plans[0].name == "sft"
         if not trains_sft and not (self.adapters["sft"] / RECOMMENDER_FILE).is_file():
             self._save_adapter("sft")
-        if self.tracker is None:
-            self.tracker = self._start_tracking()
+        self.recorder.begin(self.config, self.model, self.ingredients)
         for plan in self.plans:
             if resumed is not None and plan.number < STAGES.index(resumed.stage):
                 self.model.policy.load(self.adapters[plan.name])
                 continue
-            with self._recorded(plan.name):
+            with self.recorder.stage(plan.name, lambda: self.progress.step):
                 self._run_stage(plan, resumed if resumed is not None and plan.name == resumed.stage else None)
 
     def _stop_if_asked(self, stage: str) -> None:
@@ -143,22 +147,6 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
             f"--resume={self.run_folder} and the same settings"
         )
 
-    def _identity(self) -> dict[str, Any]:
-        """Return what decides the trajectory of the run."""
-        backbone = self.model.policy.backbone
-        targets = self.dataset.built["train"].inter_feat[self.model.ITEM_ID]
-        return identity(
-            self.settings,
-            model=self.config["model"],
-            dataset=self.config["dataset"],
-            data=sha256_json(targets.tolist()),
-            dtype=str(backbone.dtype),
-            backbone=backbone.fingerprint,
-            learner=self.learner,
-            clip_grad_norm=self.clip_grad_norm,
-            valid_metric=self.valid_metric,
-        )
-
     def _resume(self) -> Progress:
         """Check that the run folder belongs to these settings and return its progress.
 
@@ -166,9 +154,9 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
             CheckpointError: no checkpoint, or settings or data differ; names each difference.
         """
         progress = load_progress(self.run_folder / CHECKPOINT)
-        check_identity(self.run_folder, self._identity())
+        check_identity(self.run_folder, self.ingredients.upto("preference"))
         earlier = ("prepare", *STAGES[: STAGES.index(progress.stage)])
-        self.journal.rewind(progress.stage, progress.step, earlier)
+        self.recorder.journal.rewind(progress.stage, progress.step, earlier)
         logger.info("resuming %s at step %d of stage %s", self.run_folder, progress.step, progress.stage)
         return progress
 
@@ -182,7 +170,11 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
         if plan.name == "preference" and self.settings.objective != "mppo":
             with self.progress.timed("reference"):
                 table = reference_logps(
-                    self.model, rows, self.show_progress, between=lambda: self._stop_if_asked(plan.name)
+                    self.model,
+                    rows,
+                    self.ingredients,
+                    self.show_progress,
+                    between=lambda: self._stop_if_asked(plan.name),
                 )
             rows.update(Interaction({REFERENCE_LOGPS: table}))
         self.optimizer = self._build_optimizer(learning_rate=plan.learning_rate)
@@ -191,7 +183,7 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
             load_checkpoint(self.run_folder / CHECKPOINT, policy, self.optimizer)
         else:
             if plan is self.plans[0]:
-                write_identity(self.run_folder, self._identity())
+                write_identity(self.run_folder, self.ingredients.upto("preference"))
             self._checkpoint()
         self._train(plan, rows)
         if self.progress.best_score is None:
@@ -215,7 +207,7 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
                     with self.progress.timed(plan.name):
                         values = self._step(plan, batches, total)
                     self.progress.step += 1
-                    self._note(plan.name, "train", values)
+                    self.recorder.note(plan.name, self.progress.step, "train", values)
                     self.on_progress(plan.name, self.progress.step, total)
                     bar.update()
                     bar.set_postfix_str(summary(values))
@@ -261,9 +253,9 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
 
     def _validate(self, plan: StagePlan, epoch: int) -> bool:
         """Validate, keep the adapter if it is the best of its stage, and return whether to stop."""
-        with self.progress.timed("validation"), self.validating():
-            found = self.evaluate(self.valid_data, load_best_model=False, show_progress=False)
-        result = {name: float(value) for name, value in found.items()}  # some are numpy numbers
+        with self.progress.timed("validation"):
+            ranked = self.rank_rows(rows_to_rank(self.valid_data, self.settings.seed))
+        result = {name: float(value) for name, value in ranked.result.items()}  # some are numpy numbers
         score = float(calculate_valid_score(result, self.valid_metric))
         best = self.progress.best_score
         worst = -np.inf if self.valid_metric_bigger else np.inf
@@ -274,7 +266,7 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
         if better:
             self.progress.best_score, self.progress.best_result = score, result
             self._save_adapter(plan.name)
-        self._note(plan.name, "valid", result)
+        self.recorder.note(plan.name, self.progress.step, "valid", result)
         logger.info("%s step %d: valid %s", plan.name, self.progress.step, dict2str(result))
         if self.callback:
             self.callback(epoch, score)
@@ -292,3 +284,65 @@ class DynamicPOTrainer(RecordingMixin, RankingMixin, Trainer):
         kwargs.setdefault("params", self.model.policy.trainable())
         optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)
         return optimizer
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | None = None,
+        show_progress: bool = False,
+    ) -> Any:
+        """Return RecBole's metrics of the final model on ``eval_data``, and leave the final table.
+
+        It also ranks by popularity, by the bare backbone and by the SFT stage (setting ``compare_stages``).
+
+        Args:
+            eval_data: a RecBole evaluation loader.
+            load_best_model: load the best adapter of the last stage first.
+            model_file: an adapter folder to load instead.
+            show_progress: show RecBole's progress bar.
+
+        Raises:
+            AdapterError: the folder to load is not an adapter for this backbone.
+        """
+        if not eval_data:
+            return None
+        if load_best_model:
+            folder = Path(model_file) if model_file else self.adapters[self.final_stage]
+            self.model.policy.load(folder)
+            logger.info("evaluating the adapter in %s", folder)
+        rows = rows_to_rank(eval_data, self.settings.seed)
+        with self.recorder.stage("evaluate", lambda: 0):
+            found: dict[str, Ranked] = {}
+            voices = self._voices()
+            with self.model.scoring_together([voice for voice in voices if voice != "popularity"]):
+                for voice, name in voices.items():
+                    with self.model.speaking_as(voice):
+                        found[name] = self.rank_rows(rows, show_progress)
+            write_report(
+                self.recorder.journal, self.model.dataset, found, self.progress.seconds, self._notes()
+            )
+        self.recorder.publish()
+        return found[name].result
+
+    def _voices(self) -> dict[str, str]:
+        """Return who is evaluated and under which name, the final model last."""
+        voices = {}
+        if self.settings.compare_stages:
+            shown = portable_backbone(self.settings.backbone)
+            voices = {"popularity": "popularity", "backbone": f"{shown} zero-shot"}
+            if self.model.policy.has_reference:
+                voices["reference"] = "after SFT"
+        return {**voices, "policy": f"after {self.config['model']}"}
+
+    def _notes(self) -> list[str]:
+        """Return what the final table says of the run beside its figures."""
+        cut = self.model.collator.truncated_rows
+        folder = self.adapters[self.final_stage]
+        return [
+            *([f"prompts that lost old history: {cut}"] if cut else []),
+            f"adapters: {self.adapters['sft']} (reference), {folder} (final)",
+            f'rank with it: recbole-dynamicpo rank --model {folder} --history "TITLE|TITLE" '
+            '--candidates "TITLE|TITLE"',
+        ]

@@ -20,12 +20,14 @@ import recbole_dynamicpo
 from recbole_dynamicpo.data.prepare import prepare
 from recbole_dynamicpo.errors import DataError, SettingsError
 from recbole_dynamicpo.evaluation.ranks import read_ranks
+from recbole_dynamicpo.evaluation.scores import tie_draws
 from recbole_dynamicpo.evaluation.statistics import compare_runs
-from recbole_dynamicpo.host.baselines import BaselineConfig, BaselineDataset, popularity_ranks, run_baselines
+from recbole_dynamicpo.host.baselines import BaselineConfig, BaselineDataset, run_baselines
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.host.stock_histories import newest_history
 from recbole_dynamicpo.training.columns import CANDIDATE_IDS, ROW_ID
+from recbole_dynamicpo.training.evaluating import rank_by_popularity
 
 from ..conftest import write_dataset
 from ..helpers.published_data import published_rows, write_published
@@ -73,19 +75,20 @@ def test_settings_are_dynamicpos_but_for_the_training() -> None:
 
 def test_popularity_by_hand(small: dict[str, Any]) -> None:
     """A title is as popular as training rows have it as their target, and count it as first of a history
-    of one, of which there are none here. Equally popular titles rank in their order in the list.
+    of one, of which there are none here. Equally popular titles rank by the draw of row and item.
     """
     data = BaselineDataset(BaselineConfig("SASRec", "lastfm", [], {**small, "num_negatives": 1}))
     data.build()
     targets = [row["trueSelection"] for row in published_rows(8, 1)]
     rows = published_rows(3, 3)
+    test = data.built["test"]
+    draws = tie_draws(test.inter_feat[ROW_ID], test.inter_feat[CANDIDATE_IDS]).tolist()
     by_hand = []
-    for row in rows:
-        own, place = targets.count(row["trueSelection"]), row["itemList"].index(row["trueSelection"])
-        above = sum(targets.count(title) > own for title in row["itemList"])
-        before = sum(targets.count(title) == own for title in row["itemList"][:place])
-        by_hand.append(1 + above + before)
-    assert popularity_ranks(data).tolist() == by_hand
+    for row, drawn in zip(rows, draws, strict=True):
+        keys = [(-targets.count(title), draw) for title, draw in zip(row["itemList"], drawn, strict=True)]
+        own = keys[row["itemList"].index(row["trueSelection"])]
+        by_hand.append(1 + sum(key < own for key in keys))
+    assert rank_by_popularity(test).ranks.tolist() == by_hand
 
 
 def test_both_rank_every_test_row_and_recboles_hit_is_the_hit_rate(small: dict[str, Any]) -> None:

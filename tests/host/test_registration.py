@@ -21,7 +21,7 @@ def resolve(rank: int, names: tuple[str, ...]) -> None:
 
     for name in names:
         assert get_model(name).__name__ == name
-        assert get_trainer(None, name).__name__ == "DynamicPOTrainer"
+        assert get_trainer(None, name).func.__name__ == "DynamicPOTrainer"
 
 
 def test_models_trainers_and_datasets_resolve_by_name(toy_settings: dict[str, Any]) -> None:

@@ -108,10 +108,10 @@ class Faults:
     def _watch_work(self) -> None:
         """Make points of training steps, parts of the reference pass and evaluated batches."""
         from recbole_dynamicpo.training import trainer
-        from recbole_dynamicpo.training.evaluating import RankingMixin
         from recbole_dynamicpo.training.model import DynamicPO
 
-        step, scores, ranks = trainer.take_step, DynamicPO.candidate_logps, RankingMixin._note_ranks
+        step, scores, ours = trainer.take_step, DynamicPO.candidate_logps, trainer.DynamicPOTrainer
+        ranked, validate, validating = ours.among_candidates, ours._validate, []
 
         def take_step(model: Any, *rest: Any) -> Any:
             self.point(f"step {model.stage}")
@@ -122,9 +122,16 @@ class Faults:
                 self.point("reference part")
             return scores(model, interaction)
 
-        def note_ranks(this: Any, *rest: Any) -> None:
-            self.point(f"batch {'validation' if this._validating else 'evaluation'}")
-            ranks(this, *rest)
+        def among_candidates(this: Any, *rest: Any) -> Any:
+            self.point(f"batch {'validation' if validating else 'evaluation'}")
+            return ranked(this, *rest)
+
+        def validate_(this: Any, *rest: Any) -> Any:
+            validating.append(True)
+            try:
+                return validate(this, *rest)
+            finally:
+                validating.clear()
 
         def commit(session: Any) -> None:
             self.point("commit")
@@ -137,7 +144,7 @@ class Faults:
             session.commit = commit
         trainer.take_step = take_step
         DynamicPO.candidate_logps = candidate_logps
-        RankingMixin._note_ranks = note_ranks  # type: ignore[method-assign]
+        ours.among_candidates, ours._validate = among_candidates, validate_  # type: ignore[method-assign]
 
 
 class Handle:

@@ -209,7 +209,7 @@ def test_a_run_that_goes_on(
 
 
 def test_two_runs_at_once(settings: dict[str, Any], server: Server, tmp_path: Path) -> None:
-    script = "import json, sys; from recbole_dynamicpo.runner import run; "
+    script = "import json, sys; from recbole_dynamicpo.host.run import run; "
     script += "run('DynamicPO', 'toy', overrides=json.loads(sys.argv[1]))"
     started = []
     for seed in (1, 2):

@@ -28,20 +28,7 @@ from ..conftest import make_model, make_tokenizer
 ROWS = 20
 KEYS = [row_key([1, index], [[2], [3]]) for index in range(ROWS)]
 
-INGREDIENTS: dict[str, Any] = {
-    "backbone": "f00d",
-    "adapter": "beef",
-    "dtype": "torch.float32",
-    "shares_prompt": True,
-    "load_in_4bit": False,
-}
-CHANGED = {
-    "backbone": "f00e",
-    "adapter": "beee",
-    "dtype": "torch.bfloat16",
-    "shares_prompt": False,
-    "load_in_4bit": True,
-}
+SCORES = {"fact.backbone": "f00d", "fact.dtype": "float32", "load_in_4bit": False}
 
 ROW = PromptRow(["Heat", "Babe", "Toy Story"], ["Alien", "Fargo"], ["Alien", "Fargo"], 0)
 
@@ -112,11 +99,17 @@ def test_absent_candidates_survive_the_disk(cache: ReferenceCache) -> None:
     assert torch.equal(found, values)
 
 
-@pytest.mark.parametrize("name", INGREDIENTS)
-def test_another_ingredient_is_another_folder(name: str) -> None:
-    key = reference_key(**INGREDIENTS)
-    assert reference_key(**dict(INGREDIENTS)) == key
-    assert reference_key(**{**INGREDIENTS, name: CHANGED[name]}) != key
+@pytest.mark.parametrize(
+    ("scores", "adapter", "shares"),
+    [
+        *[({**SCORES, name: "other"}, "beef", True) for name in SCORES],
+        *[(SCORES, "beee", True), (SCORES, "beef", False)],
+    ],
+)
+def test_another_ingredient_is_another_folder(scores: dict[str, Any], adapter: str, shares: bool) -> None:
+    key = reference_key(SCORES, "beef", shares_prompt=True)
+    assert reference_key(dict(SCORES), "beef", shares_prompt=True) == key
+    assert reference_key(scores, adapter, shares_prompt=shares) != key
     assert len(key) == 24
     assert set(key) <= set("0123456789abcdef")
 

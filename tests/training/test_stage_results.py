@@ -76,7 +76,9 @@ def test_what_is_done_is_not_done_again(job: Job) -> None:
     assert done_again(run_stages(with_settings(job, beta=0.5))) == ["preference", "evaluate"]
     assert done_again(run_stages(with_settings(job, eval_rows=5))) == ["evaluate"]
     assert done_again(run_stages(with_settings(job, num_negatives=2))) == ["preference", "evaluate"]
-    assert done_again(run_stages(with_settings(job, seed=7))) == ["sft", "preference", "evaluate"]
+    assert done_again(run_stages(with_settings(job, seed=7))) == [
+        *("prepare", "sft", "preference", "evaluate")
+    ]
     assert done_again(run_stages(with_settings(job, register=False))) == []
 
 

@@ -15,6 +15,7 @@ from recbole_dynamicpo.evaluation.ranks import read_ranks
 from recbole_dynamicpo.host.config import plain_config
 from recbole_dynamicpo.host.run import load, run
 from recbole_dynamicpo.tracking.journal import Journal
+from recbole_dynamicpo.training.evaluating import Ranked
 from recbole_dynamicpo.training.model import DynamicPO
 from recbole_dynamicpo.training.plan import plan_stages
 from recbole_dynamicpo.training.trainer import DynamicPOTrainer
@@ -68,18 +69,19 @@ def test_the_adapter_of_the_best_validation_is_kept(
     """Scores 0.1, 0.3, 0.2 in each stage: the second epoch's adapter is the result."""
     scores = {"sft": iter((0.1, 0.3, 0.2)), "preference": iter((0.1, 0.3, 0.2))}
     kept: list[tuple[str, int]] = []
-    evaluate, save = DynamicPOTrainer.evaluate, DynamicPOTrainer._save_adapter
+    rank_rows, save = DynamicPOTrainer.rank_rows, DynamicPOTrainer._save_adapter
 
-    def scored(self: DynamicPOTrainer, *args: Any, **kwargs: Any) -> Any:
-        if self._validating:
-            return {self.valid_metric: next(scores[self.progress.stage])}
-        return evaluate(self, *args, **kwargs)
+    def scored(self: DynamicPOTrainer, rows: Any, *more: Any) -> Ranked:
+        found = rank_rows(self, rows, *more)
+        if rows is not self.valid_data:
+            return found
+        return found._replace(result={self.valid_metric: next(scores[self.progress.stage])})
 
     def noted(self: DynamicPOTrainer, stage: str) -> None:
         kept.append((stage, self.progress.step))
         save(self, stage)
 
-    monkeypatch.setattr(DynamicPOTrainer, "evaluate", scored)
+    monkeypatch.setattr(DynamicPOTrainer, "rank_rows", scored)
     monkeypatch.setattr(DynamicPOTrainer, "_save_adapter", noted)
     run("DynamicPO", "toy", overrides={**settings, "sft_epochs": 3, "epochs": 3})
     assert kept == [("sft", 3), ("sft", 6), ("preference", 3), ("preference", 6)]
@@ -92,16 +94,13 @@ def test_validation_each_n_steps_and_at_the_end_of_a_stage(settings: dict[str, A
 
 
 def test_early_stopping_ends_a_stage_only(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = DynamicPOTrainer.evaluate
+    rank_rows = DynamicPOTrainer.rank_rows
 
-    def falling(self: DynamicPOTrainer, *args: Any, **kwargs: Any) -> Any:
-        return (
-            {self.valid_metric: 1.0 / self.progress.step}
-            if self._validating
-            else evaluate(self, *args, **kwargs)
-        )
+    def falling(self: DynamicPOTrainer, rows: Any, *more: Any) -> Ranked:
+        found = rank_rows(self, rows, *more)
+        return found._replace(result={self.valid_metric: 1.0 / max(1, self.progress.step)})
 
-    monkeypatch.setattr(DynamicPOTrainer, "evaluate", falling)
+    monkeypatch.setattr(DynamicPOTrainer, "rank_rows", falling)
     run("DynamicPO", "toy", overrides={**settings, "sft_epochs": 9, "epochs": 9, "stopping_step": 1})
     steps = [e["stage"] for e in entries(settings, "train")]
     assert (steps.count("sft"), steps.count("preference")) == (9, 9)  # 3 of 9 epochs of 3 steps
@@ -130,14 +129,12 @@ def test_a_failed_evaluation_leaves_no_answers(
     loaded = load(plain_config("DynamicPO", "toy", (), {**settings, "compare_stages": True}))
     model, trainer = loaded.model, DynamicPOTrainer(loaded.test.config, loaded.model)
 
-    note = DynamicPOTrainer._note_ranks
-
-    def fail(self: DynamicPOTrainer, *args: Any) -> None:
-        note(self, *args)
+    def fail(self: DynamicPOTrainer, interaction: Any, scores: torch.Tensor) -> torch.Tensor:
         if model.voice == "backbone":
             raise NumericsError("in the evaluation")
+        return scores
 
-    monkeypatch.setattr(DynamicPOTrainer, "_note_ranks", fail)
+    monkeypatch.setattr(DynamicPOTrainer, "among_candidates", fail)
     with pytest.raises(NumericsError, match="in the evaluation"):
         trainer.evaluate(loaded.test, load_best_model=False)
     for parameter in model.policy.trainable():

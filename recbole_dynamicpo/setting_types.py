@@ -1,0 +1,76 @@
+"""Types of settings: what YAML and command lines write for each, and what to say of anything else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from .errors import nearest
+from .names import OBJECTIVES
+
+_Value = TypeVar("_Value")
+
+
+def _wanted(words: str, fits: Callable[[Any], bool], made: Callable[[Any], _Value]) -> BeforeValidator:
+    """Return a check that takes what YAML and command lines write for a type, and says what it wanted."""
+
+    def check(value: Any) -> Any:
+        if not fits(value):
+            raise ValueError(words)
+        return made(value)
+
+    return BeforeValidator(check)
+
+
+def _number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def _absent(value: Any) -> Any:
+    """Return None for what YAML and command lines write for it."""
+    return None if isinstance(value, str) and value.lower() in ("", "none", "null") else value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _are_texts(value: Any) -> bool:
+    listed = isinstance(value, str | list | tuple) and bool(value)
+    return listed and all(isinstance(item, str) for item in value)
+
+
+def _one_of(choices: tuple[str, ...]) -> BeforeValidator:
+    """Return a check that takes one of ``choices``."""
+
+    def check(value: Any) -> Any:
+        if value not in choices:
+            raise ValueError(f"one of {', '.join(choices)}{nearest(str(value), choices)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+DTYPE_NAMES = ("auto", "float32", "bfloat16", "float64")
+Objective = Annotated[str, _one_of(OBJECTIVES), WithJsonSchema({"enum": list(OBJECTIVES)})]
+Dtype = Annotated[str, _one_of(DTYPE_NAMES), WithJsonSchema({"enum": list(DTYPE_NAMES)})]
+Flag = Annotated[bool, _wanted("true or false", lambda value: isinstance(value, bool), bool)]
+Whole = Annotated[
+    int, _wanted("a whole number", lambda value: _number(value) and float(value).is_integer(), int)
+]
+Number = Annotated[float, _wanted("a finite number", _number, float)]
+Text = Annotated[
+    str, Field(min_length=1), _wanted("a non-empty text", lambda v: isinstance(v, str) and bool(v), str)
+]
+Texts = Annotated[
+    tuple[str, ...],
+    _wanted("a list of texts", _are_texts, _texts),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
+]
+Perhaps = Annotated[Text | None, BeforeValidator(_absent)]
