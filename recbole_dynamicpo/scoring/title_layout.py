@@ -84,17 +84,17 @@ class Products(NamedTuple):
 class ChildEdges(NamedTuple):
     """The children of every branching node that is read; the edges of one state stand together."""
 
+    products: Products
     query: Tensor  # (S,) int64
     branching: Tensor  # (S,) int64: number of the branching node
     start: Tensor  # (S + 1,) int64: where the edges of each state begin
     edge: Tensor  # (E,) int64: of the trie
     source: Tensor  # (E,) int64: the state that the logit is read from
     token: Tensor  # (E,) int64: the child token
-    products: Products
 
     def to(self, device: torch.device) -> ChildEdges:
         tensors = (self.query, self.branching, self.start, self.edge, self.source, self.token)
-        return ChildEdges(*(tensor.to(device) for tensor in tensors), self.products.to(device))
+        return ChildEdges(self.products.to(device), *(tensor.to(device) for tensor in tensors))
 
 
 class TitleSteps(NamedTuple):
@@ -161,7 +161,7 @@ def child_edges(trie: Trie, query: Integers, branching: Integers) -> ChildEdges:
     edge = np.arange(start[-1]) + (begin - start[:-1])[source]
     token = trie.token[trie.edge_node[edge]].astype(np.int64)
     columns = map(torch.from_numpy, (query, branching, start, edge, source, token))
-    return ChildEdges(*columns, _products(branching, count, start, token))
+    return ChildEdges(_products(branching, count, start, token), *columns)
 
 
 def tree_mask(query: Tensor, key: Tensor, end: Tensor) -> Tensor:

@@ -14,9 +14,8 @@ from recbole_dynamicpo.scoring.best_first import title_rank, top_titles
 from recbole_dynamicpo.scoring.catalogue_likelihood import catalogue_logps
 from recbole_dynamicpo.scoring.title_layout import lay_out
 from recbole_dynamicpo.scoring.trie import Trie
+from tests.helpers.catalogues import TITLES, trie_of, wide_catalogue
 from tests.helpers.trie_oracle import Title
-
-from .catalogues import TITLES, trie_of, wide_catalogue
 
 # Titles 0 a b c, 1 d, 2 a b e, 3 f; the root decides a : d : f, a b decides c : e.
 HAND = [(1, 2, 3, 0), (4, 0), (1, 2, 5, 0), (6, 0)]

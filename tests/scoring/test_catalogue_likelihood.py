@@ -23,9 +23,8 @@ from recbole_dynamicpo.scoring.prior import edge_masses, history_prior
 from recbole_dynamicpo.scoring.title_layout import Layout, child_edges, lay_out
 from recbole_dynamicpo.scoring.trie import Trie
 from tests.helpers import trie_oracle as oracle
+from tests.helpers.catalogues import TITLES, trie_of, wide_catalogue
 from tests.helpers.trie_oracle import Title, golden_cases
-
-from .catalogues import TITLES, trie_of, wide_catalogue
 
 WIDTH, VOCABULARY = 6, 64
 NONE = np.zeros(0, np.int64)

@@ -15,9 +15,8 @@ from recbole_dynamicpo.scoring.catalogue_likelihood import catalogue_logps, edge
 from recbole_dynamicpo.scoring.prior import Prior, edge_masses, history_prior
 from recbole_dynamicpo.scoring.title_layout import lay_out
 from tests.helpers import trie_oracle as oracle
+from tests.helpers.catalogues import TITLES, trie_of
 from tests.helpers.trie_oracle import Title
-
-from .catalogues import TITLES, trie_of
 
 # Titles 0 a b, 1 c, 2 a b d, 3 e; edges: root to a, c, e; a b to its end, d.
 HAND = [(1, 2, 0), (3, 0), (1, 2, 4, 0), (5, 0)]

@@ -14,9 +14,8 @@ from recbole_dynamicpo.scoring import title_layout
 from recbole_dynamicpo.scoring.title_layout import Layout, lay_out, tree_mask
 from recbole_dynamicpo.scoring.trie import Trie
 from tests.helpers import trie_oracle as oracle
+from tests.helpers.catalogues import TITLES, trie_of, wide_catalogue
 from tests.helpers.trie_oracle import Title
-
-from .catalogues import TITLES, trie_of, wide_catalogue
 
 # As in test_trie: titles 0 a b, 1 c, 2 a b d, 3 e f; branching: the root (a, c, e) and a b (end, d).
 HAND = [(1, 2, 0), (3, 0), (1, 2, 4, 0), (5, 6, 0)]
@@ -40,7 +39,9 @@ def check(titles: list[Title], trie: Trie, chosen: np.ndarray, layout: Layout) -
         on_path = [c for c, t in enumerate(chosen[q]) if t >= 0 and known[t][: len(node)] == node]
         assert nodes.candidate[i] == on_path[0]
 
-    states = [(q, oracle.prefix(trie, trie.branching[b])) for q, b in zip(*edges[:2], strict=True)]
+    states = [
+        (q, oracle.prefix(trie, trie.branching[b])) for q, b in zip(edges.query, edges.branching, strict=True)
+    ]
     read = [{t[:n] for t in row for n in range(len(t))} & deciding for row in scored]
     assert states == [(q, node) for q, found in enumerate(read) for node in sorted(found)]
     assert layout.source.tolist() == [places.index(state) if state[1] else -1 for state in states]

@@ -12,9 +12,8 @@ from recbole_dynamicpo.errors import DataError
 from recbole_dynamicpo.scoring.trie import Trie
 from recbole_dynamicpo.scoring.trie_builder import build_trie
 from tests.helpers import trie_oracle as oracle
+from tests.helpers.catalogues import END, TITLES, trie_of, wide_catalogue
 from tests.helpers.trie_oracle import Title, golden_cases
-
-from .catalogues import END, TITLES, trie_of, wide_catalogue
 
 # a b, c, a b d, a b (again), e f; 0 ends a title.
 #
