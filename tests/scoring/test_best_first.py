@@ -17,6 +17,8 @@ from recbole_dynamicpo.scoring.trie import Trie
 from tests.helpers.catalogues import TITLES, trie_of, wide_catalogue
 from tests.helpers.trie_oracle import Title
 
+DTYPES = st.sampled_from([torch.float32, torch.float64])
+
 # Titles 0 a b c, 1 d, 2 a b e, 3 f; the root decides a : d : f, a b decides c : e.
 HAND = [(1, 2, 3, 0), (4, 0), (1, 2, 5, 0), (6, 0)]
 
@@ -32,6 +34,7 @@ class Model:
 
     def __call__(self, numbers: np.ndarray) -> Tensor:
         trie = self.trie
+        assert (np.diff(numbers) > 0).all()
         for number in numbers.tolist():
             edge = trie.branching_edge[number]
             assert number not in self.asked
@@ -70,9 +73,8 @@ def test_top_by_hand() -> None:
 
 
 def test_what_cannot_be_among_the_best_is_not_opened() -> None:
-    """f, left alone with d, needs no look behind a: .6 * anything is wanted only where it could be."""
-    titles = [(1, 2, 3, 0), (4, 0), (1, 2, 5, 0), (6, 0)]
-    model = Model(trie_of(titles), torch.tensor([1.0, 6.0, 3.0, 1.0, 4.0]).log())
+    """d .6 and f .3 are above all that begins with a, .1."""
+    model = Model(trie_of(HAND), torch.tensor([1.0, 6.0, 3.0, 1.0, 4.0]).log())
     found = top_titles(model.trie, model, 2)
     assert found.titles.tolist() == [1, 3]
     assert (found.nodes, found.exact) == (0, True)
@@ -87,6 +89,17 @@ def test_rank_by_hand() -> None:
         assert np.exp(found.logp) == pytest.approx([0.12, 0.3, 0.48, 0.1][target])
     model = hand_model()
     assert title_rank(model.trie, model, 3, left_out=[2, 1, 3]).rank == 2
+
+
+def test_ties_by_hand() -> None:
+    """Four equal titles; only those with a smaller key come before the target."""
+    model = Model(trie_of([(1, 0), (2, 0), (3, 0), (4, 0)]), torch.zeros(4))
+    ranks = [title_rank(model.trie, Model(model.trie, model.logits), 2).rank]
+    for keys in ([1, 0, 1, 2], [0.1, 0.2, 0.3, 0.4]):
+        asked = Model(model.trie, model.logits)
+        ranks.append(title_rank(model.trie, asked, 2, tie_keys=np.array(keys)).rank)
+    assert ranks == [1, 2, 3]
+    assert top_titles(model.trie, model, 2).titles.tolist() == [0, 1]
 
 
 def test_a_probable_target_needs_its_own_path_only() -> None:
@@ -115,16 +128,16 @@ def test_top_equals_the_exhaustive_pass(
 
 
 @settings(max_examples=60, deadline=None)
-@given(TITLES, st.integers(0, 2**31), st.booleans(), st.booleans(), st.integers(1, 4))
+@given(TITLES, st.integers(0, 2**31), st.booleans(), st.booleans(), st.integers(1, 4), DTYPES)
 def test_rank_equals_the_exhaustive_pass(
-    titles: list[Title], seed: int, ties: bool, keyed: bool, at_once: int
+    titles: list[Title], seed: int, ties: bool, keyed: bool, at_once: int, dtype: torch.dtype
 ) -> None:
-    model = made(titles, seed, ties=ties, dtype=torch.float64)
+    model = made(titles, seed, ties=ties, dtype=dtype)
     draw = np.random.default_rng(seed)
     count = model.trie.num_titles
     target = int(draw.integers(count))
     left_out = draw.integers(0, count, size=draw.integers(0, 4)).tolist()
-    keys = draw.permutation(count)
+    keys = draw.integers(0, 4, size=count)
     logps = model.everything()
     rank = 1
     for title in set(range(count)) - {target, *left_out}:
