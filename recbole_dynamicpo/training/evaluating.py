@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,7 +137,7 @@ def rank_by_popularity(data: DynamicPODataset) -> Ranked:
 
 def write_report(
     journal: Journal,
-    dataset: DynamicPODataset,
+    model: Any,
     found: Mapping[str, Ranked],
     seconds: Mapping[str, float],
     notes: Sequence[str],
@@ -145,16 +146,17 @@ def write_report(
 
     Args:
         journal: of the run.
-        dataset: whose test rows were ranked.
+        model: that was evaluated, with its data set.
         found: name -> what it was found to rank; the final model last.
         seconds: time spent on each part of the run.
         notes: lines below the table.
     """
-    folder = journal.path.parent
+    folder, dataset, cut = journal.path.parent, model.dataset, model.collator.truncated_rows
     contestants = [Contestant(name, ranked.ranks) for name, ranked in found.items()]
     *_, final = found.values()
     about = [*dataset.notes]
     about += [f"{phase} rows: {kept} of {total}" for phase, (kept, total) in dataset.subsampled().items()]
+    about += [f"prompts that lost old history: {cut}"] if cut else []
     table = render(contestants, chance=final.chance, seconds=seconds, notes=[*about, *notes])
     logger.info("final result\n%s", table)
     summaries = [summarize(contestant) for contestant in contestants]
@@ -165,6 +167,15 @@ def write_report(
     figures.update({key: value for key, value in summaries[-1].items() if key != "name"})
     earlier = [e for e in journal.entries() if (e["stage"], e["kind"]) == ("evaluate", "test")]
     journal.write("evaluate", len(earlier), "test", figures)
+
+
+def where_to_go_on(reference: Path, final: Path) -> list[str]:
+    """Return the lines of the final table that say where the adapters lie and how to rank with them."""
+    return [
+        f"adapters: {reference} (reference), {final} (final)",
+        f'rank with it: recbole-dynamicpo rank --model {final} --history "TITLE|TITLE" '
+        '--candidates "TITLE|TITLE"',
+    ]
 
 
 def row_names(dataset: DynamicPODataset, row_ids: np.ndarray[Any, Any]) -> tuple[list[str], list[str]]:
