@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import AdapterError
-from ..evaluation.protocols import Protocols, compare_protocols
+from ..evaluation.protocols import ANSWER_TOKENS, Protocols, compare_protocols
 from ..evaluation.ranks import RANKS_FILE, write_ranks
 from ..evaluation.report import REPORT_FILE, Contestant, render, summarize
 from ..ingredients import nested_settings
@@ -194,9 +194,10 @@ def _generate(
 ) -> tuple[list[str], Protocols]:
     scorer, titles = recommender.scorer, rows.titles()
     settled = rows.data.settled(rows.data.inter_feat, scores).numpy()
-    answers = write_answers(scorer, rows.prompts, batch_size=batch_size, progress=progress)
+    answers = write_answers(scorer, rows.prompts, ANSWER_TOKENS, batch_size=batch_size, progress=progress)
     tokens = [len(scorer.collator.title_ids(title)) - 1 for title in titles]
-    return answers, compare_protocols(rows.prompts, titles, answers, settled, tokens)
+    candidates = [row.candidates for row in rows.prompts]
+    return answers, compare_protocols(candidates, titles, answers, settled, tokens)
 
 
 def _write_answers(path: Path, rows: EvaluationRows, answers: Sequence[str]) -> None:

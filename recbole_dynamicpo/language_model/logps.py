@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..scoring.batches import TokenBatch
-from .packed import PackedBatch
+from .packed import PackedBatch, TokenBatch
 
 logger = logging.getLogger(__name__)
 

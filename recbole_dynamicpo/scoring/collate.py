@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .batches import PromptRow, TokenBatch
+from ..language_model.packed import TokenBatch
+from .batches import PromptRow
 from .prompts import Templates
 
 logger = logging.getLogger(__name__)

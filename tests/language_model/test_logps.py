@@ -20,8 +20,8 @@ from recbole_dynamicpo.language_model.logps import (
     sharing_works,
     vocabulary_logsumexp,
 )
+from recbole_dynamicpo.language_model.packed import TokenBatch
 from recbole_dynamicpo.language_model.policy import Policy
-from recbole_dynamicpo.scoring.batches import TokenBatch
 
 from ..conftest import make_model, make_tokenizer
 
