@@ -5,17 +5,6 @@ CONTRIBUTING.md and the CHANGELOG speak of the same list.
 
 from __future__ import annotations
 
-import importlib
-import os
-import pkgutil
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
-
-import recbole_dynamicpo
-
 ERRORS = [
     *("DynamicPOError", "SettingsError", "DataError", "BackboneError", "AdapterError", "CheckpointError"),
     *("TrackingError", "NumericsError", "LockedError", "StoppedError"),
