@@ -205,7 +205,7 @@ def compare_runs(path_a: Path, path_b: Path, *, seed: int = 0, draws: int = 2000
     Each path is a ranks file, or a folder that holds ``ranks.parquet``.
 
     Raises:
-        DataError: if the two did not evaluate the same rows.
+        DataError: if the two did not evaluate the same rows, or ranked other candidates in them.
     """
     first, second = read_ranks(path_a), read_ranks(path_b)
     place = {row_id: index for index, row_id in enumerate(second.row_ids)}
@@ -215,5 +215,12 @@ def compare_runs(path_a: Path, path_b: Path, *, seed: int = 0, draws: int = 2000
             f"{path_a} has {len(first.row_ids)} rows and {path_b} has {len(second.row_ids)}, {shared} of "
             f"them shared: a paired comparison needs both runs evaluated on the same rows"
         )
+    if first.rows and second.rows:
+        other = [name for name in first.rows if first.rows[name] != second.rows.get(name)]
+        if other:
+            raise DataError(
+                f"{path_a} and {path_b} ranked rows with other {', '.join(other)}: a paired comparison needs "
+                "the same rows, histories and candidates (data, candidate seed, order and mode)"
+            )
     order = [place[row_id] for row_id in first.row_ids]
     return compare_ranks(first.ranks, second.ranks[order], seed=seed, draws=draws)

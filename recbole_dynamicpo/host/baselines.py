@@ -169,6 +169,7 @@ def _save(
 ) -> None:
     """Write each contestant's ranks where ``compare`` reads them, and the figures as JSON."""
     for name, ranked in found.items():
-        write_ranks(folder / name / RANKS_FILE, *row_names(data, ranked.row_ids), ranked.ranks)
+        place = folder / name / RANKS_FILE
+        write_ranks(place, *row_names(data, ranked.row_ids), ranked.ranks, ranked.rows)
     summaries = [summarize(Contestant(name, ranked.ranks)) for name, ranked in found.items()]
     write_json(folder / REPORT_FILE, {"contestants": summaries, "seconds": dict(seconds)})

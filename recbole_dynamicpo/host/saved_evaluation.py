@@ -168,7 +168,7 @@ def evaluate_saved(
         if out:
             _write_answers(out / ANSWERS_FILE, rows, answers)
     if out:
-        write_ranks(out / RANKS_FILE, *row_names(rows.data, ranked.row_ids), ranked.ranks)
+        write_ranks(out / RANKS_FILE, *row_names(rows.data, ranked.row_ids), ranked.ranks, ranked.rows)
         write_json(out / REPORT_FILE, figures)
     return text
 

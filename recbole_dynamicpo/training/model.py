@@ -32,6 +32,7 @@ from ..scoring.collate import Collator
 from ..scoring.prompts import load_templates
 from ..scoring.scorer import Scorer
 from ..scoring.token_budget import TokenBudget
+from ..serving.packaging import portable_backbone
 from ..settings import Settings, properties_folder
 from .columns import CANDIDATE_IDS, REFERENCE_LOGPS, ROW_ID, SCORED
 from .dataset import DynamicPODataset
@@ -154,6 +155,16 @@ class DynamicPO(SequentialRecommender):
         scores = torch.full(candidates.shape, -torch.inf)
         scores[present] = found[torch.isfinite(found)]
         return scores
+
+    def voices(self) -> dict[str, str]:
+        """Return who is evaluated (see ``speaking_as``) and under which name, the final model last."""
+        known = {}
+        if self.settings.compare_stages:
+            shown = portable_backbone(self.settings.backbone)
+            known = {"popularity": "popularity", "backbone": f"{shown} zero-shot"}
+            if self.policy.has_reference:
+                known["reference"] = "after SFT"
+        return {**known, "policy": f"after {type(self).__name__}"}
 
     @contextmanager
     def speaking_as(self, voice: str) -> Iterator[None]:
