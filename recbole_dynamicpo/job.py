@@ -16,6 +16,8 @@ from .settings import Settings, fields_of_settings, read_settings
 from .training.data_files import can_be_fetched, require_data
 from .training.stage_results import StageResult
 
+__all__ = ["Job", "check"]
+
 
 @dataclass(frozen=True)
 class Job:

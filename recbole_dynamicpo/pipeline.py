@@ -44,6 +44,8 @@ from .training.recording import data_audit, probe_rows
 from .training.stage_results import StageResult, finish, finished, stage_folder, stage_key
 from .training.trainer import DynamicPOTrainer, OnProgress
 
+__all__ = ["begin", "evaluate", "prepare", "train"]
+
 logger = logging.getLogger(__name__)
 
 

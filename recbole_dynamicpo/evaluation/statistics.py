@@ -16,6 +16,8 @@ from scipy.stats import binomtest, bootstrap
 from ..errors import DataError
 from .ranks import checked_ranks, read_ranks
 
+__all__ = ["Comparison", "compare_runs"]
+
 Z95 = 1.959963984540054  # the normal quantile of 0.975
 Z80 = 0.8416212335729143  # the normal quantile of 0.80
 _BATCH = 100  # draws held at once: 16 MB for 20,000 rows
