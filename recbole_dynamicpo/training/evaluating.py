@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..evaluation.ranks import RANKS_FILE, write_ranks
 from ..evaluation.report import REPORT_FILE, Contestant, metric_name, render, summarize
-from ..evaluation.scores import popularity_scores, ranks_of
+from ..evaluation.scores import popularity_scores, ranks_of, settle, tie_draws
 from ..storage import sha256_json, write_json
 from ..tracking.journal import Journal
 from .columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
@@ -118,6 +118,35 @@ class RankingTrainer(Trainer):
         return scores
 
 
+def settled(data: DynamicPODataset, interaction: Interaction, scores: Tensor) -> Tensor:
+    """Return (B, C) scores of the rows' candidates with one entry a title and without ties.
+
+    Args:
+        data: that the rows are of.
+        interaction: B rows with their candidates.
+        scores: (B, C), -inf where a row has fewer candidates.
+    """
+    candidates = interaction[CANDIDATE_IDS].to(scores.device)
+    draws = tie_draws(interaction[ROW_ID].to(scores.device), candidates)
+    chosen = candidates == interaction[data.iid_field].to(scores.device)[:, None]
+    return settle(scores, draws, data.title_numbers.to(scores.device)[candidates], chosen)
+
+
+def score_table(data: DynamicPODataset, interaction: Interaction, scores: Tensor) -> Tensor:
+    """Return (B, item_num) settled scores of the rows' candidates, -inf elsewhere.
+
+    Args:
+        data: that the rows are of.
+        interaction: B rows with their candidates.
+        scores: (B, C), -inf where a row has fewer candidates.
+    """
+    candidates = interaction[CANDIDATE_IDS].to(scores.device)
+    table = torch.full((len(candidates), data.item_num), -torch.inf, device=scores.device)
+    table.scatter_(1, candidates, settled(data, interaction, scores))
+    table[:, 0] = -torch.inf
+    return table
+
+
 def rank_candidates(data: DynamicPODataset, scores: Tensor) -> Ranked:
     """Return the ranks that scores give to the items chosen; no metrics of RecBole's.
 
@@ -127,8 +156,8 @@ def rank_candidates(data: DynamicPODataset, scores: Tensor) -> Ranked:
     """
     rows = data.inter_feat
     places = (rows[CANDIDATE_IDS] == rows[data.iid_field][:, None]).int().argmax(dim=1)
-    settled = data.settled(rows, scores.cpu())
-    return Ranked.of(data, ranks_of(settled, torch.arange(len(places)), places), {})
+    final = settled(data, rows, scores.cpu())
+    return Ranked.of(data, ranks_of(final, torch.arange(len(places)), places), {})
 
 
 def rank_by_popularity(data: DynamicPODataset) -> Ranked:

@@ -36,6 +36,7 @@ from ..serving.packaging import portable_backbone
 from ..settings import Settings, properties_folder
 from .columns import CANDIDATE_IDS, REFERENCE_LOGPS, ROW_ID, SCORED
 from .dataset import DynamicPODataset
+from .evaluating import score_table
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +200,7 @@ class DynamicPO(SequentialRecommender):
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return (B, item_num) scores: the candidates' log-probabilities, settled, -inf elsewhere."""
-        return self.dataset.score_table(interaction, self.candidate_logps(interaction)).to(self.device)
+        return score_table(self.dataset, interaction, self.candidate_logps(interaction)).to(self.device)
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:

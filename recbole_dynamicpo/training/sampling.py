@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from ..errors import DataError
 
 IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 # Templates are drawn below this number and taken modulo how many there are.
 TEMPLATE_DRAWS = 1 << 16
+# Draws for each candidate before the items that are left are listed, which takes longer.
+_TRIES = 64
 # Batches whose rows are sorted by length together: enough to cut padding, few enough to stay random.
 BUCKET_BATCHES = 16
 
@@ -25,9 +28,15 @@ def row_generator(seed: int, *path: int) -> np.random.Generator:
 
 
 def draw_candidates(
-    positive: int, excluded: IntArray, items: int, count: int, draw: np.random.Generator, row: str
+    positive: int,
+    excluded: IntArray,
+    items: int,
+    count: int,
+    draw: np.random.Generator,
+    row: str,
+    weights: FloatArray | None = None,
 ) -> IntArray:
-    """Return ``count`` distinct item ids in random order: the positive and uniform negatives.
+    """Return ``count`` distinct item ids in random order: the positive and negatives drawn without its help.
 
     Args:
         positive: the item really chosen.
@@ -36,6 +45,7 @@ def draw_candidates(
         count: candidates, the positive included.
         draw: the row's generator.
         row: what to call the row in a message.
+        weights: (items,) running sums of the items' shares, the first of them 0; None: all alike.
 
     Raises:
         DataError: fewer items are left than candidates are wanted.
@@ -47,17 +57,36 @@ def draw_candidates(
             f"{row}: wanted {count - 1} negatives, but only {max(free, 0)} of {items - 1} items are "
             "outside the user's history; lower num_candidates"
         )
-    if free < 4 * count:  # rejection would be slow; choose among what is left
-        left = np.setdiff1d(np.arange(1, items), np.fromiter(banned, dtype=np.int64))
-        negatives = draw.choice(left, size=count - 1, replace=False)
-        return draw.permutation(np.concatenate([[positive], negatives]))
     chosen = [positive]
-    while len(chosen) < count:
-        item = int(draw.integers(1, items))
+    # Rejection is slow where few items are left, or few have a share worth the name.
+    tries = 0 if free < 4 * count else _TRIES * count
+    while len(chosen) < count and tries:
+        tries -= 1
+        if weights is None:
+            item = int(draw.integers(1, items))
+        else:
+            item = int(weights.searchsorted(draw.random() * weights[-1], side="right"))
         if item not in banned:
             banned.add(item)
             chosen.append(item)
+    if len(chosen) < count:
+        left = np.setdiff1d(np.arange(1, items), np.fromiter(banned, dtype=np.int64))
+        shares = None if weights is None else np.diff(weights, prepend=0.0)[left]
+        share = None if shares is None else shares / shares.sum()
+        chosen += draw.choice(left, size=count - len(chosen), replace=False, p=share).tolist()
     return draw.permutation(np.array(chosen, dtype=np.int64))
+
+
+def popularity_weights(counts: IntArray) -> FloatArray:
+    """Return (items,) running sums of the shares that popularity gives to items among drawn negatives.
+
+    Args:
+        counts: (items,) training interactions; one half is added, so that every item but 0 has a share.
+    """
+    shares = counts + 0.5
+    shares[0] = 0.0
+    sums: FloatArray = shares.cumsum()
+    return sums
 
 
 def draw_scored(

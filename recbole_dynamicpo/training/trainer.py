@@ -21,6 +21,7 @@ from recbole.utils import calculate_valid_score, dict2str, early_stopping, get_l
 from tqdm import tqdm
 
 from ..errors import NumericsError
+from ..interrupt import StopRequest, stop_request
 from ..names import STAGES
 from ..serving.folder import RECOMMENDER_FILE
 from ..serving.recommender import save_recommender
@@ -31,7 +32,6 @@ from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, r
 from .columns import REFERENCE_LOGPS, ROW_ID
 from .evaluating import Ranked, RankingTrainer, rows_to_rank, where_to_go_on, write_report
 from .facts import gather
-from .interrupt import StopRequest, stop_request
 from .model import DynamicPO
 from .plan import StagePlan, plan_stages
 from .recording import Recorder

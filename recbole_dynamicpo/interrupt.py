@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..errors import StoppedError
+from .errors import StoppedError
 
 
 class StopRequest:
