@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,11 @@ def test_from_published_files_to_a_comparison(
     tiny = ["--epochs=1", "--hidden_size=8", "--inner_size=8", "--eval_rows=9", "--seed=11"]
     quiet = ["--show_progress=False", "--state=WARNING", f"--checkpoint_dir={tmp_path / 'base'}"]
     assert main(["baselines", *data, *tiny, *quiet]) == 0
+    (fresh,) = (tmp_path / "base").glob("baselines-lastfm-*")
+    assert main(["compare", str(fresh / "SASRec"), str(run)]) == 2
+    assert "ranked rows with other candidates, histories, places, targets" in capsys.readouterr().err
+    shutil.rmtree(fresh)
+    assert main(["baselines", *data, *tiny, *quiet, *flags(AS_PUBLISHED)]) == 0
     printed = capsys.readouterr().out
     assert "popularity" in printed
     assert "SASRec, RecBole's metrics over the candidates: hit@1 0." in printed

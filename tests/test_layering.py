@@ -22,7 +22,7 @@ import recbole_dynamicpo
 PACKAGE = Path(recbole_dynamicpo.__file__).parent
 NAME = PACKAGE.name
 
-GROUND = "errors names settings setting_types ingredients storage version"
+GROUND = "errors names settings setting_types ingredients storage interrupt version"
 PILLARS = "data language_model objectives evaluation"
 
 # What a package may import beside itself and the ground; a place is a package or one module of it.
@@ -34,9 +34,10 @@ MAY_IMPORT = {
     "training": f"{PILLARS} scoring serving tracking.run_folder tracking.record tracking.journal "
     "tracking.system tracking.live",
     "host": f"{PILLARS} scoring serving tracking training",
-    "job": f"{PILLARS} scoring serving tracking training host",
-    "pipeline": f"{PILLARS} scoring serving tracking training host job",
-    "commands": f"{PILLARS} scoring serving tracking training host job pipeline",
+    "stage_results": "training.checkpoint",
+    "job": f"{PILLARS} scoring serving tracking training host stage_results",
+    "pipeline": f"{PILLARS} scoring serving tracking training host stage_results job",
+    "commands": f"{PILLARS} scoring serving tracking training host stage_results job pipeline",
     "cli": "commands",
     "": "host serving",  # the face, __init__
 }
