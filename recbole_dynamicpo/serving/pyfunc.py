@@ -14,10 +14,10 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from ..errors import DataError, DynamicPOError
-from .folder import ARTIFACT
-from .recommender import load_recommender
-from .requests import RankRequest, RankResponse, answer
+from recbole_dynamicpo.errors import DataError, DynamicPOError
+from recbole_dynamicpo.serving.folder import ARTIFACT
+from recbole_dynamicpo.serving.recommender import load_recommender
+from recbole_dynamicpo.serving.requests import RankRequest, RankResponse, answer
 
 
 class RankingError(MlflowException):
