@@ -32,6 +32,7 @@ from ..scoring.collate import Collator
 from ..scoring.prompts import load_templates
 from ..scoring.scorer import Scorer
 from ..scoring.token_budget import TokenBudget
+from ..serving.folder import Card
 from ..serving.packaging import portable_backbone
 from ..settings import Settings, properties_folder
 from .columns import CANDIDATE_IDS, REFERENCE_LOGPS, ROW_ID, SCORED
@@ -156,6 +157,21 @@ class DynamicPO(SequentialRecommender):
         scores = torch.full(candidates.shape, -torch.inf)
         scores[present] = found[torch.isfinite(found)]
         return scores
+
+    def card(self, made_by: dict[str, str]) -> Card:
+        """Return the card of a recommender made of this model as it is; ``made_by``: model and stage."""
+        backbone = self.policy.backbone
+        return Card(
+            backbone=backbone.name,
+            fingerprint=backbone.fingerprint,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            max_length=self.collator.max_length,
+            max_history=self.collator.max_history,
+            num_candidates=self.settings.num_candidates,
+            tokens_per_batch=self.settings.tokens_per_batch,
+            made_by=made_by,
+            popular_candidates=self.settings.popular_candidates,
+        )
 
     def voices(self) -> dict[str, str]:
         """Return who is evaluated (see ``speaking_as``) and under which name, the final model last."""

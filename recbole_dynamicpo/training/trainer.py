@@ -171,12 +171,10 @@ class DynamicPOTrainer(RankingTrainer):
         if self.progress.stopped:
             return
         per_epoch = plan.steps_per_epoch(len(rows[ROW_ID]))
-        total = plan.epochs * per_epoch
-        bar = tqdm(
-            total=total, initial=self.progress.step, desc=plan.name, disable=not self.show_progress,
-            dynamic_ncols=True, unit="step",
-        )  # fmt: skip
-        with bar:
+        total, quiet = plan.epochs * per_epoch, not self.show_progress
+        with tqdm(
+            total=total, initial=self.progress.step, desc=plan.name, disable=quiet, dynamic_ncols=True, unit="step"
+        ) as bar:  # fmt: skip
             for epoch in range(self.progress.step // per_epoch, plan.epochs):
                 done = self.progress.step - epoch * per_epoch
                 for batches in step_batches(self.model, plan, rows, epoch, done):
@@ -252,8 +250,9 @@ class DynamicPOTrainer(RankingTrainer):
         save_checkpoint(self.run_folder / CHECKPOINT, self.model.policy, self.optimizer, self.progress)
 
     def _save_adapter(self, stage: str) -> None:
-        """Write the policy as a folder that ``load_recommender`` understands."""
-        save_recommender(self.adapters[stage], self.model, {"stage": stage, "model": self.config["model"]})
+        card = self.model.card({"stage": stage, "model": self.config["model"]})
+        parts = (self.model.policy, self.model.collator.templates, self.model.catalogue, card)
+        save_recommender(self.adapters[stage], *parts)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Build RecBole's optimizer of setting ``learner`` over the adapter alone."""
