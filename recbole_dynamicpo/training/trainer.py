@@ -173,7 +173,8 @@ class DynamicPOTrainer(RankingTrainer):
         per_epoch = plan.steps_per_epoch(len(rows[ROW_ID]))
         total, quiet = plan.epochs * per_epoch, not self.show_progress
         with tqdm(
-            total=total, initial=self.progress.step, desc=plan.name, disable=quiet, dynamic_ncols=True, unit="step"
+            total=total, initial=self.progress.step, desc=plan.name, disable=quiet, unit="step",
+            dynamic_ncols=True,
         ) as bar:  # fmt: skip
             for epoch in range(self.progress.step // per_epoch, plan.epochs):
                 done = self.progress.step - epoch * per_epoch
