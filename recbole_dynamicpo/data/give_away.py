@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom, binomtest
+from scipy.stats import binomtest
 
+from .global_order import agreement, chained_pairs
 from .rules import (
     CompanyRule,
-    FloatArray,
-    IntArray,
     OrderRule,
     PlaceAndCompanyRule,
     PlaceRule,
@@ -26,8 +25,6 @@ from .rules import (
 )
 
 RULES = ("place_rule", "company_rule", "place_and_company_rule", "order_rule")
-# Pairs of titles are judged by their order if they occur together so often.
-LEAST_TOGETHER = 4
 # A rule is a finding if its hits would come about by its control less often than this.
 SURE = 1e-3
 # More than a coin's share of pairs in their majority's order, from which on an order is a finding.
@@ -186,10 +183,10 @@ def audit_give_away(
             reached = {name: hit_rate(rule.scores(rows), rows) for name, rule in rules.items()}
             luck = {name: hit_rate(rule.scores(rows), rows) for name, rule in controls.items()}
             found[split] = {name: Found(reached[name], luck[name], len(rows.targets)) for name in rules}
-    pairs = [_pairs(history) for history in train.histories]
-    within = _agreement(train.users, [first for first, _ in pairs], [second for _, second in pairs])
-    behind = [np.full(len(h), t) for h, t in zip(train.histories, train.targets, strict=True)]
-    to_target = _agreement(train.users, train.histories, behind)
+    within = agreement(*chained_pairs(train.users, train.histories, train.targets))
+    sizes = [len(history) for history in train.histories]
+    flat = np.concatenate([np.zeros(0, dtype=np.int64), *train.histories])
+    to_target = agreement(np.repeat(train.users, sizes), flat, np.repeat(train.targets, sizes))
     every, seen = splits["all"], set(train.targets.tolist())
     known = {(tuple(h.tolist()), t) for h, t in zip(train.histories, train.targets.tolist(), strict=True)}
     anywhere = seen.union(*(set(history.tolist()) for history in train.histories))
@@ -247,48 +244,3 @@ def _dealt_anew(rows: Rows, seed: int) -> Rows:
         others = companions
     histories = [draw.permutation(history) for history in rows.histories]
     return Rows(histories, others, rows.targets, rows.users)
-
-
-def _pairs(history: IntArray) -> tuple[IntArray, IntArray]:
-    first, second = np.triu_indices(len(history), 1)
-    return history[first], history[second]
-
-
-def _agreement(
-    users: IntArray, firsts: list[IntArray], seconds: list[IntArray]
-) -> tuple[float | None, float | None]:
-    """Return the share of pairs in the direction of their majority, and what a coin gives at these counts.
-
-    A pair counts once a user, however many rows of the user's hold it.
-
-    Args:
-        users: (N,) of each row.
-        firsts, seconds: N arrays of items: each row's pairs, in order.
-    """
-    none = np.zeros(0, dtype=np.int64)
-    first, second = np.concatenate([none, *firsts]), np.concatenate([none, *seconds])
-    owner = np.repeat(users, [len(side) for side in firsts])
-    differs = first != second
-    size = int(max(first.max(initial=0), second.max(initial=0))) + 1
-    once = np.unique(((owner * size + first) * size + second)[differs])
-    first, second = np.divmod(once % size**2, size)
-    if not len(first):
-        return None, None
-    low, high = np.minimum(first, second), np.maximum(first, second)
-    _, pair, count = np.unique(low * size + high, return_inverse=True, return_counts=True)
-    forward = np.bincount(pair, weights=first < second, minlength=len(count))
-    often = count >= LEAST_TOGETHER
-    if not often.any():
-        return None, None
-    count, forward = count[often], forward[often]
-    agreement = np.maximum(forward, count - forward).sum() / count.sum()
-    sizes, times = np.unique(count, return_counts=True)
-    coin = sum(_coin(int(size)) * number for size, number in zip(sizes, times, strict=True)) / count.sum()
-    return float(agreement), float(coin)
-
-
-def _coin(size: int) -> float:
-    """Return the expected larger count of ``size`` tosses of a coin."""
-    heads = np.arange(size + 1)
-    share: FloatArray = binom.pmf(heads, size, 0.5)
-    return float((np.maximum(heads, size - heads) * share).sum())

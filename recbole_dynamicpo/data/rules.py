@@ -7,12 +7,13 @@ rows alone. Shape letters: N rows, C candidates; items are numbered from 1 on, 0
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .global_order import recovered_order
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -153,52 +154,3 @@ class OrderRule:
         places = position[rows.candidates]
         follows = (places > last[:, None]) & (places >= 0)
         return np.where(rows.candidates > 0, np.where(follows, -places, -worst), -np.inf)
-
-
-def recovered_order(histories: list[IntArray], items: int) -> IntArray:
-    """Return (items,) the position of each item in an order that neighbours follow; -1: in no history.
-
-    It is a topological order of the graph of neighbours, each pair in the direction of its majority: depth
-    first, titles in the order of their first appearance, each placed before all that is reached from it.
-    Where the graph has circles there is no such order, and the first visit breaks them.
-    """
-    flat = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
-    owner = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
-    inside = (owner[1:] == owner[:-1]) & (flat[1:] != flat[:-1])
-    pairs, counts = np.unique(flat[:-1][inside] * items + flat[1:][inside], return_counts=True)
-    first, second = np.divmod(pairs, items)
-    count_of = dict(zip(pairs.tolist(), counts.tolist(), strict=True))
-    back = np.array([count_of.get(pair, 0) for pair in (second * items + first).tolist()], dtype=np.int64)
-    seen, at = np.unique(flat, return_index=True)
-    appeared = np.full(items, len(flat))
-    appeared[seen] = at
-    keep = (counts > back) | ((counts == back) & (appeared[first] < appeared[second]))
-    after: dict[int, list[int]] = defaultdict(list)
-    for edge in np.argsort(appeared[second], kind="stable"):
-        if keep[edge]:
-            after[int(first[edge])].append(int(second[edge]))
-    position = np.full(items, -1, dtype=np.int64)
-    finished = _finished(seen[np.argsort(at)].tolist(), after)
-    position[finished[::-1]] = np.arange(len(finished))
-    return position
-
-
-def _finished(starts: list[int], after: dict[int, list[int]]) -> list[int]:
-    """Return items in the order in which a depth-first walk leaves them."""
-    seen: set[int] = set()
-    left: list[int] = []
-    for start in starts:
-        if start in seen:
-            continue
-        seen.add(start)
-        path = [(start, iter(after[start]))]
-        while path:
-            item, following = path[-1]
-            step = next((other for other in following if other not in seen), None)
-            if step is None:
-                left.append(item)
-                path.pop()
-            else:
-                seen.add(step)
-                path.append((step, iter(after[step])))
-    return left

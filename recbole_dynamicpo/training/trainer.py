@@ -273,8 +273,7 @@ class DynamicPOTrainer(RankingTrainer):
 
         Args:
             eval_data: a RecBole evaluation loader.
-            load_best_model: load the best adapter of the last stage, or that in ``model_file``, first.
-            model_file: an adapter folder.
+            load_best_model: load the final adapter, or that in the folder ``model_file``, first.
             show_progress: show RecBole's progress bar.
 
         Raises:
@@ -283,13 +282,12 @@ class DynamicPOTrainer(RankingTrainer):
         if not eval_data:
             return None
         if load_best_model:
-            folder = Path(model_file) if model_file else self.adapters[self.final_stage]
+            folder = Path(model_file or self.adapters[self.final_stage])
             self.model.policy.load(folder)
             logger.info("evaluating the adapter in %s", folder)
-        rows = rows_to_rank(eval_data, self.settings.seed)
+        rows, voices = rows_to_rank(eval_data, self.settings.seed), self.model.voices()
         with self.recorder.stage("evaluate", lambda: 0):
             found: dict[str, Ranked] = {}
-            voices = self.model.voices()
             with self.model.scoring_together([voice for voice in voices if voice != "popularity"]):
                 for voice, name in voices.items():
                     with self.model.speaking_as(voice):

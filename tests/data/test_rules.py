@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from recbole_dynamicpo.data.global_order import recovered_order
 from recbole_dynamicpo.data.rules import (
     CompanyRule,
     OrderRule,
@@ -14,7 +15,6 @@ from recbole_dynamicpo.data.rules import (
     PlaceRule,
     Rows,
     hit_rate,
-    recovered_order,
 )
 
 from ..helpers.made_rows import ITEMS, made_rows
