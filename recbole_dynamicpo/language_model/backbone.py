@@ -19,7 +19,8 @@ from ..errors import BackboneError, nearest
 from ..storage import sha256_file, sha256_json
 from .attention import use_short_attention
 from .embedded import EMBEDDED, EMBEDDED_SHA256, embedded_folder
-from .logps import sharing_works
+from .probe import find_abilities
+from .tokenizer_check import check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "*.model",
 )
+# Entries of a configuration that tell how many positions a model knows.
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Backbone:
         name: what the user called it.
         fingerprint: SHA-256 of its weights; two backbones with one fingerprint score alike.
         shares_prompt: whether all completions of a prompt can be scored in one pass.
+        plain_head: whether its logits are its states times its output embedding, and nothing more.
+        replays: whether voices can share what the layers below the lowest adapter return.
+        window: most tokens of a row whose completions share their prompt; 0: no limit.
+        window_name: the entry of its configuration that says so.
+        recomputes: whether activations are computed again in the backward pass, to save memory.
     """
 
     model: Any
@@ -56,6 +64,11 @@ class Backbone:
     name: str
     fingerprint: str
     shares_prompt: bool
+    plain_head: bool = True
+    replays: bool = True
+    window: int = 0
+    window_name: str = ""
+    recomputes: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -65,16 +78,23 @@ class Backbone:
 
     @property
     def max_length(self) -> int:
-        """Most tokens that a row may have.
+        """Most tokens that a row may have."""
+        return self.limit[0]
 
-        Beside the positions that the model knows, a sliding attention window limits rows that share
-        their prompt: the block mask replaces the model's own and would reach beyond the window.
+    @property
+    def limit(self) -> tuple[int, str]:
+        """Most tokens that a row may have, and what says so.
+
+        Beside the positions that the model knows, an attention window limits rows that share their prompt:
+        the block mask replaces the model's own and would reach beyond the window.
         """
-        config = self.model.config
-        limits = [getattr(config, "max_position_embeddings", None)]
+        config = self.model.config.get_text_config(decoder=True)
+        limits = [(getattr(config, name, None), name) for name in _POSITIONS]
         if self.shares_prompt:
-            limits.append(getattr(config, "sliding_window", None))
-        return min((int(limit) for limit in limits if limit), default=1 << 30)
+            limits.append((self.window, self.window_name))
+        found = [(value, name) for value, name in limits if isinstance(value, int) and value > 0]
+        value, name = min(found, default=(1 << 30, ""))
+        return value, f"the backbone's {name}"
 
 
 def load_backbone(
@@ -92,10 +112,11 @@ def load_backbone(
         dtype: ``float32``, ``bfloat16``, ``float64`` or ``auto`` (bfloat16 on CUDA, float32 elsewhere).
         device: where the weights go.
         load_in_4bit: nf4 weights with bfloat16 compute; needs CUDA and bitsandbytes.
-        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        gradient_checkpointing: compute activations again in the backward pass to save memory.
 
     Raises:
-        BackboneError: not found, not a causal language model, or 4-bit where it cannot be had.
+        BackboneError: not found, not a causal language model, a tokenizer that does not fit, or 4-bit where
+            it cannot be had.
     """
     device = torch.device(device)
     place = resolve_backbone(name)
@@ -103,20 +124,20 @@ def load_backbone(
     weight_dtype = resolve_dtype(dtype, device)
     advise_dtype(dtype, device)
     model, tokenizer = _from_pretrained(place, name, weight_dtype, device, load_in_4bit)
-    if tokenizer.eos_token_id is None:
-        raise BackboneError(f"backbone '{name}': its tokenizer has no end-of-sequence token")
+    check_tokenizer(tokenizer, name, model.get_input_embeddings().weight.shape[0])
     model.requires_grad_(False)
     model.eval()
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    shares = sharing_works(model)
-    if not shares:
+    abilities = find_abilities(model, name)
+    if not abilities.shares_prompt:
         logger.warning(
             "backbone '%s' cannot score all completions of a prompt in one pass; "
             "each candidate is scored in a sequence of its own, which is slower and equally right",
             name,
         )
-    return Backbone(model, tokenizer, name, backbone_fingerprint(place, name), shares)
+    fingerprint = backbone_fingerprint(place, name)
+    return Backbone(
+        model, tokenizer, name, fingerprint, **abilities._asdict(), recomputes=gradient_checkpointing
+    )
 
 
 def resolve_backbone(name: str) -> str:

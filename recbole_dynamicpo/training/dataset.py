@@ -249,7 +249,8 @@ class DynamicPODataset(SequentialDataset):
         seen = np.concatenate([items[offsets[user] : offsets[user + 1]], *self.history(rows[[index]])])
         label = f"data set '{self.dataset_name}', user {self.id2token(self.uid_field, [user])[0]}"
         positive = int(rows[self.iid_field][index])
-        return draw_candidates(positive, seen, self.item_num, self.settings.num_candidates, draw, label)
+        titles = self.title_numbers.numpy()
+        return draw_candidates(positive, seen, titles, self.settings.num_candidates, draw, label)
 
     def _used_until(self, phase: int) -> tuple[IntArray, IntArray]:
         """Return each user's items up to and with ``phase``, as (user_num + 1,) offsets and items.

@@ -25,37 +25,41 @@ def row_generator(seed: int, *path: int) -> np.random.Generator:
 
 
 def draw_candidates(
-    positive: int, excluded: IntArray, items: int, count: int, draw: np.random.Generator, row: str
+    positive: int, excluded: IntArray, titles: IntArray, count: int, draw: np.random.Generator, row: str
 ) -> IntArray:
-    """Return ``count`` distinct item ids in random order: the positive and uniform negatives.
+    """Return ``count`` item ids of distinct titles in random order: the positive and uniform negatives.
+
+    What the model reads are titles, so that another item of an excluded title is excluded too.
 
     Args:
         positive: the item really chosen.
         excluded: items that must not be a negative, beside the positive.
-        items: ids run from 1 to ``items`` - 1.
+        titles: (items,) a number of each item's title, from 1 on; ids run from 1 to items - 1.
         count: candidates, the positive included.
         draw: the row's generator.
         row: what to call the row in a message.
 
     Raises:
-        DataError: fewer items are left than candidates are wanted.
+        DataError: fewer titles are left than candidates are wanted.
     """
-    banned = {positive, *excluded.tolist()}
-    free = items - 1 - len(banned)
-    if free < count - 1:
-        raise DataError(
-            f"{row}: wanted {count - 1} negatives, but only {max(free, 0)} of {items - 1} items are "
-            "outside the user's history; lower num_candidates"
-        )
-    if free < 4 * count:  # rejection would be slow; choose among what is left
-        left = np.setdiff1d(np.arange(1, items), np.fromiter(banned, dtype=np.int64))
-        negatives = draw.choice(left, size=count - 1, replace=False)
+    items = len(titles)
+    banned = {int(titles[item]) for item in (positive, *excluded.tolist())}
+    # At least so many titles are free; they are counted where that may not be enough.
+    if int(titles.max()) - len(banned) < 4 * count:
+        numbers, first = np.unique(titles[1:], return_index=True)
+        left = first[~np.isin(numbers, list(banned))] + 1
+        if len(left) < count - 1:
+            raise DataError(
+                f"{row}: wanted {count - 1} negatives, but only {len(left)} of {len(numbers)} titles are "
+                "outside the user's history; lower num_candidates"
+            )
+        negatives = draw.choice(np.sort(left), size=count - 1, replace=False)
         return draw.permutation(np.concatenate([[positive], negatives]))
     chosen = [positive]
     while len(chosen) < count:
         item = int(draw.integers(1, items))
-        if item not in banned:
-            banned.add(item)
+        if titles[item] not in banned:
+            banned.add(int(titles[item]))
             chosen.append(item)
     return draw.permutation(np.array(chosen, dtype=np.int64))
 

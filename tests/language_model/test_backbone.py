@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recbole_dynamicpo.errors import BackboneError
-from recbole_dynamicpo.language_model.backbone import backbone_fingerprint, choose_dtype, load_backbone
+from recbole_dynamicpo.language_model.backbone import backbone_fingerprint, load_backbone, resolve_dtype
 
 
 def test_a_local_folder_loads_frozen(tiny_backbone: Path) -> None:
@@ -59,5 +59,5 @@ def test_other_weights_have_another_fingerprint(tiny_backbone: Path, tmp_path: P
 
 
 def test_dtype_auto_is_one_of_two() -> None:
-    assert choose_dtype(torch.device("cpu")) in (torch.float32, torch.bfloat16)
-    assert choose_dtype(torch.device("cuda")) == torch.bfloat16
+    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
+    assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16

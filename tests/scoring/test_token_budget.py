@@ -80,11 +80,11 @@ def out_of_memory_above(monkeypatch: pytest.MonkeyPatch, rows: int) -> list[int]
     """Let the policy run out of memory with more than ``rows`` rows; return the sizes that it was given."""
     logps, sizes = Policy.logps, []
 
-    def scarce(self: Policy, batch: TokenBatch) -> torch.Tensor:
+    def scarce(self: Policy, batch: TokenBatch, *more: Any) -> torch.Tensor:
         sizes.append(len(batch.prompt))
         if len(batch.prompt) > rows:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return logps(self, batch)
+        return logps(self, batch, *more)
 
     monkeypatch.setattr(Policy, "logps", scarce)
     return sizes
