@@ -97,12 +97,9 @@ def write_adapter(folder: Path, weights: dict[str, Tensor], config: Mapping[str,
         config: PEFT's configuration of it, as ``PeftConfig.to_dict`` returns it.
     """
     write_tensors(folder / WEIGHTS_FILE, weights)
-    targets = config["target_modules"]
-    kept = {
-        **config,
-        "target_modules": targets if isinstance(targets, str) else sorted(targets),  # a set: in any order
-        "inference_mode": True,
-    }
+    # Sets come in any order, and peft leaves empty ones where there was nothing.
+    plain = {key: sorted(value) or None if isinstance(value, set) else value for key, value in config.items()}
+    kept = {**plain, "inference_mode": True}
     text = json.dumps(kept, indent=2, sort_keys=True, default=str)
     with named(folder / CONFIG_FILE):
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")

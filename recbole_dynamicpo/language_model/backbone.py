@@ -38,6 +38,8 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "*.model",
 )
+# Inner configurations of a model that is one all the same.
+_PARTS_OF_ONE = {"attn_config", "ffn_config"}
 # Entries of a configuration that tell how many positions a model knows.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
 
@@ -241,7 +243,7 @@ def _product_seconds(dtype: torch.dtype, repeats: int = 10) -> float:
 
 
 def _check_causal(place: str, name: str) -> None:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     try:
@@ -253,6 +255,12 @@ def _check_causal(place: str, name: str) -> None:
     if not known or (declared and not any("CausalLM" in a or "LMHead" in a for a in declared)):
         kind = ", ".join(declared) or type(config).__name__
         raise BackboneError(f"backbone '{name}': got {kind}, wanted a causal language model")
+    parts = [key for key, part in vars(config).items() if isinstance(part, PreTrainedConfig)]
+    if not set(parts) <= _PARTS_OF_ONE:
+        raise BackboneError(
+            f"backbone '{name}': got {', '.join(declared) or type(config).__name__}, made of several models "
+            f"({', '.join(parts)}); wanted a causal language model of text alone"
+        )
 
 
 def _from_pretrained(

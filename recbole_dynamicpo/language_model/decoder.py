@@ -11,9 +11,12 @@ from torch import nn
 
 def decoder_of(model: Any) -> Any:
     """Return the part of a causal language model that turns tokens into the states that its head reads."""
-    found = model.get_decoder()
     # Some call their head the decoder, and some have no other word for it than themselves.
-    return model.base_model if found is model or isinstance(found, nn.Linear) else found
+    ways = (model.get_decoder(), model.base_model, getattr(model, "model", None))
+    found = (
+        part for part in ways if part is not None and part is not model and not isinstance(part, nn.Linear)
+    )
+    return next(found, model)
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:

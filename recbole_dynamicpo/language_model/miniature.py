@@ -26,6 +26,9 @@ _EXPERTS = re.compile(r"^(moe_)?(num|n)_.*experts$")
 _CHOICES = re.compile(r"experts_per_tok|^(moe_)?top_?k|_topk$")
 _WIDTHS = re.compile(r"(intermediate|ffn|feedforward).*(size|dim)$|ffn_dim$")
 
+# Parameters that are no factors of a product, but rates of decay and the like.
+_DYNAMICS = re.compile(r"A_log|^dt|decay|norm", re.IGNORECASE)
+
 
 def miniature(model: Any) -> Any:
     """Return a small float32 model of the same structure, on the CPU, with weights that let it show.
@@ -111,5 +114,9 @@ def make_visible(model: Any) -> None:
             part.weight.normal_(std=1.5 / math.sqrt(fan_in))
             if part.bias is not None:
                 part.bias.normal_(std=0.5)
+        else:
+            for name, weight in part.named_parameters(recurse=False):
+                if weight.dim() > 1 and not _DYNAMICS.search(name):
+                    weight.normal_(std=1 / math.sqrt(max(weight.shape)))
     if head is not None:
         head.weight.normal_(std=LOGIT_SCALE / math.sqrt(head.weight.shape[1]))

@@ -66,11 +66,12 @@ def find_abilities(model: Any, name: str) -> Abilities:
     try:
         small = miniature(model)
     except _CANNOT as error:
+        # Its own weights may hide what it cannot do, so that it is only asked whether it can be scored.
         logger.info("backbone '%s': no miniature of it (%s: %s)", name, type(error).__name__, error)
-        small = model
-    found = probe(small, name)
+        probe(model, name)
+        return Abilities(shares_prompt=False, plain_head=False, replays=False)
     window, window_name = _window(model.config)
-    return found._replace(window=window, window_name=window_name)
+    return probe(small, name)._replace(window=window, window_name=window_name)
 
 
 @torch.no_grad()
@@ -78,7 +79,7 @@ def probe(model: Any, name: str = "model") -> Abilities:
     """Return what a model with weights like those of ``miniature`` can do.
 
     Args:
-        model: in float32 or wider; one in a narrower type is only asked whether it can be scored at all.
+        model: in float32 or wider; in a narrower type it is only asked whether it can be scored at all.
         name: what the user calls it, for messages.
 
     Raises:
