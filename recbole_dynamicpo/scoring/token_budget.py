@@ -65,6 +65,10 @@ class TokenBudget:
         logger.warning("%s with %d rows in one pass: now at most %d tokens a pass", reason, rows, self.tokens)
         return True
 
+    def lower(self, tokens: int) -> None:
+        """Go on with what an earlier part of the run had come down to; 0 changes nothing."""
+        self.tokens = min(self.tokens, tokens or self.tokens)
+
     def check(self, rows: int, tokens: int) -> None:
         """Halve the budget if the memory limit was exceeded since the last look."""
         if not self.max_memory:

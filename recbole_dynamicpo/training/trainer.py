@@ -181,6 +181,7 @@ class DynamicPOTrainer(RankingTrainer):
         self.progress = resumed or Progress(stage=plan.name, seconds=self.progress.seconds)
         if resumed is not None:
             load_checkpoint(self.run_folder / CHECKPOINT, policy, self.optimizer)
+            self.model.budget.lower(resumed.tokens_per_batch)
         else:
             if plan is self.plans[0]:
                 write_identity(self.run_folder, self.ingredients.upto("preference"))
@@ -273,6 +274,7 @@ class DynamicPOTrainer(RankingTrainer):
         return bool(stop)
 
     def _checkpoint(self) -> None:
+        self.progress.tokens_per_batch = self.model.budget.tokens
         save_checkpoint(self.run_folder / CHECKPOINT, self.model.policy, self.optimizer, self.progress)
 
     def _save_adapter(self, stage: str) -> None:
