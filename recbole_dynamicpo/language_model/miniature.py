@@ -30,6 +30,7 @@ _WIDTHS = re.compile(r"(intermediate|ffn|feedforward).*(size|dim)$|ffn_dim$")
 _DYNAMICS = re.compile(r"A_log|^dt|decay|norm", re.IGNORECASE)
 
 
+@torch.no_grad()
 def miniature(model: Any) -> Any:
     """Return a small float32 model of the same structure, on the CPU, with weights that let it show.
 
@@ -101,6 +102,7 @@ def _kinds_of_layers(model: Any) -> int:
     return max(2, seen[-1] + 1) if seen else 2
 
 
+@torch.no_grad()
 def make_visible(model: Any) -> None:
     """Draw weights under which no part of the structure is too weak to show; the caller seeds."""
     from transformers.pytorch_utils import Conv1D

@@ -191,16 +191,3 @@ def test_sliced_normaliser_is_wide_for_narrow_weights() -> None:
     found = plain_token_logps(torch.zeros(2, 4, dtype=torch.bfloat16), weight, first, first)
     assert found.dtype == torch.float32
     assert found.tolist() == pytest.approx([-math.log(300)], rel=1e-6)
-
-
-def _hide(model: Any, change: Callable[[dict[str, Any]], None]) -> Any:
-    """Let the decoder see its arguments only after ``change``."""
-    decoder = model.get_decoder()
-    original = decoder.forward
-
-    def forward(*args: Any, **options: Any) -> Any:
-        change(options)
-        return original(*args, **options)
-
-    decoder.forward = forward
-    return model
