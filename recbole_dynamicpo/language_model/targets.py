@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import BackboneError, nearest
 from .decoder import decoder_layers
@@ -68,7 +70,51 @@ def _able(model: Any, layers: int) -> dict[str, nn.Module]:
     chosen = stack[len(stack) - layers :] if 0 < layers < len(stack) else stack
     inside = {names[id(m)]: m for layer in chosen for m in layer.modules() if _is_linear(m)}
     refused = {last for last in {full.rpartition(".")[2] for full in inside} if _refused(model, last)}
-    return {full: m for full, m in inside.items() if full.rpartition(".")[2] not in refused}
+    able = {full: m for full, m in inside.items() if full.rpartition(".")[2] not in refused}
+    silent = _silent(model, able)
+    return {full: m for full, m in able.items() if _kind(full) not in silent}
+
+
+def _silent(model: Any, able: dict[str, nn.Module]) -> set[str]:
+    """Return the kinds of layers that no gradient reaches, so that an adapter there would never learn.
+
+    Some layers are never called: a kernel reads their weights, or they look at an encoder that is not there.
+    Others only choose what is attended to, or are no plain product.
+    """
+    marks: dict[str, Tensor] = {}
+
+    def marked(full: str) -> Callable[..., Tensor]:
+        def add(module: Any, args: Any, output: Tensor) -> Tensor:
+            if output.shape[-1] != (module.nf if hasattr(module, "nf") else module.out_features):
+                return output  # a layer of several products, which an adapter's one would not fit
+            marks[full] = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
+            return output + marks[full]
+
+        return add
+
+    handles = [part.register_forward_hook(marked(full)) for full, part in able.items()]
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            ids = torch.randint(1, min(200, model.get_input_embeddings().weight.shape[0]), (2, 16)).to(
+                model.device
+            )
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            weighted = logits * torch.randn(logits.shape[-1]).to(logits)
+            if not weighted.requires_grad:
+                return set(map(_kind, able))  # no gradient comes through its layers
+            found = torch.autograd.grad(weighted.sum(), list(marks.values()), allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    heard = {_kind(full) for full, gradient in zip(marks, found, strict=True) if gradient is not None}
+    return {_kind(full) for full in able} - heard
+
+
+def _kind(full: str) -> str:
+    """Return a full name without the number of the expert, as not every expert hears every token."""
+    before, experts, behind = full.partition(".experts.")
+    return before + experts + behind.lstrip("0123456789")
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -158,7 +158,7 @@ _SHARED = (
     *("afmoe", "apertus", "arcee", "aria_text", "axk1", "axk2", "bart", "beam", "bert"),
     *("bert-generation", "big_bird", "biogpt", "bitnet", "blenderbot-small", "codegen", "cohere"),
     *("cohere2", "cohere2_moe", "cohere_compass_text", "ctrl", "cwm", "dbrx", "deepseek_v2"),
-    *("deepseek_v3", "deepseek_v32", "deepseek_v4", "diffllama", "doge", "dots1", "dots3_note"),
+    *("deepseek_v3", "deepseek_v32", "diffllama", "doge", "dots1", "dots3_note"),
     *("dots3_note_text", "electra", "ernie", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe"),
     *("falcon", "flex_olmo", "flint", "gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text"),
     *("gemma4_unified_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "gpt-sw3"),
@@ -174,12 +174,13 @@ _SHARED = (
 )
 # A sequence a completion: recurrent, convolutional, or with positions of their own.
 _SEPARATE = (
+    "deepseek_v4",
     *("bailing_hybrid", "bamba", "bigbird_pegasus", "blenderbot", "bloom", "camembert"),
     *("data2vec-text", "falcon_h1", "falcon_mamba", "gpt_neo", "granitemoehybrid", "inkling2_text"),
     *("inkling_text", "jamba", "kimi_linear", "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "mbart"),
     *("minimax", "mpt", "nemotron_h", "olmo_hybrid", "openai-gpt", "pegasus", "plbart", "qwen3_5"),
     *("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "qwen4_exp", "qwen4_exp_text"),
-    *("recurrent_gemma", "reformer", "roberta", "roberta-prelayernorm", "roformer", "rwkv", "trocr"),
+    *("recurrent_gemma", "roberta", "roberta-prelayernorm", "roformer", "rwkv", "trocr"),
     *("xlm-roberta", "xlm-roberta-xl", "xlstm", "xmod", "zamba", "zamba2", "zaya"),
 )
 # Made of several models, and no causal language model of text alone.
@@ -189,7 +190,7 @@ COMPOSITE = (
     *("musicgen", "musicgen_melody", "phi4_multimodal"),
 )
 # Encoders that read ahead, and what else cannot be scored.
-_OTHERS = ["cpmant", "prophetnet", "xlm", "xlnet", "hrm_text"]
+_OTHERS = ["reformer", "cpmant", "prophetnet", "xlm", "xlnet", "hrm_text"]
 TABLE: dict[str, str] = {
     **dict.fromkeys(_SHARED, SHARED),
     **dict.fromkeys(_SEPARATE, SEPARATE),

@@ -111,7 +111,7 @@ def test_three_voices_together_are_each_one_sequence_a_title(
     together = score.in_voices(ROWS, VOICES)
     for voice in VOICES:
         wanted = one_by_one(score, voice)
-        torch.testing.assert_close(together[voice].double(), wanted, rtol=1e-4, atol=5e-3, msg=voice)
+        torch.testing.assert_close(together[voice].double(), wanted, rtol=1e-3, atol=5e-3, msg=voice)
         assert (together[voice] <= 0).all()
     present = torch.isfinite(together["policy"])
     assert (together["policy"] - together["reference"])[present].abs().max() > 0.01
