@@ -244,7 +244,10 @@ def _product_seconds(dtype: torch.dtype, repeats: int = 10) -> float:
 
 def _check_causal(place: str, name: str) -> None:
     from transformers import AutoConfig, PreTrainedConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    )
 
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
@@ -252,7 +255,8 @@ def _check_causal(place: str, name: str) -> None:
         raise BackboneError(_not_loadable(name, error)) from error
     declared = getattr(config, "architectures", None) or []
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    if not known or (declared and not any("CausalLM" in a or "LMHead" in a for a in declared)):
+    names = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+    if not known or (declared and not any("CausalLM" in a or "LMHead" in a or a in names for a in declared)):
         kind = ", ".join(declared) or type(config).__name__
         raise BackboneError(f"backbone '{name}': got {kind}, wanted a causal language model")
     parts = [key for key, part in vars(config).items() if isinstance(part, PreTrainedConfig)]

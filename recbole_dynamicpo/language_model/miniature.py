@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from .decoder import decoder_layers
 VOCABULARY, WINDOW, WIDTH, EXPERTS = 256, 12, 64, 4
 # Standard deviation of the logits: more than any soft cap in use lets through unchanged.
 LOGIT_SCALE = 25.0
+# How strong the weights are drawn. Strong ones show what weak ones hide, but attend to one token alone; under
+# gentle ones every token tells.
+STRENGTHS = (1.0, 0.2)
 # Names of a configuration's numbers that limit how far a token sees.
 WINDOWS = re.compile(r"window(_size)?$|^attention_chunk_size$|^local_attention$")
 _EXPERTS = re.compile(r"^(moe_)?(num|n)_.*experts$")
@@ -30,18 +34,20 @@ _WIDTHS = re.compile(r"(intermediate|ffn|feedforward).*(size|dim)$|ffn_dim$")
 _DYNAMICS = re.compile(r"A_log|^dt|decay|norm", re.IGNORECASE)
 
 
-@torch.no_grad()
-def miniature(model: Any) -> Any:
-    """Return a small float32 model of the same structure, on the CPU, with weights that let it show.
+def miniatures(model: Any) -> Iterator[Any]:
+    """Yield a small float32 model of the same structure on the CPU, drawn anew in each of ``STRENGTHS``.
 
     Layers are kept until every kind of them is there.
     """
     config = small_config(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        small = type(model)._from_config(config, dtype=torch.float32)
-        make_visible(small)
-    return small.eval()
+        small = type(model)._from_config(config, dtype=torch.float32).eval()
+    for strength in STRENGTHS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            make_visible(small, strength)
+        yield small
 
 
 def small_config(model: Any) -> Any:
@@ -103,22 +109,27 @@ def _kinds_of_layers(model: Any) -> int:
 
 
 @torch.no_grad()
-def make_visible(model: Any) -> None:
-    """Draw weights under which no part of the structure is too weak to show; the caller seeds."""
+def make_visible(model: Any, strength: float = 1.0) -> None:
+    """Draw weights under which the structure shows.
+
+    Args:
+        model: to draw them for.
+        strength: one of ``STRENGTHS``.
+    """
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
     for part in model.modules():
         if isinstance(part, nn.Embedding):
-            part.weight.normal_()
+            part.weight.normal_(std=max(strength, 0.5))
         elif isinstance(part, nn.Linear | nn.Conv1d | Conv1D):
             fan_in = part.weight.shape[0] if isinstance(part, Conv1D) else part.weight[0].numel()
-            part.weight.normal_(std=1.5 / math.sqrt(fan_in))
+            part.weight.normal_(std=1.5 * strength / math.sqrt(fan_in))
             if part.bias is not None:
-                part.bias.normal_(std=0.5)
+                part.bias.normal_(std=0.5 * strength)
         else:
             for name, weight in part.named_parameters(recurse=False):
                 if weight.dim() > 1 and not _DYNAMICS.search(name):
-                    weight.normal_(std=1 / math.sqrt(max(weight.shape)))
+                    weight.normal_(std=strength / math.sqrt(max(weight.shape)))
     if head is not None:
-        head.weight.normal_(std=LOGIT_SCALE / math.sqrt(head.weight.shape[1]))
+        head.weight.normal_(std=LOGIT_SCALE * strength / math.sqrt(head.weight.shape[1]))

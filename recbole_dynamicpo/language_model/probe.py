@@ -15,12 +15,12 @@ from ..scoring.batches import TokenBatch
 from .decoder import decoder_layers
 from .logps import separate_logps, shared_logps
 from .lower_layers import lower_layers_once
-from .miniature import VOCABULARY, WINDOWS, miniature
+from .miniature import VOCABULARY, WINDOWS, miniatures
 
 logger = logging.getLogger(__name__)
 
 # Largest difference per token, in nats, that rounding explains, by the precision of the probed weights.
-TOLERANCE = 0.02
+TOLERANCE = 0.002
 _ROUNDING = {torch.float64: TOLERANCE, torch.float32: TOLERANCE}
 # What a model raises where it cannot do what is asked.
 _CANNOT = (
@@ -63,20 +63,26 @@ def find_abilities(model: Any, name: str) -> Abilities:
     Raises:
         BackboneError: it cannot be scored at all.
     """
+    drawn = miniatures(model)
     try:
-        small = miniature(model)
+        first = next(drawn)
     except _CANNOT as error:
         # Its own weights may hide what it cannot do, so that it is only asked whether it can be scored.
         logger.info("backbone '%s': no miniature of it (%s: %s)", name, type(error).__name__, error)
         probe(model, name)
         return Abilities(shares_prompt=False, plain_head=False, replays=False)
-    window, window_name = _window(model.config)
-    return probe(small, name)._replace(window=window, window_name=window_name)
+    found = [probe(first, name), *(probe(small, name) for small in drawn)]
+    return Abilities(
+        all(each.shares_prompt for each in found),
+        all(each.plain_head for each in found),
+        all(each.replays for each in found),
+        *_window(model.config),
+    )
 
 
 @torch.no_grad()
 def probe(model: Any, name: str = "model") -> Abilities:
-    """Return what a model with weights like those of ``miniature`` can do.
+    """Return what a model with weights like those of ``miniatures`` can do.
 
     Args:
         model: in float32 or wider; in a narrower type it is only asked whether it can be scored at all.

@@ -155,8 +155,8 @@ def build(model_type: str, **more: Any) -> Any:
 
 # All completions of a prompt in one pass.
 _SHARED = (
-    *("afmoe", "apertus", "arcee", "aria_text", "axk1", "axk2", "bart", "beam", "bert"),
-    *("bert-generation", "big_bird", "biogpt", "bitnet", "blenderbot-small", "codegen", "cohere"),
+    *("afmoe", "apertus", "arcee", "aria_text", "axk1", "axk2", "beam", "bert"),
+    *("bert-generation", "big_bird", "biogpt", "bitnet", "codegen", "cohere"),
     *("cohere2", "cohere2_moe", "cohere_compass_text", "ctrl", "cwm", "dbrx", "deepseek_v2"),
     *("deepseek_v3", "deepseek_v32", "diffllama", "doge", "dots1", "dots3_note"),
     *("dots3_note_text", "electra", "ernie", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe"),
@@ -165,15 +165,16 @@ _SHARED = (
     *("gpt2", "gpt_bigcode", "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite"),
     *("granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hunyuan_v1_dense"),
     *("hunyuan_v1_moe", "hy_v3", "hy_v4", "hyperclovax", "internlm3", "iquestcoder", "jais2", "jetmoe"),
-    *("kolibri1", "laguna", "llama", "llama4", "llama4_text", "longcat_flash", "marian"),
+    *("kolibri1", "laguna", "llama", "llama4", "llama4_text", "longcat_flash"),
     *("megatron-bert", "mellum", "mimo_v2_flash", "minicpm3", "minimax_m2", "minimax_m3_vl_text"),
-    *("ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder", "mvp", "nanochat"),
+    *("ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder", "nanochat"),
     *("nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe"),
     *("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "rembert", "roc_bert", "seed_oss", "smollm3"),
     *("solar_open", "stablelm", "starcoder2", "vaultgemma", "whisper", "xglm", "youtu"),
 )
 # A sequence a completion: recurrent, convolutional, or with positions of their own.
 _SEPARATE = (
+    *("bart", "blenderbot-small", "marian", "mvp"),
     "deepseek_v4",
     *("bailing_hybrid", "bamba", "bigbird_pegasus", "blenderbot", "bloom", "camembert"),
     *("data2vec-text", "falcon_h1", "falcon_mamba", "gpt_neo", "granitemoehybrid", "inkling2_text"),

@@ -12,7 +12,7 @@ from recbole_dynamicpo.errors import BackboneError
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import Backbone, load_backbone
 from recbole_dynamicpo.language_model.logps import separate_logps, shared_logps
-from recbole_dynamicpo.language_model.miniature import make_visible, miniature, small_config
+from recbole_dynamicpo.language_model.miniature import make_visible, miniatures, small_config
 from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.language_model.probe import find_abilities, probe
 
@@ -150,7 +150,7 @@ def test_a_miniature_has_every_kind_of_layer_and_little_else() -> None:
     assert config.layer_types == kinds
     assert config.sliding_window == 12
     wide = build("mixtral", intermediate_size=500, num_local_experts=16, vocab_size=5000)
-    small = miniature(wide)
+    small = next(miniatures(wide))
     sizes = small.config
     assert (sizes.num_local_experts, sizes.vocab_size, sizes.intermediate_size) == (4, 256, 64)
     assert sizes.num_hidden_layers == 2
