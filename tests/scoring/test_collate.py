@@ -177,3 +177,29 @@ def test_token_ids_are_what_the_batch_holds(tokenizer: object) -> None:
             map(len, completions[index])
         )
     assert prompts == write.token_ids([row("BC", ["X", "Y"]), row("A", ["X"])])[0]  # A is too old
+
+
+def test_every_title_shown_keeps_its_room(tokenizer: object) -> None:
+    """Whatever is scored, room is left for "XYXY" (6 tokens): the prompt of a row is always the same."""
+    write = collator(tokenizer, "{history:,};{candidates:,}:", max_length=20)
+    shown = ["X", "XYXY", "Y"]
+    prompts = [
+        write([PromptRow(list("ABCDE"), shown, scored)]).prompt.tolist()
+        for scored in (["X"], ["XYXY"], ["Y", "X"], shown)
+    ]
+    assert prompts == [prompts[0]] * 4
+    assert len(prompts[0][0]) <= 20 - 6
+
+
+def test_the_limit_that_binds_is_named(tokenizer: object, caplog: pytest.LogCaptureFixture) -> None:
+    templates = Templates(["{history:,};{candidates:,}:"])
+    write = Collator(
+        tokenizer, templates, max_length=9, max_history=9, limited_by="the backbone's sliding_window"
+    )
+    write([row("ABC", ["X"], "X")])
+    assert "a prompt exceeds the backbone's sliding_window=9 tokens" in caplog.text
+    with pytest.raises(
+        DataError, match=r"backbone's sliding_window=9 leaves 6; lower num_candidates"
+    ) as found:
+        write([row("ABC", ["X"], "XYXY")])
+    assert "raise max_length" not in str(found.value)

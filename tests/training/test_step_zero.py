@@ -6,6 +6,7 @@ A row's loss is then log 2 for DMPO, whatever its titles: the log-ratios are 0.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,43 @@ def test_where_all_negatives_are_needed_it_does_not_count(
         "mppo": math.log1p(math.exp(-sum(chances))),
     }[objective]
     assert model.row_losses(batch).tolist() == pytest.approx([wanted], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "wanted"),
+    [
+        (
+            "gemma3_text",
+            {"sliding_window": 300},
+            r"max_length: got 512, but the backbone's sliding_window is 300",
+        ),
+        (
+            "mistral",
+            {"sliding_window": 250},
+            r"max_length: got 512, but the backbone's sliding_window is 250",
+        ),
+        ("gpt2", {"max_position_embeddings": 400}, r"the backbone's max_position_embeddings is 400"),
+        ("bloom", {}, None),
+        ("llama", {}, None),
+    ],
+)
+def test_a_limit_below_max_length_is_said_at_start(
+    name: str,
+    more: dict[str, int],
+    wanted: str | None,
+    toy_settings: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    build(name, **more).save_pretrained(tmp_path / "own")
+    make_tokenizer().save_pretrained(tmp_path / "own")
+    own = {**toy_settings, "backbone": str(tmp_path / "own"), "lora_targets": ["all-linear"]}
+    model: DynamicPO = load(plain_config("DynamicPO", "toy", [], own)).model
+    said = [record.getMessage() for record in caplog.records if "max_length: got" in record.getMessage()]
+    if wanted is None:
+        assert not said
+        assert (model.collator.max_length, model.collator.limited_by) == (512, "max_length")
+    else:
+        assert len(said) == 1
+        assert re.search(wanted, said[0])
+        assert model.collator.max_length == next(iter(more.values()))
