@@ -82,6 +82,7 @@ MORE: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 4},
     "granite": {"logits_scaling": 8.0},
     "granitemoe": {"logits_scaling": 8.0},
+    "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 4, "num_experts_per_token": 2},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_dense_layers": 1},
     "longcat_flash": {**_LATENT, "num_layers": 2, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 24},
