@@ -17,7 +17,8 @@ import common
 import torch
 from workload import Bench, Rows, build, read_dataset
 
-from recbole_dynamicpo.scoring.answers import ANSWER_TOKENS, write_answers
+from recbole_dynamicpo.evaluation.protocols import ANSWER_TOKENS
+from recbole_dynamicpo.scoring.answers import write_answers
 from recbole_dynamicpo.scoring.batches import PromptRow
 
 
@@ -42,7 +43,9 @@ def measure(bench: Bench, rows: list[PromptRow], batch_size: int, rounds: int) -
     scorer, model = bench.scorer, bench.policy.peft.get_base_model()
     ways: dict[str, Callable[[], object]] = {
         "likelihood": lambda: scorer(rows),
-        "generation": lambda: write_answers(scorer, rows, batch_size=batch_size, progress=False),
+        "generation": lambda: write_answers(
+            scorer, rows, ANSWER_TOKENS, batch_size=batch_size, progress=False
+        ),
     }
     found: dict[str, Any] = {"rows": len(rows)}
     for name, way in ways.items():

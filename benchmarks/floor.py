@@ -26,9 +26,8 @@ from step import Step
 from torch import Tensor, nn
 from workload import Rows, build, read_dataset
 
-from recbole_dynamicpo.language_model.packed import pack
+from recbole_dynamicpo.language_model.packed import TokenBatch, pack
 from recbole_dynamicpo.language_model.policy import POLICY, Policy
-from recbole_dynamicpo.scoring.batches import TokenBatch
 
 NEGATIVES = 15
 # They read the input of their layer: in the lowest layer with an adapter nobody needs its gradient.

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recbole_dynamicpo.language_model.packed import TokenBatch
 from recbole_dynamicpo.language_model.policy import REFERENCE, Policy
-from recbole_dynamicpo.scoring.batches import TokenBatch
 from recbole_dynamicpo.settings import Settings
 
 TANH_SCALE = 0.5

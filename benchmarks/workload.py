@@ -12,9 +12,10 @@ from recbole.data.interaction import Interaction
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import DTYPES, Backbone, load_backbone, resolve_backbone
+from recbole_dynamicpo.language_model.packed import TokenBatch
 from recbole_dynamicpo.language_model.policy import POLICY, Policy
 from recbole_dynamicpo.language_model.probe import find_abilities
-from recbole_dynamicpo.scoring.batches import PromptRow, TokenBatch
+from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import load_templates
 from recbole_dynamicpo.scoring.scorer import Scorer

@@ -223,7 +223,7 @@ def register_task(run: Run) -> dict[str, Any]:
 def start(job: Any) -> Any:
     """Refuse what cannot be run; then make data and backbone ready and return the result of that stage."""
     from recbole_dynamicpo.job import check
-    from recbole_dynamicpo.training.stage_results import StageResult
+    from recbole_dynamicpo.stage_results import StageResult
 
     check(job)
     return StageResult(**result_of(prepare_task, job))

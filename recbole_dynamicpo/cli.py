@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from .commands import add_commands
+from .commands import baselines, bootstrap, compare, evaluate, prepare, rank, run, sync
 from .errors import DynamicPOError, StoppedError
 
 # Read when torch loads its OpenMP runtime. Where other processes are busy, its threads wait for one another
@@ -27,7 +27,7 @@ _STORAGE = {
 
 def run_recbole(arguments: Sequence[str] | None = None) -> int:
     """Run a model with the arguments of RecBole's own script; returns the exit status."""
-    return _guarded(_run_recbole, arguments)
+    return _guarded(run.run, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,42 +62,15 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise StoppedError("stopped by SIGTERM")
 
 
-def _run_recbole(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="run_recbole",
-        description="Train and test a RecBole model; settings are given as --key=value.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--model", "-m", default="BPR", help="DynamicPO, SFTRec, DMPO, MPPO, SDPO or any of RecBole's"
-    )
-    parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the data set")
-    parser.add_argument("--config_files", default="", help="YAML files, separated by spaces")
-    parser.add_argument("--nproc", type=int, default=1, help="processes on this machine (stock models)")
-    parser.add_argument("--ip", default="localhost", help="address of the first machine")
-    parser.add_argument("--port", default="5678", help="its port")
-    parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines")
-    parser.add_argument("--group_offset", type=int, default=0, help="rank of this machine's first process")
-    known, rest = parser.parse_known_args(arguments)
-    from .host.config import parse_overrides
-    from .host.run import run, run_distributed
-
-    overrides, files = parse_overrides(rest), known.config_files.split()
-    if known.nproc == 1 and known.world_size <= 0:
-        run(known.model, known.dataset, files, overrides)
-        return
-    place = {"ip": known.ip, "port": known.port, "nproc": known.nproc, "offset": known.group_offset}
-    place["world_size"] = known.nproc if known.world_size == -1 else known.world_size
-    run_distributed(known.model, known.dataset, files, {**overrides, **place})
-
-
 def _main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="recbole-dynamicpo",
         description="Prepare data, evaluate, compare and use recommenders.",
         allow_abbrev=False,
     )
-    add_commands(parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (prepare, evaluate, baselines, compare, rank, bootstrap, sync):
+        command.add(commands)
     options, rest = parser.parse_known_args(arguments)
     if rest and not options.takes_settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -6,6 +6,19 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+__all__ = [
+    "AdapterError",
+    "BackboneError",
+    "CheckpointError",
+    "DataError",
+    "DynamicPOError",
+    "LockedError",
+    "NumericsError",
+    "SettingsError",
+    "StoppedError",
+    "TrackingError",
+]
+
 
 class DynamicPOError(Exception):
     """Base of every error that this package raises on purpose."""

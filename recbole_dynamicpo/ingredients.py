@@ -19,7 +19,13 @@ from .storage import sha256_json
 
 # Where a setting of RecBole's first matters; one that is not named here is taken to shape the rows.
 RECBOLE_DECIDES = {
-    **dict.fromkeys(("learner", "clip_grad_norm", "valid_metric", "valid_metric_bigger", "eval_step"), "sft"),
+    **dict.fromkeys(
+        (
+            *("learner", "clip_grad_norm", "valid_metric", "valid_metric_bigger", "eval_step"),
+            "train_neg_sample_args",
+        ),
+        "sft",
+    ),
     **dict.fromkeys(("metrics", "topk", "repeatable", "metric_decimal_place", "model"), "evaluate"),
     **dict.fromkeys(
         (

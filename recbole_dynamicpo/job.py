@@ -13,8 +13,10 @@ from .language_model.adapter_folder import adapter_digest
 from .language_model.backbone import check_backbone
 from .names import RECORDED, STAGES
 from .settings import Settings, fields_of_settings, read_settings
+from .stage_results import StageResult
 from .training.data_files import can_be_fetched, require_data
-from .training.stage_results import StageResult
+
+__all__ = ["Job", "check"]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,10 @@
 STAGES = ("sft", "preference")  # that train
 RECORDED = ("prepare", *STAGES, "evaluate")
 DECIDES = (*RECORDED, "nothing")  # the first stage whose result depends on a setting
+CANDIDATE_SOURCES = ("published", "fresh")
+CANDIDATE_DISTRIBUTIONS = ("uniform", "popularity")
+HISTORY_ORDERS = ("time", "given", "shuffled")
+TIME_TIES = ("hash", "file")
 MODEL_NAMES = ("DynamicPO", "SFTRec", "DMPO", "MPPO", "SDPO")
 
 OBJECTIVES = ("dmpo", "mppo", "sdpo")

@@ -24,6 +24,7 @@ from .ingredients import Ingredients
 from .job import Job, place_of, stage_config
 from .names import RECORDED, STAGES
 from .settings import Settings, read_settings
+from .stage_results import StageResult, finish, finished, stage_folder, stage_key
 from .storage import load_json, locked, write_json
 from .tracking.journal import Journal
 from .tracking.live import NullTracker, Tracker
@@ -41,8 +42,9 @@ from .training.data_files import require_data
 from .training.dataset import DynamicPODataset
 from .training.facts import gather, params_of
 from .training.recording import data_audit, probe_rows
-from .training.stage_results import StageResult, finish, finished, stage_folder, stage_key
 from .training.trainer import DynamicPOTrainer, OnProgress
+
+__all__ = ["begin", "evaluate", "prepare", "train"]
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from .errors import nearest
-from .names import OBJECTIVES
+from .names import CANDIDATE_DISTRIBUTIONS, CANDIDATE_SOURCES, HISTORY_ORDERS, OBJECTIVES, TIME_TIES
 
 _Value = TypeVar("_Value")
 
@@ -57,9 +57,19 @@ def _one_of(choices: tuple[str, ...]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-DTYPE_NAMES = ("auto", "float32", "bfloat16", "float64")
-Objective = Annotated[str, _one_of(OBJECTIVES), WithJsonSchema({"enum": list(OBJECTIVES)})]
-Dtype = Annotated[str, _one_of(DTYPE_NAMES), WithJsonSchema({"enum": list(DTYPE_NAMES)})]
+DTYPES = ("auto", "float32", "bfloat16", "float64")
+
+
+def _schema(choices: tuple[str, ...]) -> WithJsonSchema:
+    return WithJsonSchema({"enum": list(choices)})
+
+
+Objective = Annotated[str, _one_of(OBJECTIVES), _schema(OBJECTIVES)]
+Dtype = Annotated[str, _one_of(DTYPES), _schema(DTYPES)]
+CandidateSource = Annotated[str, _one_of(CANDIDATE_SOURCES), _schema(CANDIDATE_SOURCES)]
+Distribution = Annotated[str, _one_of(CANDIDATE_DISTRIBUTIONS), _schema(CANDIDATE_DISTRIBUTIONS)]
+HistoryOrder = Annotated[str, _one_of(HISTORY_ORDERS), _schema(HISTORY_ORDERS)]
+TimeTies = Annotated[str, _one_of(TIME_TIES), _schema(TIME_TIES)]
 Flag = Annotated[bool, _wanted("true or false", lambda value: isinstance(value, bool), bool)]
 Whole = Annotated[
     int, _wanted("a whole number", lambda value: _number(value) and float(value).is_integer(), int)
@@ -73,4 +83,5 @@ Texts = Annotated[
     _wanted("a list of texts", _are_texts, _texts),
     WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
 ]
+PerhapsWhole = Annotated[Whole | None, BeforeValidator(_absent)]
 Perhaps = Annotated[Text | None, BeforeValidator(_absent)]

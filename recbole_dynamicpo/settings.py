@@ -15,7 +15,21 @@ from pydantic.fields import FieldInfo
 
 from .errors import SettingsError, nearest
 from .names import DECIDES
-from .setting_types import Dtype, Flag, Number, Objective, Perhaps, Text, Texts, Whole
+from .setting_types import (
+    CandidateSource,
+    Distribution,
+    Dtype,
+    Flag,
+    HistoryOrder,
+    Number,
+    Objective,
+    Perhaps,
+    PerhapsWhole,
+    Text,
+    Texts,
+    TimeTies,
+    Whole,
+)
 
 # Read by RecBole although they stand in none of its lists or default files.
 _RECBOLE_EXTRAS = {
@@ -72,6 +86,24 @@ class Settings:
     )
     candidate_field: Text = setting(
         "candidate_id_list", "column of the .inter files with fixed candidates", decides="prepare"
+    )
+    candidate_source: CandidateSource = setting(
+        "published", "of rows that carry candidates: theirs, or drawn by (row, seed)", decides="prepare"
+    )
+    candidate_distribution: Distribution = setting(
+        "uniform", "of drawn negatives, over items or by their training interactions", decides="prepare"
+    )
+    candidate_seed: PerhapsWhole = setting(
+        None, "of the candidates of evaluation rows; none: seed", decides="prepare", ge=0, le=2**32 - 1
+    )
+    history_order: HistoryOrder = setting(
+        "time",
+        "of a user's titles: by time (as published, where rows are split already), as the file has them, or "
+        "pooled and shuffled by (user, seed), for data without time",
+        decides="prepare",
+    )
+    time_ties: TimeTies = setting(
+        "hash", "equal times of a user: by a hash of user, item and seed, or in file order", decides="prepare"
     )
     sft_rows: Whole = setting(0, "training rows of the SFT stage", decides="sft", ge=0)
     preference_rows: Whole = setting(0, "training rows of the preference stage", decides="preference", ge=0)

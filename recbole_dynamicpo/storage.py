@@ -163,29 +163,33 @@ def sha256_json(value: Any) -> str:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool, within: float = math.inf) -> Iterator[None]:
     """Hold ``folder`` alone inside the block; the system lets go of it when the process dies.
 
     Args:
-        folder: made if it is not there; ``.<name>.lock`` and ``.<name>.holder`` lie beside it.
+        folder: or any name in a folder; ``.<name>.lock`` and ``.<name>.holder`` lie beside it, and where
+            they lie is made.
         wait: until it is free, with a message now and then; otherwise refuse.
+        within: most seconds to wait.
 
     Raises:
-        LockedError: another process holds it, and ``wait`` is false; names that process.
+        LockedError: another process holds it, and ``wait`` is false or was too long; names that process.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     holder = folder.with_name(f".{folder.name}.holder")
+    end = time.monotonic() + (within if wait else 0.0)
     while True:
         try:
             lock.acquire(timeout=0)
             break
         except Timeout:
-            if not wait:
+            left = end - time.monotonic()
+            if left <= 0:
                 raise LockedError(f"{folder}: in use by {_describe(holder)}") from None
             logger.warning("%s: waiting for %s", folder, _describe(holder))
         try:
-            lock.acquire(timeout=_REMINDER)
+            lock.acquire(timeout=min(_REMINDER, left))
             break
         except Timeout:
             continue

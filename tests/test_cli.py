@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from recbole_dynamicpo.evaluation.ranks import read_ranks, write_ranks
 from recbole_dynamicpo.scoring import prompt_lengths as prompt_check
 from recbole_dynamicpo.scoring.prompt_lengths import load_prompt_check
 
-from .helpers.published_data import CANDIDATES, small_published
+from .helpers.published_data import AS_PUBLISHED, CANDIDATES, small_published
 
 # RecBole 1.2.1 counts the items of pre-split rows by a deprecated way of pandas.
 pytestmark = pytest.mark.filterwarnings("ignore:using .* in Series.agg:FutureWarning")
@@ -49,7 +50,7 @@ def trained(
     assert f"written: {data / 'lastfm'}\n" in printed
     assert printed.endswith(f"next: run_recbole --model=DynamicPO --dataset=lastfm --data_path={data}\n")
     kept = {k: v for k, v in toy_settings.items() if k not in ("load_col", "data_path", "num_candidates")}
-    kept |= {"data_path": data, "seed": 11, "eval_rows": 9}
+    kept |= {"data_path": data, "seed": 11, "eval_rows": 9, **AS_PUBLISHED}
     assert run_recbole(["--model=DynamicPO", "--dataset=lastfm", *flags(kept)]) == 0
     (run,) = Path(toy_settings["checkpoint_dir"]).glob("DynamicPO-*")
     return run, ["--dataset", "lastfm", "--data-path", str(data)]
@@ -91,6 +92,11 @@ def test_from_published_files_to_a_comparison(
     tiny = ["--epochs=1", "--hidden_size=8", "--inner_size=8", "--eval_rows=9", "--seed=11"]
     quiet = ["--show_progress=False", "--state=WARNING", f"--checkpoint_dir={tmp_path / 'base'}"]
     assert main(["baselines", *data, *tiny, *quiet]) == 0
+    (fresh,) = (tmp_path / "base").glob("baselines-lastfm-*")
+    assert main(["compare", str(fresh / "SASRec"), str(run)]) == 2
+    assert "ranked rows with other candidates, histories, places, targets" in capsys.readouterr().err
+    shutil.rmtree(fresh)
+    assert main(["baselines", *data, *tiny, *quiet, *flags(AS_PUBLISHED)]) == 0
     printed = capsys.readouterr().out
     assert "popularity" in printed
     assert "SASRec, RecBole's metrics over the candidates: hit@1 0." in printed

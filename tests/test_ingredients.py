@@ -18,9 +18,9 @@ from recbole_dynamicpo.job import Job
 from recbole_dynamicpo.names import DECIDES, RECORDED
 from recbole_dynamicpo.pipeline import begin, evaluate, prepare, train
 from recbole_dynamicpo.settings import fields_of_settings, properties_folder, read_settings
+from recbole_dynamicpo.stage_results import stage_key
 from recbole_dynamicpo.tracking.record import read_record
 from recbole_dynamicpo.training.facts import gather
-from recbole_dynamicpo.training.stage_results import stage_key
 
 PARAMS = {name: field.default for name, field in fields_of_settings().items()}
 FILLED = {name: f"digest of {name}" for name in FACTS}
@@ -70,7 +70,7 @@ def test_scores_depend_on_the_model_and_on_no_row(name: str) -> None:
 def test_library_versions_part_results_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     before, digest = [stage_key(stage, of()) for stage in RECORDED], of().digest("evaluate")
     monkeypatch.setattr(
-        "recbole_dynamicpo.training.stage_results.versions", lambda: {"torch": "99"}
+        "recbole_dynamicpo.stage_results.versions", lambda: {"torch": "99"}
     )  # fmt: skip
     after = [stage_key(stage, of()) for stage in RECORDED]
     assert not set(before) & set(after)

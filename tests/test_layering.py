@@ -1,13 +1,18 @@
-"""Who may import whom: each module only from those before it in ORDER, and heavy libraries in few places."""
+"""The rules of the house that docs/architecture.md draws: who may import whom, how large things may get.
+
+Every import counts: those inside functions, those for type checkers (a name that only a type needs is still
+knowledge of the other side), and texts that are the name of one of our modules.
+"""
 
 from __future__ import annotations
 
 import ast
-import os
 import re
-import subprocess
+import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,147 +22,218 @@ import recbole_dynamicpo
 PACKAGE = Path(recbole_dynamicpo.__file__).parent
 NAME = PACKAGE.name
 
-# From what knows nothing to what knows everything. A new module needs a place here.
-_ORDER = """
-    version errors names interrupt stock histories storage journal reference
-    batches boundary objectives logps lower_layers prompts collate settings stages
-    embedded attention backbone adapter_folder policy checkpoint run_folder record system memory scorer
-    catalogue sampling ranks statistics report generate
-    prepared_files published converter sequences audit download prepare prompt_check inter_file known_data
-    packaging card model_store saved_folders
-    dataset model recommender requests mlflow_model points figures mirror live
-    stores tracking gate registry evaluation recording stage_rows steps trainer
-    registration stock_record plain_config runner
-    stage_results job pipeline
-    saved_evaluation baselines commands cli __init__
-"""
-ORDER = _ORDER.split()
+GROUND = "errors names settings setting_types ingredients storage interrupt version"
+PILLARS = "data language_model objectives evaluation"
 
-TENSORS = ["batches", "boundary", "objectives", "logps", "lower_layers", "collate"]
-TEXT = [
-    *("errors", "storage", "prompts", "catalogue", "stages", "settings", "journal"),
-    "prepared_files",
-]
-MLFLOW = {"tracking", "mlflow_model", "model_store"}
-WITHOUT_RECBOLE = ["recommender", "prepare", "statistics", "report", "checkpoint"]
+# What a package may import beside itself and the ground; a place is a package or one module of it.
+MAY_IMPORT = {
+    **dict.fromkeys(f"{GROUND} {PILLARS}".split(), ""),
+    "scoring": "language_model",
+    "serving": "data language_model scoring",
+    "tracking": "serving evaluation objectives.boundary",
+    "training": f"{PILLARS} scoring serving tracking.run_folder tracking.record tracking.journal "
+    "tracking.system tracking.live",
+    "host": f"{PILLARS} scoring serving tracking training",
+    "stage_results": "training.checkpoint",
+    "job": f"{PILLARS} scoring serving tracking training host stage_results",
+    "pipeline": f"{PILLARS} scoring serving tracking training host stage_results job",
+    "commands": f"{PILLARS} scoring serving tracking training host stage_results job pipeline",
+    "cli": "commands",
+    "": "host serving",  # the face, __init__
+}
+# The only one that knows the flows, and by name, because it starts what they need.
+KNOWS_FLOWS = "commands.bootstrap"
 
+# Where a library may be imported; one that is not here may be imported nowhere.
+EMBASSIES = {
+    "torch": "language_model objectives scoring evaluation.scores serving tracking.system training host",
+    "transformers": "language_model",
+    "peft": "language_model",
+    "recbole": "training host",
+    "mlflow": "serving.mlflow_store serving.pyfunc tracking.client tracking.sync",
+    "pydantic": "settings setting_types serving.requests",
+    "scipy": "evaluation.statistics",
+    "matplotlib": "tracking.figures",
+    "psutil": "tracking.system",
+    "pyarrow": "data.sequences evaluation.ranks",
+    "huggingface_hub": "data.download language_model.backbone",
+    "safetensors": "language_model.adapter_folder training.checkpoint",
+    "filelock": "storage",
+    "packaging": "serving.packaging",
+    "numpy": "data evaluation scoring tracking.figures training host",
+    "tqdm": "data scoring training host",
+    "yaml": "scoring.prompt_lengths training.data_files host.config",
+}
 
-def modules() -> list[str]:
-    """Return the names of all modules, those in folders with dots."""
-    found = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
-    return sorted(".".join(path.parts) for path in found)
-
-
-def imports(module: str, *, for_types: bool) -> set[str]:
-    """Return the full names that a module imports anywhere in its code.
-
-    Args:
-        module: name within the package.
-        for_types: count the imports under ``if TYPE_CHECKING`` too.
-    """
-    tree = ast.parse((PACKAGE / Path(*module.split("."))).with_suffix(".py").read_text(encoding="utf-8"))
-    return {name for node in _walk(tree, for_types) for name in _names(node, module)}
-
-
-def _walk(node: ast.AST, for_types: bool) -> Iterator[ast.AST]:
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if for_types or not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)):
-            yield from _walk(child, for_types)
+MOST_LINES, MOST_MODULES = 300, 15
+NO_NAMES = {"utils", "common", "helpers", "base"}  # they say nothing of what is inside
 
 
-def _names(node: ast.AST, module: str) -> list[str]:
-    """Return what one node imports; a text that is the name of one of our modules counts as an import."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom) and not node.level:
-        inside = [f"{NAME}.{alias.name}" for alias in node.names] if node.module == NAME else []
-        return inside or [str(node.module)]
-    if isinstance(node, ast.ImportFrom):
-        above = [NAME, *module.split(".")][: -node.level]
-        full = [*above, node.module] if node.module else above
-        return [".".join(full)] if node.module else [".".join([*full, alias.name]) for alias in node.names]
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return [node.value] if re.fullmatch(rf"{NAME}\.\w+", node.value) else []
-    return []
+@dataclass(frozen=True)
+class House:
+    """The modules of a package by their names within it ("" is the face), and what each imports."""
+
+    files: dict[str, Path]
+    imports: dict[str, set[str]]  # full names
+
+    @classmethod
+    def at(cls, root: Path) -> House:
+        paths = {path.relative_to(root).with_suffix("").parts: path for path in sorted(root.rglob("*.py"))}
+        files = {".".join(p[:-1] if p[-1] == "__init__" else p): path for p, path in paths.items()}
+        return cls(files, {name: set(_imported(path, name)) for name, path in files.items()})
+
+    def own(self, module: str) -> set[str]:
+        """Return the modules of this package that a module imports."""
+        return {self._module(full) for full in self.imports[module] if _is_ours(full)} - {module}
+
+    def _module(self, full: str) -> str:
+        """Return the module that a full name is, or is a name in."""
+        parts = full.split(".")[1:]
+        while parts and ".".join(parts) not in self.files:
+            parts.pop()
+        return ".".join(parts)
+
+    def others(self, module: str) -> set[str]:
+        """Return the top names of what a module imports from elsewhere, the standard library left out."""
+        names = {full.split(".")[0] for full in self.imports[module] if not full.startswith(f"{NAME}.")}
+        return names - {NAME} - set(sys.stdlib_module_names)
 
 
-def own(names: set[str]) -> set[str]:
-    """Return the modules of this package among full names."""
-    return {name.split(".")[1] for name in names if name.startswith(f"{NAME}.")}
+def _is_ours(full: str) -> bool:
+    return full.split(".")[0] == NAME and not full.startswith(f"{NAME}.flows")
 
 
-def others(names: set[str]) -> set[str]:
-    """Return the top names of other packages, the standard library left out."""
-    return {name.split(".")[0] for name in names} - {NAME} - set(sys.stdlib_module_names)
+def _imported(path: Path, module: str) -> Iterator[str]:
+    """Yield the full names that a file imports anywhere."""
+    package = [NAME, *filter(None, module.split("."))]
+    if path.name != "__init__.py":
+        package.pop()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            start = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{start}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and re.fullmatch(rf"{NAME}(\.\w+)+", str(node.value)):
+            yield str(node.value)
 
 
-def reached(module: str) -> set[str]:
-    """Return the other packages that running a module's code can import, through ours too."""
-    found, todo, seen = set(), [module], set()
-    while todo:
-        name = todo.pop()
-        seen.add(name)
-        names = imports(name, for_types=False)
-        found |= others(names)
-        todo += own(names) - seen - {"registration"}
-    return found
+def _inside(module: str, places: str) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places.split())
 
 
-def test_every_module_has_its_place() -> None:
-    assert sorted(set(modules()) - set(ORDER)) == [], "not in ORDER"
-    assert sorted(set(ORDER) - set(modules())) == [], "in ORDER, but no such file"
-    assert len(ORDER) == len(set(ORDER))
+def _wrong_arrows(house: House, module: str) -> Iterator[str]:
+    """Yield what a module imports of ours, or of the flows, that its package may not."""
+    package = module.split(".")[0]
+    if package not in MAY_IMPORT:
+        yield f"{module}: has no place in MAY_IMPORT"
+        return
+    allowed = f"{package} {GROUND} {MAY_IMPORT[package]}"
+    for target in sorted(house.own(module)):
+        if not target or not _inside(target, allowed):
+            yield f"{module}: may not import {target or NAME}"
+    if module != KNOWS_FLOWS and any(full.startswith(f"{NAME}.flows") for full in house.imports[module]):
+        yield f"{module}: may not import flows"
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_modules_import_only_from_above(module: str) -> None:
-    above = set(ORDER[: ORDER.index(module)])
-    assert own(imports(module, for_types=True)) - above == set()
+def _wrong_libraries(house: House, module: str) -> Iterator[str]:
+    for library in sorted(house.others(module)):
+        if library not in EMBASSIES:
+            yield f"{module}: {library} has no place in EMBASSIES"
+        elif not _inside(module, EMBASSIES[library]):
+            yield f"{module}: may not import {library}, which belongs to {EMBASSIES[library]}"
 
 
-@pytest.mark.parametrize("module", TENSORS)
-def test_the_mathematics_needs_torch_alone(module: str) -> None:
-    assert others(imports(module, for_types=True)) == {"torch"}
+def _circle(house: House) -> Iterator[str]:
+    try:
+        TopologicalSorter({module: house.own(module) for module in house.files}).prepare()
+    except CycleError as error:
+        members = error.args[1][:-1]
+        yield f"a circle: {' '.join(sorted(members))}"
 
 
-@pytest.mark.parametrize("module", TEXT)
-def test_plain_modules_need_nothing(module: str) -> None:
-    assert others(imports(module, for_types=True)) == set()
+def _too_large(house: House) -> Iterator[str]:
+    for module, path in house.files.items():
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > MOST_LINES:
+            yield f"{module}: {lines} lines, at most {MOST_LINES}"
+        if NO_NAMES & set(module.split(".")):
+            yield f"{module}: a name that says nothing"
+    folders = [path.parent for path in house.files.values() if path.name != "__init__.py"]
+    for folder in sorted(set(folders)):
+        if folders.count(folder) > MOST_MODULES:
+            yield f"{folder.name}: {folders.count(folder)} modules, at most {MOST_MODULES}"
 
 
-@pytest.mark.parametrize("module", modules())
-def test_mlflow_and_prefect_stay_out(module: str) -> None:
-    """MLflow is known to three modules; flows know the package, never the other way round."""
-    found = others(imports(module, for_types=True))
-    assert "prefect" not in found
-    assert "flows" not in found
-    assert "mlflow" not in found or module in MLFLOW
+def broken_rules(root: Path) -> list[str]:
+    """Return what is wrong with the package at ``root``, a line each."""
+    house = House.at(root)
+    found = [line for module in house.files for line in _wrong_arrows(house, module)]
+    found += [line for module in house.files for line in _wrong_libraries(house, module)]
+    return [*found, *_circle(house), *_too_large(house)]
 
 
-@pytest.mark.parametrize("module", WITHOUT_RECBOLE)
-def test_ranking_and_preparing_need_no_recbole(module: str) -> None:
-    assert "recbole" not in reached(module)
+def test_the_house_keeps_its_rules() -> None:
+    assert broken_rules(PACKAGE) == []
 
 
-def test_the_walk_sees_what_it_should() -> None:
-    """So that an empty answer above means something."""
-    assert own(imports("boundary", for_types=True)) == {"batches"}
-    assert "recbole" in reached("trainer")
-    assert {"torch", "transformers", "peft"} <= reached("recommender")
-    assert own(imports("registration", for_types=True)) >= {"model", "trainer", "dataset", "settings"}
+def test_no_rule_is_about_what_is_not_there() -> None:
+    """So that the tables stay as short as the house is."""
+    house = House.at(PACKAGE)
+    places = {place for words in (*MAY_IMPORT.values(), *EMBASSIES.values()) for place in words.split()}
+    assert {place for place in places | set(MAY_IMPORT) if place not in house.files} == set()
+    used = {(lib, module) for module in house.files for lib in house.others(module)}
+    for library, words in EMBASSIES.items():
+        for place in words.split():
+            assert any(lib == library and _inside(module, place) for lib, module in used), (library, place)
 
 
-def test_importing_the_package_is_light() -> None:
-    """In a process of its own, with warnings as errors."""
-    heavy = ["recbole", "transformers", "mlflow", "prefect", "peft", "pandas"]
-    script = f"import sys, {NAME}; print([name for name in {heavy!r} if name in sys.modules])"
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+@pytest.mark.parametrize(
+    ("file", "text", "complaint"),
+    [
+        ("data/audit.py", "def f():\n    from ..scoring.prompts import Templates",
+         "data.audit: may not import scoring.prompts"),
+        ("evaluation/ranks.py", f"import importlib\nimportlib.import_module('{NAME}.host.run')",
+         "evaluation.ranks: may not import host.run"),
+        ("objectives/losses.py", "if TYPE_CHECKING:\n    from ..language_model.policy import Policy",
+         "objectives.losses: may not import language_model.policy"),
+        ("training/plan.py", "from ..tracking import sync", "training.plan: may not import tracking.sync"),
+        ("storage.py", "from .data import audit", "storage: may not import data.audit"),
+        ("job.py", "from .cli import main", "job: may not import cli"),
+        ("pipeline.py", "from .commands import rank", "pipeline: may not import commands.rank"),
+        ("serving/gate.py", f"import {NAME}", f"serving.gate: may not import {NAME}"),
+        ("pipeline.py", f"from {NAME}.flows import tasks", "pipeline: may not import flows"),
+        ("training/plan.py", "def f():\n    import mlflow.pyfunc",
+         f"training.plan: may not import mlflow, which belongs to {EMBASSIES['mlflow']}"),
+        ("data/audit.py", "import torch.nn",
+         f"data.audit: may not import torch, which belongs to {EMBASSIES['torch']}"),
+        ("job.py", "from prefect import flow", "job: prefect has no place in EMBASSIES"),
+        ("names.py", "import requests", "names: requests has no place in EMBASSIES"),
+        ("scoring/utils.py", "", "scoring.utils: a name that says nothing"),
+        ("scoring/long.py", "\n" * 299, "scoring.long: 301 lines, at most 300"),
+        ("extra/new.py", "", "extra.new: has no place in MAY_IMPORT"),
+        ("language_model/packed.py", "def f():\n    from . import logps",
+         "a circle: language_model.logps language_model.packed"),
+    ],
+)  # fmt: skip
+def test_a_broken_rule_is_found(file: str, text: str, complaint: str, tmp_path: Path) -> None:
+    """In a copy of the package with one line more, which may close a circle as well."""
+    copy = tmp_path / NAME
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / file).parent.mkdir(exist_ok=True)
+    with (copy / file).open("a", encoding="utf-8") as handle:
+        handle.write(f"\n{text}\n")
+    more = set(broken_rules(copy)) - set(broken_rules(PACKAGE))
+    assert complaint in more
+    assert all(line.startswith("a circle: ") for line in more - {complaint})
+
+
+def test_a_package_that_wants_a_wall_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / NAME / "scoring"
+    folder.mkdir(parents=True)
+    for number in range(MOST_MODULES):
+        (folder / f"m{number}.py").touch()
+    assert broken_rules(tmp_path / NAME) == []
+    (folder / "more.py").touch()
+    assert broken_rules(tmp_path / NAME) == ["scoring: 16 modules, at most 15"]

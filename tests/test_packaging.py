@@ -36,6 +36,7 @@ def test_the_wheel_holds_every_module_and_property_file(tmp_path: Path) -> None:
         and name.endswith(".py")
         and not name.startswith(("recbole_dynamicpo/flows/", "recbole_dynamicpo/properties/"))
     }
+    assert "recbole_dynamicpo/py.typed" in inside
     flows = {f"recbole_dynamicpo/flows/{path.name}" for path in (ROOT / "flows").iterdir() if path.is_file()}
     assert "recbole_dynamicpo/flows/prefect.yaml" in flows
     assert flows <= inside

@@ -14,9 +14,11 @@ import pytest
 
 import recbole_dynamicpo
 from recbole_dynamicpo import storage
+from recbole_dynamicpo.errors import LockedError
 from recbole_dynamicpo.storage import (
     atomic_file,
     atomic_folder,
+    locked,
     named,
     remove_partial,
     restore_swapped,
@@ -199,6 +201,25 @@ def test_restoring_never_overwrites(tmp_path: Path) -> None:
     assert names(tmp_path) == ["f"]
     restore_swapped(tmp_path / "never there")
     assert names(tmp_path) == ["f"]
+
+
+def test_who_waits_too_long_for_a_lock_is_told_who_holds_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "made" / "run"
+    holder = rf"run: in use by process {os.getpid()} on"
+    with locked(place, wait=False):
+        with pytest.raises(LockedError, match=holder), locked(place, wait=False):
+            pass
+        assert not caplog.messages
+        with pytest.raises(LockedError, match=holder), locked(place, wait=True, within=0.01):
+            pass
+        assert [message.split("waiting for ")[1].split(" on ")[0] for message in caplog.messages] == [
+            f"process {os.getpid()}"
+        ]
+    with locked(place, wait=True, within=0.0):
+        assert names(place.parent) == [".run.holder", ".run.lock"]
+    assert names(place.parent) == []
 
 
 def test_json_round_trip(tmp_path: Path) -> None:

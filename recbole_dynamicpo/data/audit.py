@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,19 +23,19 @@ _CANDIDATES = 20  # of a prompt, where the data leave them to the run
 _QUANTILES = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
 
 
-@dataclass(frozen=True)
-class PromptCheck:
-    """How long prompts are for a backbone.
+class PromptCheck(Protocol):
+    """Says how long prompts are for a backbone; nothing here knows how it does."""
 
-    Attributes:
-        described: what a reader has to know of it: the backbone, the template, the limits.
-        max_length: most tokens of a prompt and its longest candidate together.
-        measure: returns the tokens that each prompt and its longest candidate need.
-    """
+    @property
+    def described(self) -> dict[str, str | int]:
+        """What a reader has to know of it: the backbone, the template, the limits."""
 
-    described: dict[str, str | int]
-    max_length: int
-    measure: Callable[[list[Prompt]], list[int]]
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a prompt and its longest candidate together."""
+
+    def measure(self, prompts: list[Prompt]) -> list[int]:
+        """Return the tokens that each prompt and its longest candidate need, before any truncation."""
 
 
 def audit(folder: Path, check: PromptCheck | None = None) -> dict[str, Any]:

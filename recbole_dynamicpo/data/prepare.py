@@ -28,6 +28,8 @@ from .converter import write_published
 from .download import HUB, find_sources, source_hashes
 from .sequences import read_sequences, write_sequences
 
+__all__ = ["PreparedData", "prepare"]
+
 VERSION = 1  # of what is written; a higher one makes prepare write again what an older one wrote
 _CHECKSUM = "sha256"  # in the audit: of the rest of it
 logger = logging.getLogger(__name__)

@@ -1,12 +1,12 @@
 """Reading the published data: a JSON list of {historyList, itemList, trueSelection}, one object per prompt.
 
 ``historyList`` is one string in which ``::`` joins the titles, ``itemList`` the candidates in prompt order,
-``trueSelection`` the candidate that was chosen. Files are streams: memory holds one row at a time.
+``trueSelection`` the candidate that was chosen. The text of a file is held whole (the largest published one
+has 23 MB), its rows are decoded one at a time, so that an error names the row.
 """
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import json
 import re
@@ -22,7 +22,7 @@ from ..errors import DataError, short
 from .bad_rows import BadRows, title_problem
 
 _CHUNK = 1 << 20  # bytes read at a time
-_LONGEST_ROW = 1 << 24  # characters; bounds what a file without end can make us hold
+_LARGEST = 1 << 29  # bytes of a file, unpacked; bounds what an archive without end can make us hold
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
@@ -42,7 +42,7 @@ def read_rows(path: Path, bad: BadRows, *, progress: bool = False) -> Iterator[P
     Args:
         path: the file.
         bad: told of every row that cannot be used; it raises or counts.
-        progress: show a bar that counts the bytes read, where there is a terminal.
+        progress: show a bar that counts what was decoded, where there is a terminal.
 
     Raises:
         DataError: naming file and row, if the file is no JSON list, is cut off, or holds no usable row.
@@ -83,96 +83,73 @@ def _row_problem(value: Any) -> str | None:
 
 
 def _elements(path: Path, progress: bool) -> Iterator[Any]:
-    """Yield the elements of the JSON list in ``path``, decoding one at a time."""
-    buffer = _Buffer(_texts(path, progress), path)
-    if buffer.peek() == "\ufeff":  # a byte order mark
-        buffer.place += 1
-    first = buffer.peek()
-    if first != "[":
-        got = {"": "an empty file", "{": "'{', as in JSON lines"}.get(first, ascii(first))
-        raise DataError(f"{path}: wanted a JSON list of rows, which starts with '[', got {got}")
-    buffer.place += 1
-    if buffer.peek() == "]":
-        buffer.place += 1
-    else:
-        while True:
-            yield buffer.element()
-            mark = buffer.peek()
-            buffer.place += 1
-            if mark == "]":
-                break
-            if mark != ",":
-                raise DataError(f"{path}: after row {buffer.rows} wanted ',' or ']', got {mark!r}")
-    if buffer.peek():
-        raise DataError(f"{path}: there is more text after the list's end (row {buffer.rows})")
+    """Yield the elements of the JSON list in ``path``; a damaged file gives those before the damage first."""
+    text, damage = _read(path)
+    rows, problem = 0, None
+    hidden = None if progress else True  # None: only where there is a terminal
+    with tqdm(total=len(text), desc=path.name, unit=" characters", unit_scale=True, disable=hidden) as bar:
+        try:
+            for value, end in _decode(text, path):
+                yield value
+                rows += 1
+                bar.update(end - bar.n)
+        except DataError as error:
+            problem = error
+    if damage:
+        raise DataError(f"{path}: cannot be read after row {rows}: {damage}") from damage
+    if problem:
+        raise problem
 
 
-class _Buffer:
-    """The part of a JSON text between what has been decoded and what has been read."""
-
-    def __init__(self, texts: Iterator[str], path: Path) -> None:
-        self.texts, self.path = texts, path
-        self.text, self.place, self.rows, self.ended = "", 0, 0, False
-        self.decoder = json.JSONDecoder(strict=False)  # lets a raw tab through, to be reported with its row
-
-    def read(self) -> None:
-        """Drop what has been decoded and at least double the rest, so that long rows cost linear time."""
-        pieces = [self.text[self.place :]]
-        wanted = max(len(pieces[0]), 1)
-        while wanted > 0 and not self.ended:
-            try:
-                piece = next(self.texts, None)
-            except (OSError, EOFError, zlib.error) as error:
-                raise DataError(f"{self.path}: cannot be read after row {self.rows}: {error}") from error
-            self.ended = piece is None
-            pieces.append(piece or "")
-            wanted -= len(pieces[-1])
-        self.text, self.place = "".join(pieces), 0
-
-    def peek(self) -> str:
-        """Skip white space and return the next character, or an empty string at the end."""
-        blanks = 0
-        while True:
-            end = _BLANKS.match(self.text, self.place).end()  # type: ignore[union-attr]  # also matches nothing
-            blanks, self.place = blanks + end - self.place, end
-            if blanks > _LONGEST_ROW:
-                raise DataError(f"{self.path}: after row {self.rows} more than {_LONGEST_ROW} blanks follow")
-            if self.place < len(self.text) or self.ended:
-                return self.text[self.place : self.place + 1]
-            self.read()
-
-    def element(self) -> Any:
-        """Decode one element, reading on while it is not complete."""
-        self.peek()
-        while True:
-            try:
-                value, end = self.decoder.raw_decode(self.text, self.place)
-            except (ValueError, RecursionError) as error:
-                if self.ended or len(self.text) - self.place > _LONGEST_ROW:
-                    raise DataError(
-                        f"{self.path}, row {self.rows + 1}: not valid JSON, or cut off ({error})"
-                    ) from error
-            else:
-                if end < len(self.text) or self.ended:  # a number could go on in what is not read yet
-                    self.place, self.rows = end, self.rows + 1
-                    return value
-            self.read()
-
-
-def _texts(path: Path, progress: bool) -> Iterator[str]:
-    """Yield a file's text in pieces, unpacking gzip by its signature.
+def _read(path: Path) -> tuple[str, Exception | None]:
+    """Return a file's text, unpacking gzip by its signature, and what kept the rest of it from being read.
 
     Bytes that are no UTF-8 become surrogates, so that a damaged byte is found in the row that holds it.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if packed else raw)
-        size = path.stat().st_size
-        hidden = None if progress else True  # None: only where there is a terminal
-        with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=hidden) as bar:
+    pieces: list[bytes] = []
+    size, damage = 0, None
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if packed else raw)
             while chunk := stream.read(_CHUNK):
-                yield decoder.decode(chunk)
-                bar.update(raw.tell() - bar.n)
-            yield decoder.decode(b"", final=True)
+                size += len(chunk)
+                if size > _LARGEST:
+                    raise DataError(f"{path}: wanted at most {_LARGEST} bytes (unpacked), got more")
+                pieces.append(chunk)
+    except (OSError, EOFError, zlib.error) as error:
+        damage = error
+    return b"".join(pieces).decode("utf-8-sig", "surrogateescape"), damage
+
+
+def _decode(text: str, path: Path) -> Iterator[tuple[Any, int]]:
+    """Yield the elements of a JSON list, each with the place where it ends."""
+    decoder = json.JSONDecoder(strict=False)  # lets a raw tab through, to be reported with its row
+    place = _skip_blanks(text, 0)
+    mark = text[place : place + 1]
+    if mark != "[":
+        got = {"": "an empty file", "{": "'{', as in JSON lines"}.get(mark, ascii(mark))
+        raise DataError(f"{path}: wanted a JSON list of rows, which starts with '[', got {got}")
+    row, place = 0, _skip_blanks(text, place + 1)
+    more = text[place : place + 1] != "]"
+    while more:
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, row {row + 1}: not valid JSON, or cut off ({error})") from error
+        row += 1
+        yield value, place
+        place = _skip_blanks(text, place)
+        mark = text[place : place + 1]
+        if mark not in ("]", ","):
+            raise DataError(f"{path}: after row {row} wanted ',' or ']', got {mark!r}")
+        more = mark == ","
+        place = _skip_blanks(text, place + more)
+    if _skip_blanks(text, place + 1) < len(text):
+        raise DataError(f"{path}: there is more text after the list's end (row {row})")
+
+
+def _skip_blanks(text: str, place: int) -> int:
+    """Return the first place from ``place`` on that holds no JSON white space."""
+    return _BLANKS.match(text, place).end()  # type: ignore[union-attr]  # also matches nothing

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..scoring.answers import ANSWER_TOKENS
-from ..scoring.batches import PromptRow
 from .statistics import wilson_interval
+
+ANSWER_TOKENS = 20  # the paper's; a longer title is cut off and can no longer be named
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _line(name: str, count: int, rows: int) -> str:
 
 
 def compare_protocols(
-    rows: Sequence[PromptRow],
+    candidates: Sequence[Sequence[str]],
     targets: Sequence[str],
     answers: Sequence[str],
     scores: NDArray[np.floating],
@@ -112,7 +112,7 @@ def compare_protocols(
     """Count what generated answers and likelihoods say of the same rows.
 
     Args:
-        rows: the prompts.
+        candidates: (n,) the titles of each row, in prompt order.
         targets: (n,) the true titles.
         answers: (n,) what was generated.
         scores: (n, C) log-probabilities of the candidates in prompt order; -inf where a row has fewer.
@@ -121,20 +121,20 @@ def compare_protocols(
     Raises:
         DataError: there are no rows.
     """
-    if not rows:
+    if not candidates:
         raise DataError("there are no rows to evaluate")
-    judged = [judge(a, row.candidates, t) for a, row, t in zip(answers, rows, targets, strict=True)]
+    judged = [judge(*row) for row in zip(answers, candidates, targets, strict=True)]
     first = [int(place) for place in scores.argmax(axis=1)]
-    pairs = list(zip(rows, targets, strict=True))
+    pairs = list(zip(candidates, targets, strict=True))
     return Protocols(
-        rows=len(rows),
+        rows=len(pairs),
         valid=sum(j.valid for j in judged),
         generated_hits=sum(j.hit for j in judged),
         likelihood_hits=sum(
-            row.candidates[place] == target for (row, target), place in zip(pairs, first, strict=True)
+            titles[place] == target for (titles, target), place in zip(pairs, first, strict=True)
         ),
         agreeing=sum(j.named == (place,) for j, place in zip(judged, first, strict=True)),
-        overlapping=sum(overlapping(row.candidates) for row in rows),
-        hidden=sum(hides_target(row.candidates, target) for row, target in pairs),
+        overlapping=sum(map(overlapping, candidates)),
+        hidden=sum(hides_target(titles, target) for titles, target in pairs),
         cut=sum(count > ANSWER_TOKENS for count in title_tokens),
     )

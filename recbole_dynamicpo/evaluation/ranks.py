@@ -5,7 +5,8 @@ A rank is the 1-based place of a row's positive among its candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,40 @@ from ..storage import atomic_file
 RANKS_FILE = "ranks.parquet"
 _COLUMNS = ("row_id", "user_id", "rank")
 _HIGHEST_RANK = 2**31 - 1  # of what the file holds
+_ROWS_KEY = b"recbole-dynamicpo.rows"  # of the file's metadata
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """What an evaluation leaves of every row: columns of length n; ``ranks`` is int32, from 1 on."""
+    """What an evaluation leaves of every row.
+
+    Attributes:
+        row_ids, user_ids: n of each.
+        ranks: (n,) int32, from 1 on.
+        rows: what was ranked, as digests by name (users, histories, targets, candidates, places); empty in
+            files of 0.1.0.
+    """
 
     row_ids: list[str]
     user_ids: list[str]
     ranks: np.ndarray
+    rows: dict[str, str]
 
 
-def write_ranks(path: Path, row_ids: Sequence[str], user_ids: Sequence[str], ranks: Any) -> None:
+def write_ranks(
+    path: Path,
+    row_ids: Sequence[str],
+    user_ids: Sequence[str],
+    ranks: Any,
+    rows: Mapping[str, str] | None = None,
+) -> None:
     """Write one row per evaluated prompt to a Parquet file, whole or not at all.
+
+    Args:
+        path: of the file.
+        row_ids, user_ids: n of each.
+        ranks: (n,) from 1 on.
+        rows: digests of what was ranked, by name, so that only equal rows are compared.
 
     Raises:
         DataError: if the columns differ in length, a row id occurs twice, or a rank is not from 1 on.
@@ -51,7 +73,7 @@ def write_ranks(path: Path, row_ids: Sequence[str], user_ids: Sequence[str], ran
             "user_id": pyarrow.array(list(user_ids), pyarrow.string()),
             "rank": pyarrow.array(checked, pyarrow.int32()),
         }
-    )
+    ).replace_schema_metadata({_ROWS_KEY: json.dumps(dict(rows or {}), sort_keys=True)})
     with atomic_file(Path(path), "wb") as handle:
         parquet.write_table(table, handle, write_page_checksum=True)
 
@@ -89,7 +111,17 @@ def read_ranks(path: Path) -> Ranks:
     except ValueError as error:
         raise DataError(f"{file}: an id is not UTF-8 ({error})") from error
     _refuse_repeats(file, rows)
-    return Ranks(rows, users, ranks)
+    return Ranks(rows, users, ranks, _digests(file, (table.schema.metadata or {}).get(_ROWS_KEY, b"{}")))
+
+
+def _digests(path: Path, text: bytes) -> dict[str, str]:
+    try:
+        found = json.loads(text)
+        if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):
+            return found
+    except ValueError:
+        pass
+    raise DataError(f"{path}: its metadata say nothing readable of the rows that were ranked")
 
 
 def _refuse_repeats(path: Path, row_ids: Sequence[str]) -> None:

@@ -26,7 +26,14 @@ from ..settings import properties_folder, read_dataset_defaults
 from ..storage import write_json
 from ..training.columns import CANDIDATE_IDS
 from ..training.dataset import DynamicPODataset
-from ..training.evaluating import Ranked, RankingTrainer, rank_by_popularity, row_names, rows_to_rank
+from ..training.evaluating import (
+    Ranked,
+    RankingTrainer,
+    rank_by_popularity,
+    row_names,
+    rows_to_rank,
+    score_table,
+)
 from .config import PlainConfig, check_model, refuse_pickles
 from .registration import register
 from .stock_histories import fit_histories
@@ -84,7 +91,7 @@ class CandidateTrainer(RankingTrainer):
         """Return the scores with all but the row's candidates left out, settled."""
         candidates = interaction[CANDIDATE_IDS].to(scores.device)
         shown = scores.gather(1, candidates).masked_fill(candidates == 0, -torch.inf)
-        return self.ranked_data.score_table(interaction, shown)
+        return score_table(self.ranked_data, interaction, shown)
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,7 @@ def _save(
 ) -> None:
     """Write each contestant's ranks where ``compare`` reads them, and the figures as JSON."""
     for name, ranked in found.items():
-        write_ranks(folder / name / RANKS_FILE, *row_names(data, ranked.row_ids), ranked.ranks)
+        place = folder / name / RANKS_FILE
+        write_ranks(place, *row_names(data, ranked.row_ids), ranked.ranks, ranked.rows)
     summaries = [summarize(Contestant(name, ranked.ranks)) for name, ranked in found.items()]
     write_json(folder / REPORT_FILE, {"contestants": summaries, "seconds": dict(seconds)})

@@ -14,31 +14,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import AdapterError
-from ..evaluation.protocols import Protocols, compare_protocols
+from ..evaluation.protocols import ANSWER_TOKENS, Protocols, compare_protocols
 from ..evaluation.ranks import RANKS_FILE, write_ranks
 from ..evaluation.report import REPORT_FILE, Contestant, render, summarize
-from ..ingredients import nested_settings
+from ..ingredients import decides, nested_settings
 from ..scoring.answers import write_answers
 from ..scoring.batches import PromptRow
 from ..scoring.scorer import Scorer
 from ..serving.mlflow_store import opened_recommender
 from ..serving.packaging import SETTINGS_FILE
 from ..serving.recommender import Recommender, load_recommender
+from ..settings import fields_of_settings
 from ..storage import atomic_file, load_json, write_json
 from ..tracking.record import RECORD_FILE
 from ..training.columns import CANDIDATE_IDS, ROW_ID
 from ..training.dataset import DynamicPODataset
-from ..training.evaluating import rank_candidates, row_names, rows_to_rank
+from ..training.evaluating import rank_candidates, row_names, rows_to_rank, settled
 from .config import PlainConfig, refuse_pickles
 
 ANSWERS_FILE = "answers.jsonl"
-# What a run's evaluation depends on, beside its adapter; taken from the run unless the user says otherwise.
-_OF_THE_RUN = (
-    *("seed", "num_candidates", "candidate_field", "item_title_field", "item_file_id_field", "eval_rows"),
-    *("eval_args", "eval_batch_size", "load_col", "benchmark_filename", "field_separator", "rm_dup_inter"),
-    *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "MAX_ITEM_LIST_LENGTH", "val_interval"),
-    *("user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item"),
-)
 
 
 @dataclass(frozen=True)
@@ -84,8 +78,11 @@ def read_test_rows(
     # No training happens here, so K may not be what stops a small candidate list.
     given = {"num_negatives": 1, **(overrides or {})}
     files = list(config_files)
-    said = PlainConfig("DynamicPO", dataset, files, given).external_config_dict
-    of_the_run = {key: value for key, value in (made_with or {}).items() if key in _OF_THE_RUN}
+    base = PlainConfig("DynamicPO", dataset, files, given)
+    said, known = base.external_config_dict, {*fields_of_settings(), *base.internal_config_dict}
+    of_the_run = {
+        key: value for key, value in (made_with or {}).items() if key in known and _shapes_rows(key)
+    }
     config = PlainConfig("DynamicPO", dataset, files, {**of_the_run, **said})
     refuse_pickles(config)
     whole = DynamicPODataset(config)
@@ -98,6 +95,11 @@ def read_test_rows(
         notes=[*whole.notes, f"test rows: {used} of {total}"],
         rows_at_once=data.settings.eval_batch_size,
     )
+
+
+def _shapes_rows(name: str) -> bool:
+    """Say whether the rows of an evaluation, or the batches that they are scored in, depend on a setting."""
+    return decides(name) == "prepare" or name in ("eval_rows", "eval_batch_size")
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -168,7 +170,7 @@ def evaluate_saved(
         if out:
             _write_answers(out / ANSWERS_FILE, rows, answers)
     if out:
-        write_ranks(out / RANKS_FILE, *row_names(rows.data, ranked.row_ids), ranked.ranks)
+        write_ranks(out / RANKS_FILE, *row_names(rows.data, ranked.row_ids), ranked.ranks, ranked.rows)
         write_json(out / REPORT_FILE, figures)
     return text
 
@@ -193,10 +195,11 @@ def _generate(
     progress: bool,
 ) -> tuple[list[str], Protocols]:
     scorer, titles = recommender.scorer, rows.titles()
-    settled = rows.data.settled(rows.data.inter_feat, scores).numpy()
-    answers = write_answers(scorer, rows.prompts, batch_size=batch_size, progress=progress)
+    final = settled(rows.data, rows.data.inter_feat, scores).numpy()
+    answers = write_answers(scorer, rows.prompts, ANSWER_TOKENS, batch_size=batch_size, progress=progress)
     tokens = [len(scorer.collator.title_ids(title)) - 1 for title in titles]
-    return answers, compare_protocols(rows.prompts, titles, answers, settled, tokens)
+    candidates = [row.candidates for row in rows.prompts]
+    return answers, compare_protocols(candidates, titles, answers, final, tokens)
 
 
 def _write_answers(path: Path, rows: EvaluationRows, answers: Sequence[str]) -> None:

@@ -18,9 +18,10 @@ import torch
 from ..errors import BackboneError, nearest
 from ..storage import sha256_file, sha256_json
 from .attention import use_short_attention
+from .configuration import check_causal, not_loadable, position_limits
 from .embedded import EMBEDDED, EMBEDDED_SHA256, embedded_folder
 from .probe import find_abilities
-from .tokenizer_check import check_tokenizer
+from .tokenizer import check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +39,6 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "*.model",
 )
-# Inner configurations of a model that is one all the same.
-_PARTS_OF_ONE = {"attn_config", "ffn_config"}
-# Entries of a configuration that tell how many positions a model knows.
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
 
 
 @dataclass(frozen=True)
@@ -90,12 +87,10 @@ class Backbone:
         Beside the positions that the model knows, an attention window limits rows that share their prompt:
         the block mask replaces the model's own and would reach beyond the window.
         """
-        config = self.model.config.get_text_config(decoder=True)
-        limits = [(getattr(config, name, None), name) for name in _POSITIONS]
+        limits = position_limits(self.model.config)
         if self.shares_prompt:
             limits.append((self.window, self.window_name))
-        found = [(value, name) for value, name in limits if isinstance(value, int) and value > 0]
-        value, name = min(found, default=(1 << 30, ""))
+        value, name = min((limit for limit in limits if limit[0] > 0), default=(1 << 30, ""))
         return value, f"the backbone's {name}"
 
 
@@ -122,7 +117,7 @@ def load_backbone(
     """
     device = torch.device(device)
     place = resolve_backbone(name)
-    _check_causal(place, name)
+    check_causal(place, name)
     weight_dtype = resolve_dtype(dtype, device)
     advise_dtype(dtype, device)
     model, tokenizer = _from_pretrained(place, name, weight_dtype, device, load_in_4bit)
@@ -209,7 +204,7 @@ def check_backbone(name: str) -> None:
         BackboneError: not found, or not a causal language model.
     """
     if name != EMBEDDED:
-        _check_causal(resolve_backbone(name), name)
+        check_causal(resolve_backbone(name), name)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -242,31 +237,6 @@ def _product_seconds(dtype: torch.dtype, repeats: int = 10) -> float:
     return min(times)
 
 
-def _check_causal(place: str, name: str) -> None:
-    from transformers import AutoConfig, PreTrainedConfig
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    )
-
-    try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-    except Exception as error:  # what a damaged file raises there is not documented
-        raise BackboneError(_not_loadable(name, error)) from error
-    declared = getattr(config, "architectures", None) or []
-    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    names = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
-    if not known or (declared and not any("CausalLM" in a or "LMHead" in a or a in names for a in declared)):
-        kind = ", ".join(declared) or type(config).__name__
-        raise BackboneError(f"backbone '{name}': got {kind}, wanted a causal language model")
-    parts = [key for key, part in vars(config).items() if isinstance(part, PreTrainedConfig)]
-    if not set(parts) <= _PARTS_OF_ONE:
-        raise BackboneError(
-            f"backbone '{name}': got {', '.join(declared) or type(config).__name__}, made of several models "
-            f"({', '.join(parts)}); wanted a causal language model of text alone"
-        )
-
-
 def _from_pretrained(
     place: str, name: str, dtype: torch.dtype, device: torch.device, load_in_4bit: bool
 ) -> tuple[Any, Any]:
@@ -286,7 +256,7 @@ def _from_pretrained(
             model = AutoModelForCausalLM.from_pretrained(place, **extra)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # what a damaged file raises there is not documented
-        raise BackboneError(_not_loadable(name, error)) from error
+        raise BackboneError(not_loadable(name, error)) from error
     finally:
         if shows_bars:
             hub_logging.enable_progress_bar()
@@ -313,13 +283,4 @@ def _nf4(device: torch.device) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_use_double_quant=True,
-    )
-
-
-def _not_loadable(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()
-    return (
-        f"backbone '{name}' cannot be loaded: {reason[0] if reason else type(error).__name__} "
-        f"(wanted '{EMBEDDED}', a local folder with config.json and safetensors, or a hub id; "
-        "a hub model needs a network connection the first time)"
     )

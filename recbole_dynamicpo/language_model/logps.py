@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..scoring.batches import TokenBatch
 from .decoder import decoder_of
 from .heads import own_token_logps, plain_token_logps
-from .packed import SequenceBatch, additive_mask, block_mask, pack, unpack
+from .packed import SequenceBatch, TokenBatch, additive_mask, block_mask, pack, unpack
 
 
 def shared_logps(model: Any, batch: TokenBatch, *, plain_head: bool = True) -> Tensor:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError, BackboneError
-from ..scoring.batches import TokenBatch
 from .adapter_folder import CONFIG_FILE, WEIGHTS_FILE, LoraShape, read_adapter, read_lora_shape, write_adapter
 from .backbone import Backbone
 from .logps import separate_logps, shared_logps
 from .lower_layers import lower_layers_once, recompute_layers
+from .packed import TokenBatch
 from .targets import choose_targets, describe, lowest_layer
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,35 @@ class Policy(nn.Module):
             if hasattr(layer, "lora_dropout"):
                 layer.lora_dropout.train(mode)
         return self
+
+    @torch.no_grad()
+    def write(self, batch: TokenBatch, max_tokens: int) -> Tensor:
+        """Return (B, N) tokens that are written greedily behind the prompts, N at most ``max_tokens``.
+
+        A row that ends earlier is padded. ``batch`` lies on the CPU, as the collator makes it, padded on
+        the right; each prompt is turned until its last token stands at the end.
+        """
+        from transformers import GenerationConfig
+
+        tokenizer = self.backbone.tokenizer
+        width = int(batch.prompt_length.max())
+        place = (torch.arange(width) - (width - batch.prompt_length)[:, None]) % width
+        mask = torch.arange(width) >= (width - batch.prompt_length)[:, None]
+        end = tokenizer.eos_token_id
+        settings = GenerationConfig(
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=end,
+            pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        )
+        device = next(self.peft.parameters()).device
+        written: Tensor = self.peft.generate(
+            input_ids=batch.prompt[:, :width].gather(1, place).to(device),
+            attention_mask=mask.long().to(device),
+            generation_config=settings,
+        )
+        return written[:, width:]
 
     def trainable(self) -> list[nn.Parameter]:
         """Return the parameters of the adapter ``policy``."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BackboneError
-from ..scoring.batches import TokenBatch
 from .decoder import decoder_layers
 from .logps import separate_logps, shared_logps
 from .lower_layers import lower_layers_once
 from .miniature import VOCABULARY, WINDOWS, miniatures
+from .packed import TokenBatch
 
 logger = logging.getLogger(__name__)
 

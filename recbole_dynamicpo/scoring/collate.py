@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..language_model.tokenizer_check import title_tokens
-from .batches import PromptRow, TokenBatch
+from ..language_model.packed import TokenBatch
+from ..language_model.tokenizer import title_tokens
+from .batches import PromptRow
 from .prompts import Templates
 
 logger = logging.getLogger(__name__)

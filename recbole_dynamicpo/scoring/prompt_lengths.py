@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..data.audit import Prompt, PromptCheck
-from ..errors import BackboneError
 from ..language_model.backbone import resolve_backbone
 from ..language_model.embedded import EMBEDDED, embedded_in_cache
+from ..language_model.tokenizer import load_tokenizer
 from ..settings import Settings, properties_folder
 from .collate import Collator
 from .prompts import load_templates
 
 
-def load_prompt_check(dataset: str, backbone: str | None = None, max_length: int = 0) -> PromptCheck | None:
+@dataclass(frozen=True)
+class PromptLengths:
+    """How long prompts are as a collator writes them; the audit of a data set asks for such an object.
+
+    Attributes:
+        described: what a reader has to know of it: the backbone, the template, the limits.
+        collator: with the tokenizer and the templates.
+    """
+
+    described: dict[str, str | int]
+    collator: Collator
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a prompt and its longest candidate together."""
+        return self.collator.max_length
+
+    def measure(self, prompts: list[tuple[list[str], list[str]]]) -> list[int]:
+        """Return the tokens of each prompt and its longest candidate, before any truncation.
+
+        Args:
+            prompts: history titles, oldest first, and candidate titles of each.
+        """
+        collator = self.collator
+        texts = [
+            collator.templates.render(history[-collator.max_history :], candidates)
+            for history, candidates in prompts
+        ]
+        longest = [max(len(collator.title_ids(title)) for title in candidates) for _, candidates in prompts]
+        tokens = collator.tokenizer(texts).input_ids
+        return [len(ids) + more for ids, more in zip(tokens, longest, strict=True)]
+
+
+def load_prompt_check(dataset: str, backbone: str | None = None, max_length: int = 0) -> PromptLengths | None:
     """Return the check of a data set's prompts as a run with default settings would write them.
 
     Args:
@@ -31,21 +64,14 @@ def load_prompt_check(dataset: str, backbone: str | None = None, max_length: int
     Raises:
         BackboneError: the named backbone has no usable tokenizer.
     """
-    from transformers import AutoTokenizer
-
     place = resolve_backbone(backbone) if backbone else embedded_in_cache()
     if place is None:
         return None
     name = backbone or EMBEDDED
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise BackboneError(f"backbone '{name}': its tokenizer cannot be loaded ({reason})") from error
     settings = Settings.from_mapping(_defaults(dataset))
     limit = max_length or settings.max_length
     collator = Collator(
-        tokenizer,
+        load_tokenizer(str(place), name),
         load_templates(settings.prompt, properties_folder() / "prompts"),
         max_length=limit,
         max_history=settings.max_history,
@@ -56,7 +82,7 @@ def load_prompt_check(dataset: str, backbone: str | None = None, max_length: int
         "max_history": settings.max_history,
         "max_length": limit,
     }
-    return PromptCheck(described, limit, lambda prompts: _measure(collator, prompts))
+    return PromptLengths(described, collator)
 
 
 def _defaults(dataset: str) -> dict[str, Any]:
@@ -67,14 +93,3 @@ def _defaults(dataset: str) -> dict[str, Any]:
         if file.is_file():
             values.update(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
     return {key: values[key] for key in ("prompt", "max_history", "max_length") if key in values}
-
-
-def _measure(collator: Collator, prompts: list[Prompt]) -> list[int]:
-    """Return the tokens of each prompt and its longest candidate, before any truncation."""
-    texts = [
-        collator.templates.render(history[-collator.max_history :], candidates)
-        for history, candidates in prompts
-    ]
-    longest = [max(len(collator.title_ids(title)) for title in candidates) for _, candidates in prompts]
-    tokens = collator.tokenizer(texts).input_ids
-    return [len(ids) + more for ids, more in zip(tokens, longest, strict=True)]

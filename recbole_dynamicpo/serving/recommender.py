@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -29,9 +29,6 @@ from ..scoring.token_budget import TokenBudget
 from ..storage import atomic_folder, write_json
 from .folder import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, Card, read_card, read_json, write_card
 from .mlflow_store import opened_recommender
-
-if TYPE_CHECKING:
-    from ..training.model import DynamicPO
 
 # Names the backbone, a folder or a hub id, where that of the card is not to be had under its name.
 BACKBONE_VARIABLE = "RECBOLE_DYNAMICPO_BACKBONE"
@@ -168,24 +165,14 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def save_recommender(folder: Path, model: DynamicPO, made_by: dict[str, str]) -> None:
-    """Write the model's policy as a recommender folder, whole or not at all."""
-    backbone = model.policy.backbone
-    card = Card(
-        backbone=backbone.name,
-        fingerprint=backbone.fingerprint,
-        dtype=str(backbone.dtype).removeprefix("torch."),
-        max_length=model.collator.max_length,
-        max_history=model.collator.max_history,
-        num_candidates=model.settings.num_candidates,
-        tokens_per_batch=model.settings.tokens_per_batch,
-        made_by=made_by,
-        popular_candidates=model.settings.popular_candidates,
-    )
+def save_recommender(
+    folder: Path, policy: Policy, templates: Templates, catalogue: Catalogue, card: Card
+) -> None:
+    """Write what a ``Recommender`` is made of as a recommender folder, whole or not at all."""
     with atomic_folder(folder) as work:
-        model.policy.save(work)
-        model.catalogue.save(work / CATALOGUE_FILE)
-        write_json(work / TEMPLATES_FILE, model.collator.templates.texts)
+        policy.save(work)
+        catalogue.save(work / CATALOGUE_FILE)
+        write_json(work / TEMPLATES_FILE, templates.texts)
         write_card(work, card)
 
 

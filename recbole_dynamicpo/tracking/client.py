@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from ..errors import TrackingError
 from ..serving.mlflow_store import expect_any_type
 from ..serving.mlflow_uri import local_database, without_password
+from ..storage import locked
 from .live import THREAD
 from .points import Point
 from .view import KEY_TAG, STAGE_TAG
@@ -56,20 +51,6 @@ def page(uri: str, experiment: str, run_id: str) -> str:
     return f"{shown.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
 
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Hold a lock file inside the block.
-
-    Raises:
-        TrackingError: another process holds it for too long.
-    """
-    try:
-        with FileLock(lock, timeout=LOCK_WITHIN):
-            yield
-    except Timeout as error:
-        raise TrackingError(f"{lock}: held by another process for {LOCK_WITHIN:.0f} s") from error
-
-
 @dataclass
 class Shown:
     """What MLflow has of one run, kept in step with what is sent."""
@@ -108,7 +89,7 @@ def connect(uri: str) -> MlflowClient:
     if database is None:
         return MlflowClient(uri)
     database.parent.mkdir(parents=True, exist_ok=True)
-    with alone(database.with_name(f".{database.name}.lock")):
+    with locked(database, wait=True, within=LOCK_WITHIN):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)  # makes the tables
     return client

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from ..errors import StoppedError, TrackingError
 from ..evaluation.report import metric_name
-from ..language_model.adapter_folder import WEIGHTS_FILE
 from ..names import STAGES
 from ..serving import gate
-from ..serving.folder import RECOMMENDER_FILE
+from ..serving.folder import RECOMMENDER_FILE, read_card
 from ..serving.mlflow_store import log_model
 from ..serving.mlflow_uri import without_password
-from ..storage import is_number, load_json, sha256_file, sha256_json
+from ..storage import is_number, load_json, locked, sha256_file, sha256_json
 from .client import connect, find_runs, open_experiment
 from .live import reason
 from .points import Entry
@@ -109,7 +106,7 @@ def register_model(folder: Path, uri: str) -> Registered:
     if result is None:
         raise TrackingError(f"{folder}: has no adapter to register")
     name = f"dynamicpo-{record.dataset}"
-    with FileLock(folder / ".register.lock", timeout=gate.GATE_WITHIN):
+    with locked(folder / "register", wait=True, within=gate.GATE_WITHIN):
         client = connect(uri)
         version = _find_version(client, name, result[1])
         if version is None:
@@ -174,7 +171,7 @@ def version_tags(folder: Path, record: Record, stage: str, recommender: Path) ->
     journals = read_journals(folder, record)
     tags = {
         CONTENT: content_digest(recommender),
-        "adapter_sha256": sha256_file(recommender / WEIGHTS_FILE),
+        "adapter_sha256": read_card(recommender).adapter_sha256,
         "run_key": record.key,
         "run_name": record.name,
         "model_class": record.model,
@@ -212,10 +209,8 @@ def _tested(entries: Sequence[Entry]) -> dict[str, Any]:
 def _judge(client: Any, uri: str, version: Any, folder: Path, record: Record, recommender: Path) -> None:
     """Ask the gate, say what it found, and make the version ``champion`` if nothing speaks against it."""
     name, number = version.name, version.version
-    card = load_json(recommender / RECOMMENDER_FILE)
-    verdict = gate.ask(
-        recommender, f"models:/{name}/{number}", uri, load_json(folder / PROBE_FILE), card["backbone"]
-    )
+    backbone, probe = read_card(recommender).backbone, load_json(folder / PROBE_FILE)
+    verdict = gate.ask(recommender, f"models:/{name}/{number}", uri, probe, backbone)
     reasons = list(verdict.reasons)
     if verdict.passed and record.params.get("require_improvement", True):
         champion = _champion(client, name)

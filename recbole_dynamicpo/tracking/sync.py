@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DynamicPOError, TrackingError
 from ..serving.mlflow_uri import resolve_uri, without_password
-from ..storage import load_json, write_json
-from .client import Shown, alone, connect, find_runs, last_step, open_experiment, page
+from ..storage import load_json, locked, write_json
+from .client import LOCK_WITHIN, Shown, connect, find_runs, last_step, open_experiment, page
 from .live import LiveTracker, NullTracker, Tracker, reason
 from .points import Point, batches, unsent
 from .record import Record, read_record
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = ".tracking.lock"
+LOCK = "tracking"  # what is locked: the copying of a run, not its folder, which the trainer holds
 # MLflow's limits of one request, and of a data set's digest.
 PARAMS_AT_ONCE, DIGEST_LENGTH = 100, 36
 
@@ -92,7 +92,7 @@ class Mirror:
         Raises:
             Exception: whatever MLflow, its store or the file system raise; the next call starts anew.
         """
-        with alone(self.folder / LOCK_FILE):
+        with locked(self.folder / LOCK, wait=True, within=LOCK_WITHIN):
             try:
                 self._send(read_record(self.folder))
             except BaseException:

@@ -19,8 +19,8 @@ from typing import Any
 from ..evaluation.ranks import RANKS_FILE
 from ..evaluation.report import REPORT_FILE, metric_name, read_report
 from ..ingredients import describes_run
-from ..language_model.adapter_folder import WEIGHTS_FILE
 from ..names import RECORDED
+from ..serving.folder import RECOMMENDER_FILE
 from ..serving.mlflow_uri import without_password
 from ..serving.packaging import package_recommender
 from ..storage import is_number, sha256_file, sha256_json
@@ -108,7 +108,7 @@ def _stage_part(folder: Path, record: Record, stage: str, entries: list[Entry]) 
         uploads = _files(folder, AUDIT_FILE)
     if stage == "evaluate":
         uploads = _files(place, REPORT_FILE, RANKS_FILE)
-    elif end is not None and (place / stage / WEIGHTS_FILE).is_file():
+    elif end is not None and (place / stage / RECOMMENDER_FILE).is_file():
         uploads.append(_adapter(place / stage, record))
     return Part(
         stage=stage,

@@ -6,8 +6,9 @@ progress (JSON), replaced as a whole. The random draws need no state: each is se
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +29,10 @@ from ..storage import (
     sha256_files,
     write_json,
 )
+from ..tracking.journal import Journal
+from ..tracking.run_folder import check_identity
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
 CHECKPOINT = "checkpoint"  # folder within the folder of a run
@@ -98,6 +103,24 @@ def load_progress(folder: Path) -> Progress:
     """
     restore_swapped(folder)
     return _read_state(folder)[0]
+
+
+def resume_run(run_folder: Path, decided_by: Mapping[str, Any], journal: Journal) -> Progress:
+    """Return the progress of an interrupted run, and take back what its journal says beyond it.
+
+    Args:
+        run_folder: with a checkpoint.
+        decided_by: what decides the training now; it must be what decided it then.
+        journal: of the run.
+
+    Raises:
+        CheckpointError: no checkpoint, or something differs; names each difference.
+    """
+    progress = load_progress(run_folder / CHECKPOINT)
+    check_identity(run_folder, decided_by)
+    journal.rewind(progress.stage, progress.step, ("prepare", *STAGES[: STAGES.index(progress.stage)]))
+    logger.info("resuming %s at step %d of stage %s", run_folder, progress.step, progress.stage)
+    return progress
 
 
 def _read_state(folder: Path) -> tuple[Progress, dict[str, str]]:

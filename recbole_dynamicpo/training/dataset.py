@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,25 @@ from recbole.data.interaction import Interaction
 
 from ..data.catalogue import Catalogue, build_catalogue, read_titles
 from ..errors import DataError, SettingsError
-from ..evaluation.scores import settle, tie_draws
 from ..scoring.batches import PromptRow
 from ..settings import read_settings
 from .columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
 from .data_files import data_notes, require_data
-from .sampling import TEMPLATE_DRAWS, IntArray, choose_rows, draw_candidates, row_generator
+from .row_order import put_in_order, shuffle_rows
+from .sampling import (
+    TEMPLATE_DRAWS,
+    FloatArray,
+    IntArray,
+    choose_rows,
+    draw_candidates,
+    popularity_weights,
+    row_generator,
+)
 
 logger = logging.getLogger(__name__)
 
 
 PHASES = ("train", "valid", "test")
-
-# float32 holds whole numbers up to here exactly; beyond, the order of the rows decides.
-_EXACT_FLOAT32 = 1 << 24
 
 # Scores of one evaluation batch, float32 in a table (rows, items) of which RecBole holds several copies.
 _MOST_SCORES = 1 << 24
@@ -90,15 +96,9 @@ class DynamicPODataset(SequentialDataset):
         self._total: dict[str, int] = {}
 
     def _change_feat_format(self) -> None:
-        """Put the interactions into exact time order before times become float32.
-
-        RecBole stores times as float32, in which second-resolution stamps of one day coincide, and
-        sorts afterwards. Ranks keep the order: the sort is stable and equal times keep file order.
-        """
+        """Put the interactions into the order that settings ask for, before times become float32."""
         if self.benchmark_filename_list is None and self.time_field in self.inter_feat:
-            order = self.inter_feat[self.time_field].rank(method="dense").astype("int64") - 1
-            self.inter_feat[self.time_field] = order.clip(upper=_EXACT_FLOAT32).astype("float64")
-            self.inter_feat = self.inter_feat.iloc[np.argsort(order.to_numpy(), kind="stable")]
+            self.notes += put_in_order(self)
         super()._change_feat_format()
 
     def build(self) -> list[DynamicPODataset]:
@@ -112,12 +112,37 @@ class DynamicPODataset(SequentialDataset):
             part.inter_feat.update(Interaction({ROW_ID: ids}))
             start += len(ids)
         self.built.update(zip(PHASES, parts, strict=True))
-        self._check_fixed_candidates()
+        if self.benchmark_filename_list is not None and self.settings.history_order == "shuffled":
+            self.notes.append(shuffle_rows(self, self.built))
+        if self._candidates_are_published():
+            self._check_fixed_candidates()
         self._used[:] = [self._used_until(phase) for phase in range(len(PHASES))]
         wanted = {"valid": self.settings.valid_rows, "test": self.settings.eval_rows}
         for phase, rows in wanted.items():
             self._keep(self.built[phase], phase, rows)
         return parts
+
+    def _candidates_are_published(self) -> bool:
+        """Say whether rows keep candidates that they carry, and note where they do not.
+
+        Raises:
+            SettingsError: they are to be kept, but the rows are cut anew.
+        """
+        settings, field = self.settings, self.settings.candidate_field
+        if not any(field in part.inter_feat.interaction for part in self.built.values()):
+            return False
+        if settings.candidate_source == "published":
+            if settings.history_order == "shuffled":
+                raise SettingsError(
+                    "candidate_source: got published, but with history_order shuffled the targets are not "
+                    "those of the published lists; wanted fresh"
+                )
+            self.notes.append("candidates: as published, which may give targets away (see the audit)")
+            return True
+        for part in self.built.values():
+            part.inter_feat.interaction.pop(field, None)
+        self.notes.append(f"candidates: fresh, {settings.candidate_distribution}, not those of the files")
+        return False
 
     def _limit_evaluation(self) -> None:
         """Evaluate fewer rows at once where the scores of all items would take gigabytes."""
@@ -158,31 +183,6 @@ class DynamicPODataset(SequentialDataset):
             for row, history in enumerate(self.history(interaction))
         ]
 
-    def settled(self, interaction: Interaction, scores: torch.Tensor) -> torch.Tensor:
-        """Return (B, C) scores of the rows' candidates with one entry a title and without ties.
-
-        Args:
-            interaction: B rows with their candidates.
-            scores: (B, C), -inf where a row has fewer candidates.
-        """
-        candidates = interaction[CANDIDATE_IDS].to(scores.device)
-        draws = tie_draws(interaction[ROW_ID].to(scores.device), candidates)
-        chosen = candidates == interaction[self.iid_field].to(scores.device)[:, None]
-        return settle(scores, draws, self.title_numbers.to(scores.device)[candidates], chosen)
-
-    def score_table(self, interaction: Interaction, scores: torch.Tensor) -> torch.Tensor:
-        """Return (B, item_num) settled scores of the rows' candidates, -inf elsewhere.
-
-        Args:
-            interaction: B rows with their candidates.
-            scores: (B, C), -inf where a row has fewer candidates.
-        """
-        candidates = interaction[CANDIDATE_IDS].to(scores.device)
-        table = torch.full((len(candidates), self.item_num), -torch.inf, device=scores.device)
-        table.scatter_(1, candidates, self.settled(interaction, scores))
-        table[:, 0] = -torch.inf
-        return table
-
     def popularity(self) -> IntArray:
         """Return (item_num,) training interactions of each item."""
         return np.bincount(self._used[0][1], minlength=self.item_num).astype(np.int64)
@@ -201,7 +201,9 @@ class DynamicPODataset(SequentialDataset):
     def _with_candidates(self, rows: Interaction, phase: int) -> Interaction:
         """Return ``rows`` with CANDIDATE_IDS and TEMPLATE."""
         count = len(rows[self.iid_field])
-        draws = [row_generator(self.settings.seed, phase, int(row)) for row in rows[ROW_ID].tolist()]
+        redrawn = self.settings.candidate_seed if phase else None
+        seed = self.settings.seed if redrawn is None else redrawn
+        draws = [row_generator(seed, phase, int(row)) for row in rows[ROW_ID].tolist()]
         template = torch.tensor([int(draw.integers(TEMPLATE_DRAWS)) for draw in draws], dtype=torch.int64)
         if self.settings.candidate_field in rows.interaction:
             candidates = rows[self.settings.candidate_field]
@@ -249,8 +251,14 @@ class DynamicPODataset(SequentialDataset):
         seen = np.concatenate([items[offsets[user] : offsets[user + 1]], *self.history(rows[[index]])])
         label = f"data set '{self.dataset_name}', user {self.id2token(self.uid_field, [user])[0]}"
         positive = int(rows[self.iid_field][index])
+        weights = self._weights if self.settings.candidate_distribution == "popularity" else None
+        count = self.settings.num_candidates
         titles = self.title_numbers.numpy()
-        return draw_candidates(positive, seen, titles, self.settings.num_candidates, draw, label)
+        return draw_candidates(positive, seen, titles, count, draw, label, weights)
+
+    @cached_property
+    def _weights(self) -> FloatArray:
+        return popularity_weights(self.popularity())
 
     def _used_until(self, phase: int) -> tuple[IntArray, IntArray]:
         """Return each user's items up to and with ``phase``, as (user_num + 1,) offsets and items.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from ..evaluation.ranks import RANKS_FILE, write_ranks
 from ..evaluation.report import REPORT_FILE, Contestant, metric_name, render, summarize
-from ..evaluation.scores import popularity_scores, ranks_of
-from ..storage import write_json
+from ..evaluation.scores import popularity_scores, ranks_of, settle, tie_draws
+from ..storage import sha256_json, write_json
 from ..tracking.journal import Journal
 from .columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
 from .dataset import DynamicPODataset
@@ -39,19 +40,22 @@ class Ranked(NamedTuple):
         ranks: (n,) 1-based rank of the item chosen among its candidates.
         row_ids: (n,) the rows that they belong to.
         chance: hit rate of a random choice at the first place.
+        rows: digests of what was ranked.
     """
 
     result: dict[str, Any]
     ranks: np.ndarray[Any, Any]
     row_ids: np.ndarray[Any, Any]
     chance: float
+    rows: dict[str, str]
 
     @classmethod
     def of(cls, data: DynamicPODataset, ranks: Tensor, result: dict[str, Any]) -> Ranked:
         """Return what was found on all rows of ``data``."""
         rows = data.inter_feat
         present = (rows[CANDIDATE_IDS] > 0).sum(dim=1)
-        return cls(result, ranks.cpu().numpy(), rows[ROW_ID].numpy(), float((1 / present).mean()))
+        chance = float((1 / present).mean())
+        return cls(result, ranks.cpu().numpy(), rows[ROW_ID].numpy(), chance, row_digests(data))
 
 
 class RankingCollector(Collector):
@@ -114,6 +118,35 @@ class RankingTrainer(Trainer):
         return scores
 
 
+def settled(data: DynamicPODataset, interaction: Interaction, scores: Tensor) -> Tensor:
+    """Return (B, C) scores of the rows' candidates with one entry a title and without ties.
+
+    Args:
+        data: that the rows are of.
+        interaction: B rows with their candidates.
+        scores: (B, C), -inf where a row has fewer candidates.
+    """
+    candidates = interaction[CANDIDATE_IDS].to(scores.device)
+    draws = tie_draws(interaction[ROW_ID].to(scores.device), candidates)
+    chosen = candidates == interaction[data.iid_field].to(scores.device)[:, None]
+    return settle(scores, draws, data.title_numbers.to(scores.device)[candidates], chosen)
+
+
+def score_table(data: DynamicPODataset, interaction: Interaction, scores: Tensor) -> Tensor:
+    """Return (B, item_num) settled scores of the rows' candidates, -inf elsewhere.
+
+    Args:
+        data: that the rows are of.
+        interaction: B rows with their candidates.
+        scores: (B, C), -inf where a row has fewer candidates.
+    """
+    candidates = interaction[CANDIDATE_IDS].to(scores.device)
+    table = torch.full((len(candidates), data.item_num), -torch.inf, device=scores.device)
+    table.scatter_(1, candidates, settled(data, interaction, scores))
+    table[:, 0] = -torch.inf
+    return table
+
+
 def rank_candidates(data: DynamicPODataset, scores: Tensor) -> Ranked:
     """Return the ranks that scores give to the items chosen; no metrics of RecBole's.
 
@@ -123,8 +156,8 @@ def rank_candidates(data: DynamicPODataset, scores: Tensor) -> Ranked:
     """
     rows = data.inter_feat
     places = (rows[CANDIDATE_IDS] == rows[data.iid_field][:, None]).int().argmax(dim=1)
-    settled = data.settled(rows, scores.cpu())
-    return Ranked.of(data, ranks_of(settled, torch.arange(len(places)), places), {})
+    final = settled(data, rows, scores.cpu())
+    return Ranked.of(data, ranks_of(final, torch.arange(len(places)), places), {})
 
 
 def rank_by_popularity(data: DynamicPODataset) -> Ranked:
@@ -136,7 +169,7 @@ def rank_by_popularity(data: DynamicPODataset) -> Ranked:
 
 def write_report(
     journal: Journal,
-    dataset: DynamicPODataset,
+    model: Any,
     found: Mapping[str, Ranked],
     seconds: Mapping[str, float],
     notes: Sequence[str],
@@ -145,26 +178,36 @@ def write_report(
 
     Args:
         journal: of the run.
-        dataset: whose test rows were ranked.
+        model: that was evaluated, with its data set.
         found: name -> what it was found to rank; the final model last.
         seconds: time spent on each part of the run.
         notes: lines below the table.
     """
-    folder = journal.path.parent
+    folder, dataset, cut = journal.path.parent, model.dataset, model.collator.truncated_rows
     contestants = [Contestant(name, ranked.ranks) for name, ranked in found.items()]
     *_, final = found.values()
     about = [*dataset.notes]
     about += [f"{phase} rows: {kept} of {total}" for phase, (kept, total) in dataset.subsampled().items()]
+    about += [f"prompts that lost old history: {cut}"] if cut else []
     table = render(contestants, chance=final.chance, seconds=seconds, notes=[*about, *notes])
     logger.info("final result\n%s", table)
     summaries = [summarize(contestant) for contestant in contestants]
     write_json(folder / REPORT_FILE, {"contestants": summaries, "seconds": dict(seconds)})
-    write_ranks(folder / RANKS_FILE, *row_names(dataset, final.row_ids), final.ranks)
+    write_ranks(folder / RANKS_FILE, *row_names(dataset, final.row_ids), final.ranks, final.rows)
     figures = {metric_name(name): float(value) for name, value in final.result.items()}
     # RecBole rounds its metrics to four digits; the same ones of our own are exact.
     figures.update({key: value for key, value in summaries[-1].items() if key != "name"})
     earlier = [e for e in journal.entries() if (e["stage"], e["kind"]) == ("evaluate", "test")]
     journal.write("evaluate", len(earlier), "test", figures)
+
+
+def where_to_go_on(reference: Path, final: Path) -> list[str]:
+    """Return the lines of the final table that say where the adapters lie and how to rank with them."""
+    return [
+        f"adapters: {reference} (reference), {final} (final)",
+        f'rank with it: recbole-dynamicpo rank --model {final} --history "TITLE|TITLE" '
+        '--candidates "TITLE|TITLE"',
+    ]
 
 
 def row_names(dataset: DynamicPODataset, row_ids: np.ndarray[Any, Any]) -> tuple[list[str], list[str]]:
@@ -175,6 +218,26 @@ def row_names(dataset: DynamicPODataset, row_ids: np.ndarray[Any, Any]) -> tuple
         users.update(zip(rows[ROW_ID].tolist(), rows[dataset.uid_field].tolist(), strict=True))
     tokens = dataset.id2token(dataset.uid_field, np.array([users[row] for row in row_ids.tolist()]))
     return [str(row) for row in row_ids], [str(token) for token in tokens]
+
+
+def row_digests(data: DynamicPODataset) -> dict[str, str]:
+    """Return digests of what is ranked, by name: two runs may be compared where all of them agree.
+
+    Args:
+        data: n rows with their candidates, each known by the ids that its files give to users and items.
+    """
+    rows = data.inter_feat
+    items = data.field2id_token[data.iid_field]
+    shown = [items[ids[ids > 0]].tolist() for ids in rows[CANDIDATE_IDS].numpy()]
+    said = {
+        "users": data.id2token(data.uid_field, rows[data.uid_field].numpy()).tolist(),
+        "histories": [items[history].tolist() for history in data.history(rows)],
+        "targets": items[rows[data.iid_field].numpy()].tolist(),
+        "candidates": [sorted(ids) for ids in shown],
+        "places": shown,
+    }
+    order = rows[ROW_ID].argsort().tolist()
+    return {name: sha256_json([values[row] for row in order])[:16] for name, values in said.items()}
 
 
 def rows_to_rank(eval_data: Any, seed: int) -> FullSortEvalDataLoader:

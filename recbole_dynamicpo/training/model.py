@@ -23,19 +23,22 @@ from ..errors import DataError
 from ..evaluation.scores import popularity_scores
 from ..language_model.adapter_folder import LoraShape
 from ..language_model.backbone import load_backbone
+from ..language_model.packed import TokenBatch
 from ..language_model.policy import Policy
 from ..objectives.boundary import TANH_SCALE
 from ..objectives.diagnostics import BETA_BINS, BETA_EDGE, Diagnostics
 from ..objectives.losses import sft_loss
 from ..objectives.preference import preference_loss
-from ..scoring.batches import TokenBatch
 from ..scoring.collate import Collator
 from ..scoring.prompts import load_templates
 from ..scoring.scorer import Scorer
 from ..scoring.token_budget import TokenBudget
+from ..serving.folder import Card
+from ..serving.packaging import portable_backbone
 from ..settings import Settings, properties_folder
 from .columns import CANDIDATE_IDS, REFERENCE_LOGPS, ROW_ID, SCORED
 from .dataset import DynamicPODataset
+from .evaluating import score_table
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +180,31 @@ class DynamicPO(SequentialRecommender):
         scores[present] = found[torch.isfinite(found)]
         return scores
 
+    def card(self, made_by: dict[str, str]) -> Card:
+        """Return the card of a recommender made of this model as it is; ``made_by``: model and stage."""
+        backbone = self.policy.backbone
+        return Card(
+            backbone=backbone.name,
+            fingerprint=backbone.fingerprint,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            max_length=self.collator.max_length,
+            max_history=self.collator.max_history,
+            num_candidates=self.settings.num_candidates,
+            tokens_per_batch=self.settings.tokens_per_batch,
+            made_by=made_by,
+            popular_candidates=self.settings.popular_candidates,
+        )
+
+    def voices(self) -> dict[str, str]:
+        """Return who is evaluated (see ``speaking_as``) and under which name, the final model last."""
+        known = {}
+        if self.settings.compare_stages:
+            shown = portable_backbone(self.settings.backbone)
+            known = {"popularity": "popularity", "backbone": f"{shown} zero-shot"}
+            if self.policy.has_reference:
+                known["reference"] = "after SFT"
+        return {**known, "policy": f"after {type(self).__name__}"}
+
     @contextmanager
     def speaking_as(self, voice: str) -> Iterator[None]:
         """Answer in ``voice`` inside the block: ``policy``, ``reference``, ``backbone`` or ``popularity``."""
@@ -210,7 +238,7 @@ class DynamicPO(SequentialRecommender):
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return (B, item_num) scores: the candidates' log-probabilities, settled, -inf elsewhere."""
-        return self.dataset.score_table(interaction, self.candidate_logps(interaction)).to(self.device)
+        return score_table(self.dataset, interaction, self.candidate_logps(interaction)).to(self.device)
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:

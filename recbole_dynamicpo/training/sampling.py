@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from ..errors import DataError
 
 IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 # Templates are drawn below this number and taken modulo how many there are.
 TEMPLATE_DRAWS = 1 << 16
+# Draws for each candidate before the items that are left are listed, which takes longer.
+_TRIES = 64
 # Batches whose rows are sorted by length together: enough to cut padding, few enough to stay random.
 BUCKET_BATCHES = 16
 
@@ -25,43 +28,69 @@ def row_generator(seed: int, *path: int) -> np.random.Generator:
 
 
 def draw_candidates(
-    positive: int, excluded: IntArray, titles: IntArray, count: int, draw: np.random.Generator, row: str
+    positive: int,
+    excluded: IntArray,
+    titles: IntArray,
+    count: int,
+    draw: np.random.Generator,
+    row: str,
+    weights: FloatArray | None = None,
 ) -> IntArray:
-    """Return ``count`` item ids of distinct titles in random order: the positive and uniform negatives.
+    """Return ``count`` item ids of distinct titles in random order: the positive and negatives.
 
-    What the model reads are titles, so that another item of an excluded title is excluded too.
+    The negatives are drawn without the positive's help. What the model reads are titles, so that another item
+    of an excluded title is excluded too.
 
     Args:
         positive: the item really chosen.
         excluded: items that must not be a negative, beside the positive.
-        titles: (items,) a number of each item's title, from 1 on; ids run from 1 to items - 1.
+        titles: (items,) a number of each item's title, 1 to as many as there are; item 0 is none.
         count: candidates, the positive included.
         draw: the row's generator.
         row: what to call the row in a message.
+        weights: (items,) running sums of the items' shares, the first of them 0; None: all alike.
 
     Raises:
         DataError: fewer titles are left than candidates are wanted.
     """
-    items = len(titles)
     banned = {int(titles[item]) for item in (positive, *excluded.tolist())}
-    # At least so many titles are free; they are counted where that may not be enough.
-    if int(titles.max()) - len(banned) < 4 * count:
-        numbers, first = np.unique(titles[1:], return_index=True)
-        left = first[~np.isin(numbers, list(banned))] + 1
-        if len(left) < count - 1:
-            raise DataError(
-                f"{row}: wanted {count - 1} negatives, but only {len(left)} of {len(numbers)} titles are "
-                "outside the user's history; lower num_candidates"
-            )
-        negatives = draw.choice(np.sort(left), size=count - 1, replace=False)
-        return draw.permutation(np.concatenate([[positive], negatives]))
+    free = int(titles.max()) - len(banned)
+    if free < count - 1:
+        raise DataError(
+            f"{row}: wanted {count - 1} negatives, but only {max(free, 0)} of {titles.max()} titles are "
+            "outside the user's history; lower num_candidates"
+        )
     chosen = [positive]
-    while len(chosen) < count:
-        item = int(draw.integers(1, items))
+    # Rejection is slow where few items are left, or few have a share worth the name.
+    tries = 0 if free < 4 * count else _TRIES * count
+    while len(chosen) < count and tries:
+        tries -= 1
+        if weights is None:
+            item = int(draw.integers(1, len(titles)))
+        else:
+            item = int(weights.searchsorted(draw.random() * weights[-1], side="right"))
         if titles[item] not in banned:
             banned.add(int(titles[item]))
             chosen.append(item)
+    if len(chosen) < count:
+        numbers, first = np.unique(titles[1:], return_index=True)
+        left = np.sort(first[~np.isin(numbers, list(banned))]) + 1  # one item a title
+        shares = None if weights is None else np.diff(weights, prepend=0.0)[left]
+        share = None if shares is None else shares / shares.sum()
+        chosen += draw.choice(left, size=count - len(chosen), replace=False, p=share).tolist()
     return draw.permutation(np.array(chosen, dtype=np.int64))
+
+
+def popularity_weights(counts: IntArray) -> FloatArray:
+    """Return (items,) running sums of the shares that popularity gives to items among drawn negatives.
+
+    Args:
+        counts: (items,) training interactions; one half is added, so that every item but 0 has a share.
+    """
+    shares = counts + 0.5
+    shares[0] = 0.0
+    sums: FloatArray = shares.cumsum()
+    return sums
 
 
 def draw_scored(

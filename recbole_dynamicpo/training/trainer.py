@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,18 @@ from recbole.data.interaction import Interaction
 from recbole.utils import calculate_valid_score, dict2str, early_stopping, get_local_time
 from tqdm import tqdm
 
-from ..errors import NumericsError, StoppedError
+from ..errors import NumericsError
+from ..interrupt import StopRequest, stop_request
 from ..names import STAGES
 from ..serving.folder import RECOMMENDER_FILE
-from ..serving.packaging import portable_backbone
 from ..serving.recommender import save_recommender
 from ..storage import locked, remove_partial
 from ..tracking.live import NoTracking, Tracking
-from ..tracking.run_folder import check_identity, new_run_folder, write_identity
-from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, load_progress, save_checkpoint
+from ..tracking.run_folder import new_run_folder, write_identity
+from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, resume_run, save_checkpoint
 from .columns import REFERENCE_LOGPS, ROW_ID
-from .evaluating import Ranked, RankingTrainer, rows_to_rank, write_report
+from .evaluating import Ranked, RankingTrainer, rows_to_rank, where_to_go_on, write_report
 from .facts import gather
-from .interrupt import StopRequest, stop_request
 from .model import DynamicPO
 from .plan import StagePlan, plan_stages
 from .recording import Recorder
@@ -41,7 +41,6 @@ from .sampling import row_generator
 from .step import summary, take_step
 
 logger = logging.getLogger(__name__)
-
 OnProgress = Callable[[str, int, int], object]  # told stage, steps done, steps in all
 
 
@@ -71,9 +70,9 @@ class DynamicPOTrainer(RankingTrainer):
         super().__init__(config, model)
         self.settings = model.settings
         self.plans = plan_stages(self.settings)
-        name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
         resume, whole = self.settings.resume, run_folder is None
         if run_folder is None:
+            name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
             run_folder = Path(resume) if resume else new_run_folder(Path(self.checkpoint_dir), name)
         self.run_folder = run_folder
         self.resumes = resume is not None or has_checkpoint(run_folder)
@@ -120,7 +119,9 @@ class DynamicPOTrainer(RankingTrainer):
         """Run the stages that are left."""
         for folder in (self.run_folder / CHECKPOINT, *(self.run_folder / stage for stage in STAGES)):
             remove_partial(folder)
-        resumed = self._resume() if self.resumes else None
+        decided_by, resumed = self.ingredients.upto("preference"), None
+        if self.resumes:
+            resumed = resume_run(self.run_folder, decided_by, self.recorder.journal)
         trains_sft = bool(self.plans) and self.plans[0].name == "sft"
         if not trains_sft and not (self.adapters["sft"] / RECOMMENDER_FILE).is_file():
             self._save_adapter("sft")
@@ -129,59 +130,32 @@ class DynamicPOTrainer(RankingTrainer):
             if resumed is not None and plan.number < STAGES.index(resumed.stage):
                 self.model.policy.load(self.adapters[plan.name])
                 continue
-            with self.recorder.stage(plan.name, lambda: self.progress.step):
-                self._run_stage(plan, resumed if resumed is not None and plan.name == resumed.stage else None)
+            goes_on = resumed is not None and plan.name == resumed.stage
+            with self.recorder.stage(plan.name, partial(self._steps_of, plan.name)):
+                self._run_stage(plan, resumed if goes_on else None)
 
-    def _stop_if_asked(self, stage: str) -> None:
-        """End the run where somebody asked for it; what there is has been saved.
+    def _steps_of(self, stage: str) -> int:
+        return self.progress.step if stage == self.progress.stage else 0
 
-        Raises:
-            StoppedError: saying how to go on.
-        """
-        if not self.stop.received:
-            return
-        with suppress(StoppedError):
-            self.stop.pass_on()
-        raise StoppedError(
-            f"stopped by SIGTERM after step {self.progress.step} of stage {stage}; go on with "
-            f"--resume={self.run_folder} and the same settings"
-        )
-
-    def _resume(self) -> Progress:
-        """Check that the run folder belongs to these settings and return its progress.
-
-        Raises:
-            CheckpointError: no checkpoint, or settings or data differ; names each difference.
-        """
-        progress = load_progress(self.run_folder / CHECKPOINT)
-        check_identity(self.run_folder, self.ingredients.upto("preference"))
-        earlier = ("prepare", *STAGES[: STAGES.index(progress.stage)])
-        self.recorder.journal.rewind(progress.stage, progress.step, earlier)
-        logger.info("resuming %s at step %d of stage %s", self.run_folder, progress.step, progress.stage)
-        return progress
+    def _stop_if_asked(self) -> None:
+        self.stop.end_run(self.model.stage, self.progress.step, self.run_folder)
 
     def _run_stage(self, plan: StagePlan, resumed: Progress | None) -> None:
         """Train one stage from its start, or from a checkpoint, and load its best adapter."""
         rows = stage_rows(self.dataset, plan)
-        policy = self.model.policy
-        self.model.stage = plan.name
+        model, policy = self.model, self.model.policy
+        model.stage = plan.name
         if plan.name == "preference":
             policy.freeze_reference()
         if plan.name == "preference" and self.settings.objective != "mppo":
             with self.progress.timed("reference"):
-                table = reference_logps(
-                    self.model,
-                    rows,
-                    self.ingredients,
-                    self.show_progress,
-                    between=lambda: self._stop_if_asked(plan.name),
-                )
-            rows.update(Interaction({REFERENCE_LOGPS: table}))
+                kept = reference_logps(model, rows, self.ingredients, self.show_progress, self._stop_if_asked)
+            rows.update(Interaction({REFERENCE_LOGPS: kept}))
         self.optimizer = self._build_optimizer(learning_rate=plan.learning_rate)
         self.progress = resumed or Progress(stage=plan.name, seconds=self.progress.seconds)
         if resumed is not None:
             load_checkpoint(self.run_folder / CHECKPOINT, policy, self.optimizer)
-            self.model.budget.lower(resumed.tokens_per_batch)
+            model.budget.lower(resumed.tokens_per_batch)
         else:
             if plan is self.plans[0]:
                 write_identity(self.run_folder, self.ingredients.upto("preference"))
@@ -196,12 +170,11 @@ class DynamicPOTrainer(RankingTrainer):
         if self.progress.stopped:
             return
         per_epoch = plan.steps_per_epoch(len(rows[ROW_ID]))
-        total = plan.epochs * per_epoch
-        bar = tqdm(
-            total=total, initial=self.progress.step, desc=plan.name, disable=not self.show_progress,
-            dynamic_ncols=True, unit="step",
-        )  # fmt: skip
-        with bar:
+        total, quiet = plan.epochs * per_epoch, not self.show_progress
+        with tqdm(
+            total=total, initial=self.progress.step, desc=plan.name, disable=quiet, unit="step",
+            dynamic_ncols=True,
+        ) as bar:  # fmt: skip
             for epoch in range(self.progress.step // per_epoch, plan.epochs):
                 done = self.progress.step - epoch * per_epoch
                 for batches in step_batches(self.model, plan, rows, epoch, done):
@@ -249,7 +222,7 @@ class DynamicPOTrainer(RankingTrainer):
             self.progress.stopped = self._validate(plan, epoch)
         if due or step % self.settings.checkpoint_every == 0 or epoch_ends or self.stop.received:
             self._checkpoint()
-        self._stop_if_asked(plan.name)
+        self._stop_if_asked()
         return self.progress.stopped
 
     def _validate(self, plan: StagePlan, epoch: int) -> bool:
@@ -278,8 +251,9 @@ class DynamicPOTrainer(RankingTrainer):
         save_checkpoint(self.run_folder / CHECKPOINT, self.model.policy, self.optimizer, self.progress)
 
     def _save_adapter(self, stage: str) -> None:
-        """Write the policy as a folder that ``load_recommender`` understands."""
-        save_recommender(self.adapters[stage], self.model, {"stage": stage, "model": self.config["model"]})
+        card = self.model.card({"stage": stage, "model": self.config["model"]})
+        parts = (self.model.policy, self.model.collator.templates, self.model.catalogue, card)
+        save_recommender(self.adapters[stage], *parts)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Build RecBole's optimizer of setting ``learner`` over the adapter alone."""
@@ -295,14 +269,12 @@ class DynamicPOTrainer(RankingTrainer):
         model_file: str | None = None,
         show_progress: bool = False,
     ) -> Any:
-        """Return RecBole's metrics of the final model on ``eval_data``, and leave the final table.
-
-        It also ranks by popularity, by the bare backbone and by the SFT stage (setting ``compare_stages``).
+        """Return RecBole's metrics of the final model, and leave the table of all (see ``voices``).
 
         Args:
             eval_data: a RecBole evaluation loader.
-            load_best_model: load the best adapter of the last stage first.
-            model_file: an adapter folder to load instead.
+            load_best_model: load the best adapter of the last stage, or that in ``model_file``, first.
+            model_file: an adapter folder.
             show_progress: show RecBole's progress bar.
 
         Raises:
@@ -317,34 +289,12 @@ class DynamicPOTrainer(RankingTrainer):
         rows = rows_to_rank(eval_data, self.settings.seed)
         with self.recorder.stage("evaluate", lambda: 0):
             found: dict[str, Ranked] = {}
-            voices = self._voices()
+            voices = self.model.voices()
             with self.model.scoring_together([voice for voice in voices if voice != "popularity"]):
                 for voice, name in voices.items():
                     with self.model.speaking_as(voice):
                         found[name] = self.rank_rows(rows, show_progress)
-            write_report(
-                self.recorder.journal, self.model.dataset, found, self.progress.seconds, self._notes()
-            )
+            notes = where_to_go_on(self.adapters["sft"], self.adapters[self.final_stage])
+            write_report(self.recorder.journal, self.model, found, self.progress.seconds, notes)
         self.recorder.publish()
         return found[name].result
-
-    def _voices(self) -> dict[str, str]:
-        """Return who is evaluated and under which name, the final model last."""
-        voices = {}
-        if self.settings.compare_stages:
-            shown = portable_backbone(self.settings.backbone)
-            voices = {"popularity": "popularity", "backbone": f"{shown} zero-shot"}
-            if self.model.policy.has_reference:
-                voices["reference"] = "after SFT"
-        return {**voices, "policy": f"after {self.config['model']}"}
-
-    def _notes(self) -> list[str]:
-        """Return what the final table says of the run beside its figures."""
-        cut = self.model.collator.truncated_rows
-        folder = self.adapters[self.final_stage]
-        return [
-            *([f"prompts that lost old history: {cut}"] if cut else []),
-            f"adapters: {self.adapters['sft']} (reference), {folder} (final)",
-            f'rank with it: recbole-dynamicpo rank --model {folder} --history "TITLE|TITLE" '
-            '--candidates "TITLE|TITLE"',
-        ]

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import Backbone
+from recbole_dynamicpo.language_model.packed import TokenBatch
 from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.objectives.preference import preference_loss
-from recbole_dynamicpo.scoring.batches import TokenBatch
 from recbole_dynamicpo.settings import Settings
 
 from ..conftest import make_model, make_tokenizer, write_dataset

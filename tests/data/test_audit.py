@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_dynamicpo.data.audit import Prompt, PromptCheck, audit, audit_table, contained_titles
+from recbole_dynamicpo.data.audit import Prompt, audit, audit_table, contained_titles
 from recbole_dynamicpo.errors import DataError
 
 HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\tcandidate_id_list:token_seq\n"
@@ -83,15 +84,22 @@ def test_the_table_shows_each_split_and_where_the_test_rows_came_from(folder: Pa
     assert ["rows", "also", "in", "train", "-", "0", "1"] in [line.split() for line in lines]
 
 
-def letters(prompts: list[Prompt]) -> list[int]:
-    return [sum(map(len, [*history, *candidates])) for history, candidates in prompts]
+@dataclass(frozen=True)
+class Letters:
+    """A check that has a token a letter."""
+
+    described: dict[str, str | int]
+    max_length: int
+
+    def measure(self, prompts: list[Prompt]) -> list[int]:
+        return [sum(map(len, [*history, *candidates])) for history, candidates in prompts]
 
 
 def test_share_of_truncated_prompts(folder: Path) -> None:
     """A token a letter. Row 1: It | It, Lost It, "Air = 15; row 2: It, Lost It | "Air, NA, It = 17; row 3:
     "Air, NA, item 5's 7 letters | It, NA = 17.
     """
-    check = PromptCheck({"backbone": "letters", "max_length": 16}, 16, letters)
+    check = Letters({"backbone": "letters", "max_length": 16}, 16)
     report = audit(folder, check)
     prompts = report["splits"]["train"]["prompts"]
     assert [prompts["tokens"][name] for name in ("min", "median", "max")] == [15.0, 17.0, 17.0]
@@ -106,7 +114,7 @@ def test_share_of_truncated_prompts_of_plain_sequences(tmp_path: Path) -> None:
     (tmp_path / "own.item").write_text("item_id:token\ttitle:token\n1\tA\n2\tB\n")
     rows = "u\t1\t5\nu\t2\t5\nu\t1\t6\nv\t1\t5\n"
     (tmp_path / "own.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + rows)
-    report = audit(tmp_path, PromptCheck({"backbone": "letters"}, 4, letters))
+    report = audit(tmp_path, Letters({"backbone": "letters"}, 4))
     prompts = report["sequences"]["prompts"]
     assert (prompts["tokens"]["min"], prompts["tokens"]["max"]) == (3.0, 5.0)
     assert prompts["truncated_share"] == 0.5

@@ -12,11 +12,17 @@ import pytest
 import torch
 
 from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.evaluation.protocols import compare_protocols, hides_target, judge, overlapping
+from recbole_dynamicpo.evaluation.protocols import (
+    ANSWER_TOKENS,
+    compare_protocols,
+    hides_target,
+    judge,
+    overlapping,
+)
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import Backbone
 from recbole_dynamicpo.language_model.policy import Policy
-from recbole_dynamicpo.scoring.answers import ANSWER_TOKENS, write_answers
+from recbole_dynamicpo.scoring.answers import write_answers
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import Templates
@@ -119,7 +125,7 @@ def test_figures_of_a_model_that_always_says_cats() -> None:
     ]
     rows = [PromptRow(["Owl"] * (index + 1), shown, shown) for index, (shown, _) in enumerate(table)]
     targets = [target for _, target in table]
-    answers = write_answers(scorer, rows, batch_size=4, progress=False)
+    answers = write_answers(scorer, rows, ANSWER_TOKENS, batch_size=4, progress=False)
     assert answers == [" Cats"] * 6
     scores = scorer(rows).numpy()
     step, guess = math.log1p(256 * math.exp(-math.sqrt(HIDDEN))), math.log(257)
@@ -128,7 +134,7 @@ def test_figures_of_a_model_that_always_says_cats() -> None:
     assert scores[4, :2] == pytest.approx([-2 * step - 2 * costly, -step - costly - 2 * guess], abs=1e-3)
 
     tokens = [len(target) + 1 for target in targets]
-    found = compare_protocols(rows, targets, answers, scores, tokens)
+    found = compare_protocols([shown for shown, _ in table], targets, answers, scores, tokens)
     assert (found.rows, found.valid, found.generated_hits) == (6, 4, 2)
     assert (found.likelihood_hits, found.agreeing) == (3, 3)
     assert (found.overlapping, found.hidden, found.cut) == (1, 1, 1)
@@ -142,15 +148,17 @@ def test_figures_of_a_model_that_always_says_cats() -> None:
 def test_an_answer_ends_after_twenty_tokens() -> None:
     scorer = make_scorer(chain_model(": abcdefghijklmnopqrstuvwxyz"), ["{history:; } next:"])
     rows = [PromptRow(["Owl"], ["a", "b"], ["a", "b"])]
-    assert write_answers(scorer, rows, progress=False) == [" abcdefghijklmnopqrstuvwxyz"[:ANSWER_TOKENS]]
+    assert write_answers(scorer, rows, ANSWER_TOKENS, progress=False) == [
+        " abcdefghijklmnopqrstuvwxyz"[:ANSWER_TOKENS]
+    ]
 
 
 def test_batches_of_uneven_prompts_are_answered_as_single_rows() -> None:
     scorer = make_scorer(make_model(dtype=torch.float64), ["{history:; } | {candidates:; }:"])
     rows = [PromptRow(["x" * n] * (1 + n % 3), ["a", "b" * n], ["a", "b" * n]) for n in (1, 9, 4, 30, 2)]
-    alone = [write_answers(scorer, [row], progress=False)[0] for row in rows]
-    assert write_answers(scorer, rows, batch_size=5, progress=False) == alone
-    assert write_answers(scorer, rows, batch_size=2, progress=False) == alone
+    alone = [write_answers(scorer, [row], ANSWER_TOKENS, progress=False)[0] for row in rows]
+    assert write_answers(scorer, rows, ANSWER_TOKENS, batch_size=5, progress=False) == alone
+    assert write_answers(scorer, rows, ANSWER_TOKENS, batch_size=2, progress=False) == alone
     assert len(set(alone)) > 1
 
 
@@ -168,7 +176,7 @@ def test_prompts_are_those_that_likelihood_scores() -> None:
 
     scorer.policy.peft.generate = spy
     rows = [PromptRow(["Old " * 5, "Owl"], ["Fox", "Elk"], ["Fox", "Elk"]), PromptRow(["Hen"], ["A"], ["A"])]
-    write_answers(scorer, rows, progress=False)
+    write_answers(scorer, rows, ANSWER_TOKENS, progress=False)
     batch = scorer.collator(rows)
     assert seen == [ids[:n].tolist() for ids, n in zip(batch.prompt, batch.prompt_length, strict=True)]
     assert scorer.collator.tokenizer.decode(seen[0]) == "Owl | Fox; Elk next:"
@@ -177,6 +185,6 @@ def test_prompts_are_those_that_likelihood_scores() -> None:
 def test_wrong_arguments(tmp_path: Path) -> None:
     scorer = make_scorer(chain_model(": Cats"), ["{history:; }:"])
     with pytest.raises(DataError, match="batch_size: got 0, wanted at least 1"):
-        write_answers(scorer, [], batch_size=0)
+        write_answers(scorer, [], ANSWER_TOKENS, batch_size=0)
     with pytest.raises(DataError, match="no rows"):
         compare_protocols([], [], [], np.zeros((0, 2)), [])

@@ -182,6 +182,18 @@ def test_other_rows_cannot_be_compared(tmp_path: Path) -> None:
         compare_runs(tmp_path / "a.parquet", tmp_path / "b.parquet")
 
 
+@pytest.mark.parametrize("name", ["users", "histories", "targets", "candidates", "places"])
+def test_rows_that_only_share_their_numbers_cannot_be_compared(tmp_path: Path, name: str) -> None:
+    said = dict.fromkeys(("users", "histories", "targets", "candidates", "places"), "d1")
+    write_ranks(tmp_path / "a.parquet", ["1", "2"], ["u", "v"], [1, 2], said)
+    write_ranks(tmp_path / "b.parquet", ["1", "2"], ["u", "v"], [2, 2], said)
+    write_ranks(tmp_path / "c.parquet", ["1", "2"], ["u", "v"], [2, 2], {**said, name: "d2"})
+    assert read_ranks(tmp_path / "a.parquet").rows == said
+    assert compare_runs(tmp_path / "a.parquet", tmp_path / "b.parquet").n == 2
+    with pytest.raises(DataError, match=rf"c\.parquet ranked rows with other {name}: a paired"):
+        compare_runs(tmp_path / "a.parquet", tmp_path / "c.parquet")
+
+
 @pytest.mark.parametrize(
     ("rows", "users", "ranks", "message"),
     [

@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 from recbole_dynamicpo import errors
 from recbole_dynamicpo.flows import tasks
 from recbole_dynamicpo.flows.parameters import make_job
-from recbole_dynamicpo.training.stage_results import StageResult
+from recbole_dynamicpo.stage_results import StageResult
 
 TASKS = {
     "prepare": tasks.prepare_task,

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+# The paper's protocol: lists and order as published.
+AS_PUBLISHED = {"candidate_source": "published", "history_order": "time"}
 CANDIDATES = 6
 # Some titles are part of others, two hold what other readers take for a mark.
 TITLES = [

@@ -30,7 +30,7 @@ from recbole_dynamicpo.training.columns import CANDIDATE_IDS, ROW_ID
 from recbole_dynamicpo.training.evaluating import rank_by_popularity
 
 from ..conftest import write_dataset
-from ..helpers.published_data import published_rows, write_published
+from ..helpers.published_data import AS_PUBLISHED, published_rows, write_published
 
 # RecBole 1.2.1 counts the items of pre-split rows by a deprecated way of pandas.
 pytestmark = pytest.mark.filterwarnings("ignore:using .* in Series.agg:FutureWarning")
@@ -51,7 +51,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     train, val, test = (published_rows(users, seed) for users, seed in ((8, 1), (3, 2), (3, 3)))
     train[0]["historyList"] = test[0]["historyList"] = ""
     prepare("lastfm", write_published(tmp_path / "in", train=train, val=val, test=test), tmp_path / "data")
-    return {**TINY, "data_path": str(tmp_path / "data"), "checkpoint_dir": str(tmp_path / "saved")}
+    folders = {"data_path": str(tmp_path / "data"), "checkpoint_dir": str(tmp_path / "saved")}
+    return {**TINY, **AS_PUBLISHED, **folders}
 
 
 def test_settings_are_dynamicpos_but_for_the_training() -> None:

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from recbole_dynamicpo.errors import BackboneError
+from recbole_dynamicpo.language_model import backbone
 from recbole_dynamicpo.language_model.backbone import backbone_fingerprint, load_backbone, resolve_dtype
 
 
 def test_a_local_folder_loads_frozen(tiny_backbone: Path) -> None:
-    backbone = load_backbone(str(tiny_backbone), dtype="float64")
-    assert backbone.dtype == torch.float64
-    assert backbone.shares_prompt
-    assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+    loaded = load_backbone(str(tiny_backbone), dtype="float64")
+    assert loaded.dtype == torch.float64
+    assert loaded.shares_prompt
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,24 @@ def test_other_weights_have_another_fingerprint(tiny_backbone: Path, tmp_path: P
     assert backbone_fingerprint(name, name) != backbone_fingerprint(str(tmp_path), str(tmp_path))
 
 
-def test_dtype_auto_is_one_of_two() -> None:
-    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
-    assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
+def test_dtype_auto_is_decided_by_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seconds in (1.0, 9.0):
+        measured = {torch.bfloat16: seconds, torch.float32: 3.0}
+        monkeypatch.setattr(backbone, "_product_seconds", measured.__getitem__)
+        assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
+        assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
+
+
+def test_a_faster_dtype_is_a_line_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(backbone, "_product_seconds", lambda dtype: 1.0 if "16" in str(dtype) else 2.1)
+    backbone.advise_dtype("auto", torch.device("cpu"))
+    assert "bfloat16 is 2.1 times faster here" in caplog.text
+    assert "--dtype=bfloat16" in caplog.text
+    caplog.clear()
+    backbone.advise_dtype("float32", torch.device("cpu"))
+    monkeypatch.setattr(backbone, "_product_seconds", lambda dtype: 1.0)
+    backbone.advise_dtype("auto", torch.device("cpu"))
+    assert caplog.text == ""

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from recbole_dynamicpo.language_model import heads
 from recbole_dynamicpo.language_model.heads import plain_token_logps
 from recbole_dynamicpo.language_model.logps import separate_logps, shared_logps
-from recbole_dynamicpo.scoring.batches import TokenBatch
+from recbole_dynamicpo.language_model.packed import TokenBatch
 
 from ..conftest import make_model
 from ..helpers.architectures import build

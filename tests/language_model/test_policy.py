@@ -16,8 +16,8 @@ from recbole_dynamicpo.errors import AdapterError, BackboneError, NumericsError
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape, read_adapter, read_lora_shape
 from recbole_dynamicpo.language_model.backbone import Backbone
 from recbole_dynamicpo.language_model.logps import shared_logps
+from recbole_dynamicpo.language_model.packed import TokenBatch
 from recbole_dynamicpo.language_model.policy import Policy
-from recbole_dynamicpo.scoring.batches import TokenBatch
 
 from ..conftest import make_model, make_tokenizer
 

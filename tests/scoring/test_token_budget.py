@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from recbole_dynamicpo.host.config import plain_config
 from recbole_dynamicpo.host.run import load, run
 from recbole_dynamicpo.language_model.logps import separate_logps
+from recbole_dynamicpo.language_model.packed import TokenBatch
 from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.scoring import token_budget as memory
-from recbole_dynamicpo.scoring.batches import TokenBatch
 from recbole_dynamicpo.scoring.token_budget import TokenBudget
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.training.checkpoint import load_progress

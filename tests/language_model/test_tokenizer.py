@@ -9,7 +9,7 @@ import pytest
 
 from recbole_dynamicpo.errors import BackboneError
 from recbole_dynamicpo.language_model.backbone import load_backbone
-from recbole_dynamicpo.language_model.tokenizer_check import check_tokenizer, title_tokens
+from recbole_dynamicpo.language_model.tokenizer import check_tokenizer, title_tokens
 
 from ..conftest import make_model, make_tokenizer
 

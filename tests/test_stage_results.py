@@ -17,9 +17,9 @@ from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.job import Job, check
 from recbole_dynamicpo.pipeline import begin, evaluate, prepare, train
 from recbole_dynamicpo.settings import package_folder, properties_folder
+from recbole_dynamicpo.stage_results import StageResult, digest_of
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.tracking.record import read_record
-from recbole_dynamicpo.training.stage_results import StageResult, digest_of
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Does a tokenizer write the tokens of a prompt and of a title apart as it writes them together?
+"""A backbone's tokenizer, for who needs no weights, and whether prompts and titles can be written with it.
 
 A title is scored behind a prompt that was tokenized without it. That is right only where the tokens of the
 whole are those of its parts, with nothing between them and nothing that the model does not know.
@@ -16,6 +16,25 @@ _PROMPTS = ("Titles:\n- Heat (1995)\n- Alien\n\nThe next title is:", "A, B\nAnsw
 _TITLES = ("The Godfather (1972)", "2001: A Space Odyssey", "Élan", "X", "'Til There Was You")
 # Ends a text as a prompt may; what a tokenizer puts before its first text is then put before this.
 _ANCHOR = ":"
+
+
+def load_tokenizer(place: str, name: str) -> Any:
+    """Return the tokenizer at ``place``, a folder or a hub id.
+
+    Args:
+        place: what ``resolve_backbone`` made of the name.
+        name: of the backbone, for the error.
+
+    Raises:
+        BackboneError: there is no usable tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise BackboneError(f"backbone '{name}': its tokenizer cannot be loaded ({reason})") from error
 
 
 def title_tokens(tokenizer: Any, title: str) -> list[int]:

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..ingredients import Ingredients, versions
-from ..settings import package_folder, properties_folder
-from ..storage import difference, load_json, sha256_files, sha256_json, write_json
-from .checkpoint import CHECKPOINT
+from .ingredients import Ingredients, versions
+from .settings import package_folder, properties_folder
+from .storage import difference, load_json, sha256_files, sha256_json, write_json
+from .training.checkpoint import CHECKPOINT
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from .errors import StoppedError
 
 
 class StopRequest:
@@ -17,10 +20,28 @@ class StopRequest:
         self.received = False
         self._before: Any = None
 
-    def pass_on(self) -> None:
-        """Let the handler that was there before have its say, if it was somebody's own."""
+    def end_run(self, stage: str, step: int, folder: Path) -> None:
+        """End a run where somebody asked for it; what there is has been saved.
+
+        The handler that was there before has its say first, if it was somebody's own.
+
+        Args:
+            stage: at hand.
+            step: of it that was the last.
+            folder: of the run.
+
+        Raises:
+            StoppedError: saying how to go on.
+        """
+        if not self.received:
+            return
         if callable(self._before):
-            self._before(signal.SIGTERM, None)
+            with suppress(StoppedError):
+                self._before(signal.SIGTERM, None)
+        raise StoppedError(
+            f"stopped by SIGTERM after step {step} of stage {stage}; go on with --resume={folder} and the "
+            "same settings"
+        )
 
 
 @contextmanager

@@ -1,0 +1,18 @@
+# The commands of a day, in whatever environment is active.
+.PHONY: check test robustness bench docs
+
+check:  ## style and types
+	ruff check . && ruff format --check . && mypy
+
+test:  ## the unit tests, some minutes
+	pytest -q -m "not servers and not robustness"
+
+robustness:  ## the promises of the README at length, and real servers
+	pytest -q -m "servers or robustness"
+
+bench:  ## a training step against the naive one, and the bits of a fixed run
+	python benchmarks/step.py
+	python benchmarks/same_bits.py
+
+docs:  ## what the pages say of files and settings is so
+	pytest -q tests/test_docs.py tests/test_examples.py

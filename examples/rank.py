@@ -1,0 +1,19 @@
+"""Rank titles with a trained adapter: a folder, or a model of MLflow's registry.
+
+python examples/rank.py saved/<run>/preference
+python examples/rank.py models:/dynamicpo-ml-100k@champion
+"""
+
+import sys
+
+from recbole_dynamicpo import load_recommender
+
+recommender = load_recommender(sys.argv[1])
+history = ["Toy Story", "Heat", "Sabrina"]  # oldest first
+
+# Of titles that one names, known to the catalogue or not.
+for place, item in enumerate(recommender.rank(history, candidates=["Alien", "Babe", "Fargo"]), start=1):
+    print(f"{place}. {item.title}  ({item.score:.2f} nats)")
+
+# Of the most popular titles that are not in the history.
+print("popular:", ", ".join(item.title for item in recommender.rank(history, k=3)))

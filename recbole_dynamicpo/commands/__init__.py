@@ -1,0 +1,1 @@
+"""What the console scripts do: ``run_recbole`` in ``run``, each subcommand in a file of its name."""

@@ -1,0 +1,33 @@
+"""``recbole-dynamicpo rank``: rank titles with a saved adapter."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .arguments import add_command
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = add_command(commands, "rank", _run, "rank titles with a saved adapter")
+    parser.add_argument(
+        "--model", required=True, help="folder of a run, recommender folder in it, models:/... or runs:/..."
+    )
+    parser.add_argument("--history", required=True, help="titles, oldest first, separated by |")
+    parser.add_argument("--candidates", help="titles to rank, separated by |; default: popular ones")
+    parser.add_argument("-k", type=int, default=10, help="how many to print")
+
+
+def _run(options: argparse.Namespace) -> None:
+    from ..serving.recommender import load_recommender
+
+    candidates = options.candidates.split("|") if options.candidates is not None else None
+    found = load_recommender(options.model).ranking(options.history.split("|"), candidates, options.k)
+    if found.source == "popular":
+        print(f"candidates: the {found.num_candidates} most popular titles that are not in the history")
+    width = max(len(item.title) for item in found.ranked)
+    print(f"{'':4}{'score, nats':>11}  {'title':{width}}  ids")
+    for place, item in enumerate(found.ranked, start=1):
+        ids = ", ".join(item.ids) or "not in the catalogue"
+        print(f"{place:3d} {item.score:11.3f}  {item.title:{width}}  {ids}")

@@ -1,0 +1,37 @@
+"""``run_recbole``: train and test a RecBole model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run a model with the arguments of RecBole's own script."""
+    parser = argparse.ArgumentParser(
+        prog="run_recbole",
+        description="Train and test a RecBole model; settings are given as --key=value.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--model", "-m", default="BPR", help="DynamicPO, SFTRec, DMPO, MPPO, SDPO or any of RecBole's"
+    )
+    parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the data set")
+    parser.add_argument("--config_files", default="", help="YAML files, separated by spaces")
+    parser.add_argument("--nproc", type=int, default=1, help="processes on this machine (stock models)")
+    parser.add_argument("--ip", default="localhost", help="address of the first machine")
+    parser.add_argument("--port", default="5678", help="its port")
+    parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines")
+    parser.add_argument("--group_offset", type=int, default=0, help="rank of this machine's first process")
+    known, rest = parser.parse_known_args(arguments)
+    from ..host.config import parse_overrides
+    from ..host.run import run as run_model
+    from ..host.run import run_distributed
+
+    overrides, files = parse_overrides(rest), known.config_files.split()
+    if known.nproc == 1 and known.world_size <= 0:
+        run_model(known.model, known.dataset, files, overrides)
+        return
+    place = {"ip": known.ip, "port": known.port, "nproc": known.nproc, "offset": known.group_offset}
+    place["world_size"] = known.nproc if known.world_size == -1 else known.world_size
+    run_distributed(known.model, known.dataset, files, {**overrides, **place})

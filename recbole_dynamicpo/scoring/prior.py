@@ -1,0 +1,115 @@
+"""Cheap distributions over titles, as masses at a trie's nodes.
+
+The mass of a child is the sum of p0 over the leaves below it. What a prior says at a branching node is the
+log of the share of the node's mass that goes to each child; along a path these shares telescope to log p0.
+
+A prior of B histories is a background that they share, such as popularity, whose masses are computed once,
+and what each history adds on the few titles that it knows:
+
+    p0_b(y) = share_b * background(y) + own_b(y)
+
+Nothing here has the size of a history times the catalogue. The numbers need not sum to 1. What a history
+adds may be negative, such as a user's own counts that are taken out of popularity; with counts as whole
+numbers (and halves) that is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import NumericsError, short
+from .catalogue_likelihood import segment_log_softmax
+from .title_layout import ChildEdges
+from .trie import Integers, Trie
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """Masses of one prior at the edges of a trie, for B histories; made by :func:`history_prior`.
+
+    Attributes:
+        background: (E,) masses of the background, of :func:`edge_masses`.
+        share: (B,) its factor in each history.
+        keys: (n,) history * E + edge where a history adds something, ascending.
+        added: (n,) what it adds to the mass.
+    """
+
+    background: Floats
+    share: Floats
+    keys: Integers
+    added: Floats
+
+    def masses(self, history: Integers, edge: Integers) -> Floats:
+        """Return the mass below an edge under a history, for arrays of both that broadcast.
+
+        Raises:
+            NumericsError: a mass is not a positive number.
+        """
+        history, edge = np.broadcast_arrays(history, edge)
+        found = self.share[history] * self.background[edge]
+        if len(self.keys):
+            keys = history * len(self.background) + edge
+            place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+            found += np.where(self.keys[place] == keys, self.added[place], 0.0)
+        if not (np.isfinite(found) & (found > 0)).all():
+            raise NumericsError(
+                f"prior: got the mass {short(float(found.min()))} below a node, wanted positive masses; "
+                "a prior must leave no title of the catalogue without a share"
+            )
+        return found
+
+    def log_ratios(self, edges: ChildEdges, history: Integers) -> Tensor:
+        """Return float64 log(mass(child) / mass(node)) of edges, nats, on the CPU.
+
+        Args:
+            edges: of a layout on the CPU.
+            history: which history an edge is asked for: (E,) or, where B rows share the layout, (B, 1).
+
+        Returns:
+            (E,) or (B, E).
+        """
+        logs = torch.from_numpy(np.log(self.masses(history, edges.edge.numpy())))
+        return segment_log_softmax(logs, edges.source, len(edges.query))
+
+
+def edge_masses(trie: Trie, p0: Floats) -> Floats:
+    """Return (E,) the mass below each edge: the sum of ``p0`` (Y,) over the titles there.
+
+    Raises:
+        NumericsError: naming the first title whose number is not positive and finite.
+    """
+    bad = np.flatnonzero(~(np.isfinite(p0) & (p0 > 0)))
+    if len(bad):
+        raise NumericsError(
+            f"prior: distinct title {bad[0]} (item {trie.items(bad[0])[0]}) got {short(float(p0[bad[0]]))}, "
+            "wanted a positive number"
+        )
+    owner, edge = trie.steps(np.arange(trie.num_titles))
+    masses: Floats = np.bincount(edge, p0[owner], len(trie.edge_node)).astype(np.float64)
+    return masses
+
+
+def history_prior(
+    trie: Trie, background: Floats, share: Floats, history: Integers, titles: Integers, own: Floats
+) -> Prior:
+    """Return the prior of B histories.
+
+    Args:
+        trie: of the catalogue.
+        background: (E,) masses of what histories share, of :func:`edge_masses`.
+        share: (B,) its factor in each history.
+        history: (n,) which history adds something.
+        titles: (n,) to which distinct title; one that comes twice is added twice.
+        own: (n,) how much.
+    """
+    owner, edge = trie.steps(titles)
+    keys, place = np.unique(history[owner] * len(background) + edge, return_inverse=True)
+    added: Floats = np.bincount(place, own[owner], len(keys)).astype(np.float64)
+    return Prior(background, share, keys, added)
