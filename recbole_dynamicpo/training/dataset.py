@@ -258,7 +258,8 @@ class DynamicPODataset(SequentialDataset):
         positive = int(rows[self.iid_field][index])
         weights = self._weights if self.settings.candidate_distribution == "popularity" else None
         count = self.settings.num_candidates
-        return draw_candidates(positive, seen, self.item_num, count, draw, label, weights)
+        titles = self.title_numbers.numpy()
+        return draw_candidates(positive, seen, titles, count, draw, label, weights)
 
     @cached_property
     def _weights(self) -> FloatArray:

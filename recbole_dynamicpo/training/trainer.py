@@ -143,20 +143,19 @@ class DynamicPOTrainer(RankingTrainer):
     def _run_stage(self, plan: StagePlan, resumed: Progress | None) -> None:
         """Train one stage from its start, or from a checkpoint, and load its best adapter."""
         rows = stage_rows(self.dataset, plan)
-        policy = self.model.policy
-        self.model.stage = plan.name
+        model, policy = self.model, self.model.policy
+        model.stage = plan.name
         if plan.name == "preference":
             policy.freeze_reference()
         if plan.name == "preference" and self.settings.objective != "mppo":
             with self.progress.timed("reference"):
-                table = reference_logps(
-                    self.model, rows, self.ingredients, self.show_progress, self._stop_if_asked
-                )
-            rows.update(Interaction({REFERENCE_LOGPS: table}))
+                kept = reference_logps(model, rows, self.ingredients, self.show_progress, self._stop_if_asked)
+            rows.update(Interaction({REFERENCE_LOGPS: kept}))
         self.optimizer = self._build_optimizer(learning_rate=plan.learning_rate)
         self.progress = resumed or Progress(stage=plan.name, seconds=self.progress.seconds)
         if resumed is not None:
             load_checkpoint(self.run_folder / CHECKPOINT, policy, self.optimizer)
+            model.budget.lower(resumed.tokens_per_batch)
         else:
             if plan is self.plans[0]:
                 write_identity(self.run_folder, self.ingredients.upto("preference"))
@@ -248,6 +247,7 @@ class DynamicPOTrainer(RankingTrainer):
         return bool(stop)
 
     def _checkpoint(self) -> None:
+        self.progress.tokens_per_batch = self.model.budget.tokens
         save_checkpoint(self.run_folder / CHECKPOINT, self.model.policy, self.optimizer, self.progress)
 
     def _save_adapter(self, stage: str) -> None:
