@@ -110,6 +110,10 @@ def run_distributed(
 ) -> None:
     """Run a stock model in ``overrides["nproc"]`` processes, one a GPU.
 
+    RecBole 1.2.1 measures wrongly then: rows are doubled until they divide among the processes, each batch
+    weighs the four parts of its tuple instead of its rows, and the name of the saved file has the second of
+    the process that made it. A warning says so at the start.
+
     Raises:
         SettingsError: one of our models; their trainer uses one process and accumulates instead.
     """
@@ -119,6 +123,12 @@ def run_distributed(
         raise SettingsError(
             f"nproc: got {overrides['nproc']} for {model}, wanted 1 (raise accumulation_steps instead)"
         )
+    logging.getLogger(__name__).warning(
+        "%s in %s processes: RecBole 1.2.1's metrics are wrong then (rows are doubled until they divide, and "
+        "every batch weighs the same whatever its rows), and the saved model may not be found, as its name "
+        "holds the second at which each process started; --nproc=1 measures rightly",
+        model, overrides["nproc"],
+    )  # fmt: skip
     arguments = (model, dataset, list(config_files), dict(overrides))
     torch.multiprocessing.spawn(run_rank, args=arguments, nprocs=overrides["nproc"], join=True)
 

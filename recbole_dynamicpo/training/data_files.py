@@ -17,7 +17,7 @@ import yaml
 from recbole.utils import ModelType
 from recbole.utils.url import decide_download, download_url, extract_zip
 
-from ..data.atomic_files import MANIFEST_FILE, check_inter_file
+from ..data.atomic_files import MANIFEST_FILE, UTF8, check_inter_file, read_columns
 from ..data.download import HUB_DATA_SETS, check_name
 from ..errors import DataError, nearest
 from ..storage import atomic_folder, load_json, locked, sha256_file, sha256_json
@@ -176,7 +176,7 @@ def _check_rows(config: Any, path: Path) -> None:
     check_inter_file(
         path,
         separator=config["field_separator"],
-        encoding=config["encoding"] or "utf-8",
+        encoding=config["encoding"] or UTF8,
         ids=[config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]],
         time=config["TIME_FIELD"] if sequential else None,
         loaded=None if loaded == "*" else loaded,
@@ -188,9 +188,7 @@ def _check_columns(config: Any, path: Path) -> None:
     wanted = [name for name in (config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]) if name]
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not config["benchmark_filename"]:
         wanted.append(config["TIME_FIELD"])
-    with path.open(encoding="utf-8", errors="replace") as handle:
-        head = handle.readline().removesuffix("\n").split(config["field_separator"])
-    columns = [column.partition(":")[0] for column in head]
+    columns = read_columns(path, separator=config["field_separator"], encoding=config["encoding"] or UTF8)
     settings = "settings USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD"
     for column in wanted:
         if column not in columns:

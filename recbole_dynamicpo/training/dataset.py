@@ -22,6 +22,7 @@ from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
+from ..data.atomic_files import UTF8
 from ..data.catalogue import Catalogue, build_catalogue, read_titles
 from ..errors import DataError, SettingsError
 from ..scoring.batches import PromptRow
@@ -284,6 +285,7 @@ class DynamicPODataset(SequentialDataset):
             id_field=self.settings.item_file_id_field or self.iid_field,
             title_field=self.settings.item_title_field,
             separator=self.config["field_separator"],
+            encoding=self.config["encoding"] or UTF8,
         )
         tokens = [str(token) for token in self.field2id_token[self.iid_field][1:]]
         return build_catalogue(titles, tokens, [0] * len(tokens), path)
