@@ -11,7 +11,7 @@ from ..errors import DataError
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
-_BROKEN = re.compile(r"[\r\0\udc80-\udcff]")  # the last are bytes that are no text
+_BROKEN = re.compile(r"[\r\udc80-\udcff]")  # the last are bytes that are no text
 # pandas, with which RecBole reads, takes these for nothing at all, and RecBole leaves such rows out.
 _NOTHING = {
     *("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
@@ -50,7 +50,7 @@ def read_rows(path: Path, *, separator: str = "\t", encoding: str = UTF8) -> Ite
         encoding: of the text.
 
     Raises:
-        DataError: it cannot be read; a line that is no text, holds a stray carriage return or NUL, or has
+        DataError: it cannot be read; a line that is no text, holds a stray carriage return, or has
             more or fewer cells than the header.
     """
     wanted = 0
@@ -70,8 +70,8 @@ def read_rows(path: Path, *, separator: str = "\t", encoding: str = UTF8) -> Ite
                         "cell cannot hold the field separator"
                     )
                 yield number, cells
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not {encoding} ({error.reason} at byte {error.start})") from error
+    except UnicodeError as error:
+        raise DataError(f"{path}: not {encoding} ({error})") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
@@ -82,7 +82,7 @@ def _refuse_broken(where: str, row: str, encoding: str) -> None:
         row.encode(plain, "surrogateescape").decode(plain)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not {plain} ({error.reason} at byte {error.start})") from error
-    raise DataError(f"{where}: a line break or NUL byte inside a row")
+    raise DataError(f"{where}: a line break inside a row")
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
@@ -146,6 +146,8 @@ def check_inter_file(
         if columns[name] == "float" and (loaded is None or name in loaded)
     ]
     for number, cells in rows:
+        if any("\0" in cell for cell in cells):
+            raise DataError(f"{path}, line {number}: a NUL byte inside a row")
         for place, cell in enumerate(cells):
             if cell.startswith('"') and (place in bare or cell.count('"') % 2):
                 raise DataError(

@@ -119,13 +119,26 @@ def _mode(value: Any) -> bool:
 
 
 def _names(values: Mapping[str, Any], wrong: Collection[str]) -> Iterator[str]:
-    """Yield two columns of one name, and two separators that are one."""
-    groups = (
-        ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "ITEM_LIST_LENGTH_FIELD"),
-        ("field_separator", "seq_separator"),
-    )
+    """Yield two columns of one name, two separators that are one, and needed columns that are dropped."""
+    columns = ["USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "ITEM_LIST_LENGTH_FIELD"]
+    groups = (columns, ["field_separator", "seq_separator"])
+    if any(name not in values or name in wrong for group in groups for name in group):
+        return
     for group in groups:
-        seen: dict[Any, str] = {}
+        seen: dict[str, str] = {}
         for name in group:
-            if name in values and name not in wrong and seen.setdefault(values[name], name) != name:
+            if seen.setdefault(values[name], name) != name:
                 yield f"{name}: got {values[name]!r}, as {seen[values[name]]} is; wanted another"
+    user, item, time, length = (values[name] for name in columns)
+    suffix = values.get("LIST_SUFFIX")
+    if "LIST_SUFFIX" in wrong or "unused_col" in wrong or "val_interval" in wrong:
+        return
+    lists = [f"{item}{suffix}", f"{time}{suffix}"]
+    if {user, item, time, length} & {*lists}:
+        yield f"LIST_SUFFIX: got {suffix!r}, which makes {lists} of the columns; wanted names that are free"
+    needed = [user, item, lists[0], length, values.get("candidate_field")]
+    for column in (values.get("unused_col") or {}).get("inter", []):
+        if column == "*" or column in needed:
+            yield f"unused_col: got {column!r} of inter, which every row needs"
+    if isinstance((values.get("val_interval") or {}).get(time), list | tuple):
+        yield f"val_interval: got a list for {time}, wanted an interval such as [0,inf)"

@@ -152,7 +152,7 @@ USED: dict[str, Kind] = {
     "benchmark_filename": _or_none(_SPLITS),
     "normalize_all": _or_none(_FLAG),
     # which interactions count
-    "rm_dup_inter": _or_none(_one_of(("first", "last"))),
+    "rm_dup_inter": _or_none(Kind("first or last", lambda value: value in ("first", "last"))),
     "val_interval": _or_none(_SPANS),
     **_each(_or_none(_SPAN), "user_inter_num_interval item_inter_num_interval"),
 }

@@ -12,6 +12,7 @@ from recbole.config import Config
 
 from ..errors import SettingsError
 from ..names import MODEL_NAMES
+from ..training.data_files import check_splits
 from .config import checked_config
 from .registration import MLflowTracking
 
@@ -92,7 +93,7 @@ class Loaded:
 def load(config: Config) -> Loaded:
     """Load data and model of a configuration, seeded as RecBole does it."""
     from recbole.data import data_preparation
-    from recbole.utils import get_model, init_seed
+    from recbole.utils import init_seed
 
     from .stock_histories import create_dataset
 
@@ -100,8 +101,9 @@ def load(config: Config) -> Loaded:
     data = create_dataset(config)
     logging.getLogger().info(data)
     train, valid, test = data_preparation(config, data)
+    check_splits(data, {"train": train._dataset, "valid": valid._dataset, "test": test._dataset})
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = get_model(config["model"])(config, train._dataset).to(config["device"])
+    model = config.model_class(config, train._dataset).to(config["device"])
     return Loaded(train, valid, test, model)
 
 

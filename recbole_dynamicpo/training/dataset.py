@@ -28,7 +28,7 @@ from ..errors import DataError, SettingsError
 from ..scoring.batches import PromptRow
 from ..settings import read_settings
 from .columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
-from .data_files import data_notes, require_data
+from .data_files import check_splits, data_notes, require_data
 from .row_order import put_in_order, shuffle_rows
 from .sampling import (
     TEMPLATE_DRAWS,
@@ -55,9 +55,10 @@ def _reading(config: Config) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+        said = str(error).partition("\n")[0][:200]
         raise DataError(
             f"data set '{config['dataset']}' in {config['data_path']}: RecBole cannot load it with these "
-            f"settings ({type(error).__name__}: {error})"
+            f"settings ({type(error).__name__}: {said})"
         ) from error
 
 
@@ -107,6 +108,7 @@ class DynamicPODataset(SequentialDataset):
         self._limit_evaluation()
         with _reading(self.config):
             parts: list[DynamicPODataset] = super().build()
+        check_splits(self, dict(zip(PHASES, parts, strict=True)))
         start = 0
         for part in parts:
             ids = torch.arange(start, start + len(part.inter_feat))
