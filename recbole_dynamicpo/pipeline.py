@@ -40,8 +40,7 @@ from .tracking.record import (
 )
 from .training.data_files import require_data
 from .training.dataset import DynamicPODataset
-from .training.facts import gather, params_of
-from .training.recording import data_audit, probe_rows
+from .training.recording import data_audit, gather, params_of, probe_rows
 from .training.trainer import DynamicPOTrainer, OnProgress
 
 __all__ = ["begin", "evaluate", "prepare", "train"]

@@ -20,7 +20,7 @@ from recbole_dynamicpo.pipeline import begin, evaluate, prepare, train
 from recbole_dynamicpo.settings import fields_of_settings, properties_folder, read_settings
 from recbole_dynamicpo.stage_results import stage_key
 from recbole_dynamicpo.tracking.record import read_record
-from recbole_dynamicpo.training.facts import gather
+from recbole_dynamicpo.training.recording import gather
 
 PARAMS = {name: field.default for name, field in fields_of_settings().items()}
 FILLED = {name: f"digest of {name}" for name in FACTS}

@@ -1,7 +1,7 @@
 """Counting models: what a history of items makes likely next, by counts alone.
 
 They are contestants of every table, for they are hard to beat. Counts are whole numbers, so that what a user
-contributed can be taken out exactly: a model that has seen the row it is asked about looks perfect, and isn't.
+contributed can be taken out exactly: a model that has seen the row that it is asked about looks perfect.
 Shape letters: B histories, N items (ids from 1 to N - 1), D distances.
 """
 
@@ -185,7 +185,7 @@ def next_item(
         without: a user whose own contribution is taken out of both.
     """
     known, background = model.scores(history, without), popularity.scores(history, without)
-    background = background / background.sum()
+    background /= background.sum()
     if known.sum() <= 0:
         return background
     found: FloatArray = (1 - share) * known / known.sum() + share * background

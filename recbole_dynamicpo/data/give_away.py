@@ -120,6 +120,15 @@ class GiveAway:
         ]
         return {**splits, **{name: getattr(self, name) for name in names}}
 
+    def table(self) -> str:
+        """Return what each rule reaches on each split, and by chance, as text."""
+        lines = [f"{'':24}" + "".join(f"{split:>10}{'chance':>9}" for split in self.splits)]
+        for rule in next(iter(self.splits.values()), {}):
+            cells = (found[rule] for found in self.splits.values())
+            lines.append(f"{rule:24}" + "".join(f"{c.hit_rate:10.4f}{c.chance:9.4f}" for c in cells))
+        shares = (f"{self.targets_seen[split]:10.4f}{'':9}" for split in self.splits)
+        return "\n".join([*lines, f"{'targets seen in training':24}" + "".join(shares)])
+
     def findings(self) -> list[str]:
         """Return a line for each finding: the figure, what it means, what to do."""
         lines = []
@@ -131,9 +140,9 @@ class GiveAway:
                     f"{_REMEDY.get(rule, _REMEDY['place_rule'])}"
                 )
         pairs = (
-            ("neighbours and other pairs in histories", self.order_agreement, self.order_coin),
+            ("pairs within histories", self.order_agreement, self.order_coin),
             (
-                "pairs of a history's title and the target",
+                "pairs of history and target",
                 self.target_order_agreement,
                 self.target_order_coin,
             ),
@@ -178,9 +187,9 @@ def audit_give_away(
             luck = {name: hit_rate(rule.scores(rows), rows) for name, rule in controls.items()}
             found[split] = {name: Found(reached[name], luck[name], len(rows.targets)) for name in rules}
     pairs = [_pairs(history) for history in train.histories]
-    within = _agreement([first for first, _ in pairs], [second for _, second in pairs])
+    within = _agreement(train.users, [first for first, _ in pairs], [second for _, second in pairs])
     behind = [np.full(len(h), t) for h, t in zip(train.histories, train.targets, strict=True)]
-    to_target = _agreement(train.histories, behind)
+    to_target = _agreement(train.users, train.histories, behind)
     every, seen = splits["all"], set(train.targets.tolist())
     known = {(tuple(h.tolist()), t) for h, t in zip(train.histories, train.targets.tolist(), strict=True)}
     anywhere = seen.union(*(set(history.tolist()) for history in train.histories))
@@ -213,7 +222,8 @@ def _pooled(parts: list[Rows]) -> Rows:
     width = max((part.candidates.shape[1] for part in parts), default=0)
     lists = [np.pad(p.candidates, ((0, 0), (0, width - p.candidates.shape[1]))) for p in parts]
     histories = [history for part in parts for history in part.histories]
-    return Rows(histories, np.concatenate(lists), np.concatenate([part.targets for part in parts]))
+    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("targets", "users"))
+    return Rows(histories, np.concatenate(lists), *columns)
 
 
 def _dealt_anew(rows: Rows, seed: int) -> Rows:
@@ -235,7 +245,8 @@ def _dealt_anew(rows: Rows, seed: int) -> Rows:
         companions[np.arange(count), gap] = moved
         companions[np.arange(count), place] = rows.targets
         others = companions
-    return Rows([draw.permutation(history) for history in rows.histories], others, rows.targets)
+    histories = [draw.permutation(history) for history in rows.histories]
+    return Rows(histories, others, rows.targets, rows.users)
 
 
 def _pairs(history: IntArray) -> tuple[IntArray, IntArray]:
@@ -243,15 +254,28 @@ def _pairs(history: IntArray) -> tuple[IntArray, IntArray]:
     return history[first], history[second]
 
 
-def _agreement(firsts: list[IntArray], seconds: list[IntArray]) -> tuple[float | None, float | None]:
-    """Return the share of pairs in the direction of their majority, and what a coin gives at these counts."""
+def _agreement(
+    users: IntArray, firsts: list[IntArray], seconds: list[IntArray]
+) -> tuple[float | None, float | None]:
+    """Return the share of pairs in the direction of their majority, and what a coin gives at these counts.
+
+    A pair counts once a user, however many rows of the user's hold it.
+
+    Args:
+        users: (N,) of each row.
+        firsts, seconds: N arrays of items: each row's pairs, in order.
+    """
     none = np.zeros(0, dtype=np.int64)
     first, second = np.concatenate([none, *firsts]), np.concatenate([none, *seconds])
-    first, second = first[first != second], second[first != second]
+    owner = np.repeat(users, [len(side) for side in firsts])
+    differs = first != second
+    size = int(max(first.max(initial=0), second.max(initial=0))) + 1
+    once = np.unique(((owner * size + first) * size + second)[differs])
+    first, second = np.divmod(once % size**2, size)
     if not len(first):
         return None, None
     low, high = np.minimum(first, second), np.maximum(first, second)
-    _, pair, count = np.unique(low * (int(high.max()) + 1) + high, return_inverse=True, return_counts=True)
+    _, pair, count = np.unique(low * size + high, return_inverse=True, return_counts=True)
     forward = np.bincount(pair, weights=first < second, minlength=len(count))
     often = count >= LEAST_TOGETHER
     if not often.any():

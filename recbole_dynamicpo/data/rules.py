@@ -31,11 +31,13 @@ class Rows:
         histories: N arrays of items, oldest first.
         candidates: (N, C) in the order of the list, 0 where a row has fewer; C is 0 where there are no lists.
         targets: (N,) the items chosen.
+        users: (N,) whose row it is.
     """
 
     histories: list[IntArray]
     candidates: IntArray
     targets: IntArray
+    users: IntArray
 
     def places(self) -> IntArray:
         """Return (N,) the place of each target in its list."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from recbole.data import data_preparation
 
-from ..data.counting import Sequences
 from ..data.give_away import GiveAway, audit_give_away
-from ..data.rules import Rows
-from ..training.columns import CANDIDATE_IDS
+from ..training.contestants import rows_of, train_rows
 from ..training.dataset import DynamicPODataset
 from ..training.evaluating import rows_to_rank
 from .config import PlainConfig, refuse_pickles
@@ -37,35 +34,7 @@ def audit_data(
     refuse_pickles(config)
     data = DynamicPODataset(config)
     _, valid, test = data_preparation(config, data)
-    held_out = {
-        name: rows_of(rows_to_rank(loader, data.settings.seed)._dataset)
-        for name, loader in (("valid", valid), ("test", test))
-    }
-    return audit_give_away(train_rows(data), held_out, data.item_num, data.settings.seed, data.time_ties), data.notes
-
-
-def rows_of(data: DynamicPODataset) -> Rows:
-    """Return the rows of one split, with the candidates that they are ranked among."""
-    rows = data.inter_feat
-    return Rows(data.history(rows), rows[CANDIDATE_IDS].numpy(), rows[data.iid_field].numpy())
-
-
-def train_rows(data: DynamicPODataset) -> Rows:
-    """Return all training rows of a built data set, with the candidates that training would show."""
-    rows = data.stage_rows(0)
-    return Rows(data.history(rows), rows[CANDIDATE_IDS].numpy(), rows[data.iid_field].numpy())
-
-
-def train_sequences(data: DynamicPODataset) -> Sequences:
-    """Return what each user took in training, in order: the first history, then every target.
-
-    Pre-split rows that continue one another are one sequence, so that no title counts more than once.
-    """
-    rows = data.built["train"].inter_feat
-    users, targets = rows[data.uid_field].numpy(), rows[data.iid_field].numpy()
-    histories = data.history(rows)
-    order = np.argsort(users, kind="stable")
-    starts = np.flatnonzero(np.diff(users[order], prepend=-1))
-    groups = np.split(order, starts[1:])
-    of_user = {int(users[group[0]]): np.append(histories[group[0]], targets[group]) for group in groups if len(group)}
-    return Sequences(data.item_num, of_user)
+    seed = data.settings.seed
+    loaders = {"valid": valid, "test": test}
+    held_out = {name: rows_of(rows_to_rank(loader, seed)._dataset) for name, loader in loaders.items()}
+    return audit_give_away(train_rows(data), held_out, data.item_num, seed, data.time_ties), data.notes

@@ -25,6 +25,7 @@ from ..names import MODEL_NAMES
 from ..settings import properties_folder, read_dataset_defaults
 from ..storage import write_json
 from ..training.columns import CANDIDATE_IDS
+from ..training.contestants import rank_by_counting
 from ..training.dataset import DynamicPODataset
 from ..training.evaluating import (
     Ranked,
@@ -101,7 +102,7 @@ class Baselines:
     """What ``run_baselines`` found.
 
     Attributes:
-        contestants: popularity and the stock model.
+        contestants: popularity, rules where lists are published, counting models, the stock model.
         result: RecBole's own metrics of the stock model over the candidates.
         table: both as text.
         folder: where their ranks lie, a folder each.
@@ -117,9 +118,9 @@ def run_baselines(
     dataset: str,
     config_files: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
-    model: str = "SASRec",
+    model: str | None = "SASRec",
 ) -> Baselines:
-    """Rank the test rows of a data set by popularity and by a stock model trained on its training rows.
+    """Rank the test rows of a data set by counting and by a stock model, both learned from its training rows.
 
     The stock model sees all training and validation rows, whatever part of them DynamicPO is given.
 
@@ -128,30 +129,33 @@ def run_baselines(
         config_files: YAML files, later ones win. ``seed``, ``eval_rows`` and the candidates' settings must
             be those of the run to compare with; training settings are the stock model's.
         overrides: settings that win over the files.
-        model: a sequential model of RecBole.
+        model: a sequential model of RecBole; None: counting alone.
 
     Raises:
         DynamicPOError: anything wrong with settings or data.
     """
-    config = _configure(dataset, config_files, overrides or {}, model)
+    config = _configure(dataset, config_files, overrides or {}, model or "SASRec")
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     data = BaselineDataset(config)
     train, valid, test = data_preparation(config, data)
-    init_seed(config["seed"], config["reproducibility"])
-    trainer = CandidateTrainer(config, get_model(model)(config, train._dataset).to(config["device"]))
-    started = time.perf_counter()
-    trainer.fit(train, valid, show_progress=config["show_progress"])
-    seconds = {f"{model} training": time.perf_counter() - started}
-    result = trainer.evaluate(test)
-    found = {"popularity": rank_by_popularity(trainer.ranked_data), model: trainer.ranked}
+    rows = rows_to_rank(test, config["seed"])._dataset
+    found = {"popularity": rank_by_popularity(rows), **rank_by_counting(data, rows)}
+    seconds, result = {}, {}
+    if model:
+        init_seed(config["seed"], config["reproducibility"])
+        trainer = CandidateTrainer(config, get_model(model)(config, train._dataset).to(config["device"]))
+        started = time.perf_counter()
+        trainer.fit(train, valid, show_progress=config["show_progress"])
+        seconds = {f"{model} training": time.perf_counter() - started}
+        result, found[model] = trainer.evaluate(test), trainer.ranked
     contestants = [Contestant(name, ranked.ranks) for name, ranked in found.items()]
     folder = Path(config["checkpoint_dir"]) / f"baselines-{dataset}-{get_local_time()}"
     _save(folder, data, found, seconds)
     used, total = data.subsampled()["test"]
     table = render(
         contestants,
-        chance=trainer.ranked.chance,
+        chance=found["popularity"].chance,
         seconds=seconds,
         notes=[*data.notes, f"test rows: {used} of {total}", f"ranks: {folder}, a folder each"],
     )

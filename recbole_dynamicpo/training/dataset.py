@@ -73,6 +73,8 @@ class DynamicPODataset(SequentialDataset):
         catalogue: titles of the items 1 to ``item_num`` - 1.
         notes: what a reader of figures on these data has to know, a sentence each.
         started: time of day when loading began, seconds.
+        lists_published: whether rows keep the candidate lists that they carry.
+        time_ties: share of a user's neighbours that bear one time; None where there are no times.
 
     Raises:
         SettingsError: a setting is wrong (checked before any file is read).
@@ -94,6 +96,8 @@ class DynamicPODataset(SequentialDataset):
         self.notes = data_notes(config)
         # Filled by build(); the splits are shallow copies of this data set and share them.
         self.built: dict[str, DynamicPODataset] = {}
+        self.time_ties: float | None = None
+        self.lists_published = False
         self._used: list[tuple[IntArray, IntArray]] = []
         self._total: dict[str, int] = {}
 
@@ -117,7 +121,8 @@ class DynamicPODataset(SequentialDataset):
         self.built.update(zip(PHASES, parts, strict=True))
         if self.benchmark_filename_list is not None and self.settings.history_order == "shuffled":
             self.notes.append(shuffle_rows(self, self.built))
-        if self._candidates_are_published():
+        self.lists_published = self._candidates_are_published()
+        if self.lists_published:
             self._check_fixed_candidates()
         self._used[:] = [self._used_until(phase) for phase in range(len(PHASES))]
         wanted = {"valid": self.settings.valid_rows, "test": self.settings.eval_rows}

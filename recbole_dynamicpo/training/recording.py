@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,19 @@ import torch
 
 from ..errors import StoppedError
 from ..evaluation.report import metric_name
-from ..ingredients import Ingredients
+from ..ingredients import Ingredients, flat_settings
+from ..language_model.adapter_folder import adapter_digest
+from ..language_model.attention import kernel_name
+from ..language_model.backbone import backbone_fingerprint, resolve_backbone, resolve_dtype, tokenizer_digest
+from ..scoring.prompts import load_templates
+from ..settings import Settings, properties_folder
+from ..storage import sha256_json
 from ..tracking.journal import Journal
 from ..tracking.live import NullTracker, Tracker, Tracking
 from ..tracking.record import JOURNAL_FILE, RECORD_FILE, describe, run_tags, write_record
 from ..tracking.system import system_metrics
 from .columns import CANDIDATE_IDS, ROW_ID
-from .facts import params_of
+from .data_files import data_digest
 
 # Seconds between two readings of processor and memory.
 SYSTEM_EVERY = 10.0
@@ -122,3 +129,38 @@ class Recorder:
         self._tracker.close("FINISHED")
         if self.whole and (self.folder / RECORD_FILE).is_file():
             self._tracking.publish(self.folder, self._uri)
+
+
+def gather(config: Any, settings: Settings) -> Ingredients:
+    """Return the ingredients of a run of one of our models.
+
+    Args:
+        config: RecBole's configuration; its data files, backbone and adapters are there.
+        settings: of the run, as checked.
+
+    Raises:
+        DynamicPOError: something that is named is not there, or damaged.
+    """
+    place = resolve_backbone(settings.backbone)
+    device = torch.device(config["device"])
+    dtype = resolve_dtype(settings.dtype, device)
+    templates = load_templates(settings.prompt, properties_folder() / "prompts")
+    adapter = settings.sft_adapter
+    return Ingredients.of(
+        params_of(config, settings),
+        {
+            "data": data_digest(config),
+            "backbone": backbone_fingerprint(place, settings.backbone),
+            "tokenizer": tokenizer_digest(place),
+            "template": sha256_json(templates.texts),
+            "adapter": adapter_digest(Path(adapter)) if adapter else None,
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": device.type,
+            "kernel": kernel_name(device, dtype),
+        },
+    )
+
+
+def params_of(config: Any, settings: Settings) -> dict[str, Any]:
+    """Return every setting of a run, flat: RecBole's final ones, and ours with their defaults."""
+    return flat_settings({**config.final_config_dict, **asdict(settings)})

@@ -32,6 +32,9 @@ def put_in_order(data: Any) -> list[str]:
     """
     settings, time_field = data.settings, data.time_field
     notes = []
+    users_of, times = data.inter_feat[data.uid_field].to_numpy(), data.inter_feat[time_field].to_numpy()
+    tied, neighbours = time_ties(users_of, times)
+    data.time_ties = tied / neighbours if neighbours else None
     if settings.history_order == "given":
         order = np.arange(len(data.inter_feat))
     else:
@@ -40,7 +43,6 @@ def put_in_order(data: Any) -> list[str]:
             columns = {field: data.inter_feat[field].to_numpy() for field in (data.uid_field, data.iid_field)}
             users, items = (data.id2token(field, ids) for field, ids in columns.items())
             keys = order_keys(users, items, settings.seed)
-            tied, neighbours = time_ties(columns[data.uid_field], data.inter_feat[time_field].to_numpy())
             data.inter_feat = data.inter_feat.iloc[np.argsort(keys, kind="stable")]
             if shuffled:
                 notes.append(f"no order in time: each user's titles are shuffled (seed {settings.seed})")

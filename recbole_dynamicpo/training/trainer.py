@@ -30,11 +30,11 @@ from ..tracking.live import NoTracking, Tracking
 from ..tracking.run_folder import new_run_folder, write_identity
 from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, resume_run, save_checkpoint
 from .columns import REFERENCE_LOGPS, ROW_ID
+from .contestants import rank_by_counting
 from .evaluating import Ranked, RankingTrainer, rows_to_rank, where_to_go_on, write_report
-from .facts import gather
 from .model import DynamicPO
 from .plan import StagePlan, plan_stages
-from .recording import Recorder
+from .recording import Recorder, gather
 from .reference import reference_logps
 from .rows import stage_rows, step_batches
 from .sampling import row_generator
@@ -294,6 +294,8 @@ class DynamicPOTrainer(RankingTrainer):
                 for voice, name in voices.items():
                     with self.model.speaking_as(voice):
                         found[name] = self.rank_rows(rows, show_progress)
+                    if voice == "popularity":
+                        found |= rank_by_counting(self.model.dataset, rows._dataset)
             notes = where_to_go_on(self.adapters["sft"], self.adapters[self.final_stage])
             write_report(self.recorder.journal, self.model, found, self.progress.seconds, notes)
         self.recorder.publish()

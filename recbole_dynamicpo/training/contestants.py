@@ -1,0 +1,94 @@
+"""Contestants that learn by counting: rules of lists, popularity, co-occurrence, transitions, EASE.
+
+They rank the very rows that a model ranks, from training rows alone, and so say what a figure is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+
+from ..data.counting import CoOccurrence, Counting, Ease, Popularity, Sequences, Transitions, next_item
+from ..data.rules import CompanyRule, FloatArray, OrderRule, PlaceRule, Rows
+from .columns import CANDIDATE_IDS
+from .dataset import DynamicPODataset
+from .evaluating import Ranked, rank_candidates
+
+# Share of popularity in a counting model's guess.
+POPULARITY_SHARE = 0.05
+# Items up to which EASE's matrix is inverted: some seconds and 8 bytes a pair.
+MOST_FOR_EASE = 6000
+
+
+def rank_by_counting(whole: DynamicPODataset, data: DynamicPODataset) -> dict[str, Ranked]:
+    """Return name -> ranks that counting gives to the rows of ``data``.
+
+    The rules of lists come first, where the lists are published ones.
+
+    Args:
+        whole: the built data set, whose training rows are counted.
+        data: n rows with their candidates.
+    """
+    rows = rows_of(data)
+    ranked = {}
+    for name, scores in _scores(whole, rows):
+        table = torch.from_numpy(np.where(rows.candidates > 0, scores, -np.inf))
+        ranked[name] = rank_candidates(data, table)
+    return ranked
+
+
+def _scores(whole: DynamicPODataset, rows: Rows) -> Iterator[tuple[str, FloatArray]]:
+    """Yield name and (N, C) scores of each contestant."""
+    items = whole.item_num
+    rules: tuple[tuple[str, Callable[[Rows, int], PlaceRule | CompanyRule | OrderRule]], ...] = (
+        ("rule: place", PlaceRule), ("rule: company", CompanyRule), ("rule: order", OrderRule),
+    )  # fmt: skip
+    if whole.lists_published:
+        train = train_rows(whole)
+        for name, learn in rules:
+            yield name, learn(train, items).scores(rows)
+    counted = train_sequences(whole)
+    popularity = Popularity(counted)
+    models: list[tuple[str, Callable[[Sequences], Counting]]] = [
+        ("co-occurrence", CoOccurrence),
+        ("transitions", Transitions),
+    ]
+    if items <= MOST_FOR_EASE:
+        models.append(("EASE", Ease))
+    for name, count in models:
+        model = count(counted)
+        found = [next_item(model, popularity, history, POPULARITY_SHARE) for history in rows.histories]
+        chosen = [guess[ids] for guess, ids in zip(found, rows.candidates, strict=True)]
+        yield name, np.stack(chosen) if chosen else np.zeros(rows.candidates.shape)
+
+
+def rows_of(data: DynamicPODataset) -> Rows:
+    """Return the rows of one split, with the candidates that they are ranked among."""
+    return _rows(data, data.inter_feat)
+
+
+def train_rows(data: DynamicPODataset) -> Rows:
+    """Return all training rows of a built data set, with the candidates that training would show."""
+    return _rows(data, data.stage_rows(0))
+
+
+def _rows(data: DynamicPODataset, rows: Interaction) -> Rows:
+    columns = (rows[name].numpy() for name in (CANDIDATE_IDS, data.iid_field, data.uid_field))
+    return Rows(data.history(rows), *columns)
+
+
+def train_sequences(data: DynamicPODataset) -> Sequences:
+    """Return what each user took in training, in order: the first history, then every target.
+
+    Pre-split rows that continue one another are one sequence, so that no title counts more than once.
+    """
+    rows = data.built["train"].inter_feat
+    users, targets = rows[data.uid_field].numpy(), rows[data.iid_field].numpy()
+    histories = data.history(rows)
+    order = np.argsort(users, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(users[order])) + 1) if len(order) else []
+    of_user = {int(users[group[0]]): np.append(histories[group[0]], targets[group]) for group in groups}
+    return Sequences(data.item_num, of_user)

@@ -1,0 +1,178 @@
+"""A user's titles in time, with ties drawn, or shuffled; lists drawn without the target's help."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recbole_dynamicpo.data.give_away import audit_give_away
+from recbole_dynamicpo.data.prepare import prepare
+from recbole_dynamicpo.errors import SettingsError
+from recbole_dynamicpo.host.config import PlainConfig
+from recbole_dynamicpo.training.columns import CANDIDATE_IDS
+from recbole_dynamicpo.training.contestants import rows_of, train_rows, train_sequences
+from recbole_dynamicpo.training.dataset import DynamicPODataset
+from recbole_dynamicpo.training.row_order import order_keys, shuffle_chains, time_ties
+from recbole_dynamicpo.training.sampling import draw_candidates, popularity_weights, row_generator
+
+from ..helpers.published_data import small_published
+
+pytestmark = pytest.mark.filterwarnings("ignore:using .* in Series.agg:FutureWarning")
+
+
+def build(settings: dict[str, Any], name: str = "toy") -> DynamicPODataset:
+    data = DynamicPODataset(PlainConfig("DynamicPO", name, [], settings))
+    data.build()
+    return data
+
+
+def taken(data: DynamicPODataset) -> dict[str, list[str]]:
+    """Return user -> item ids in training, as the files name them."""
+    items, users = data.field2id_token[data.iid_field], data.field2id_token[data.uid_field]
+    return {users[user]: items[ids].tolist() for user, ids in train_sequences(data).of_user.items()}
+
+
+@pytest.fixture
+def tied(toy_settings: dict[str, Any]) -> dict[str, Any]:
+    """The toy data with all of a user's times equal."""
+    path = Path(toy_settings["data_path"]) / "toy" / "toy.inter"
+    head, *lines = path.read_text().splitlines()
+    cells = [line.split("\t") for line in lines]
+    path.write_text("\n".join([head, *("\t".join([user, item, "17"]) for user, item, _ in cells)]) + "\n")
+    return toy_settings
+
+
+def reverse_file(settings: dict[str, Any]) -> None:
+    path = Path(settings["data_path"]) / "toy" / "toy.inter"
+    head, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([head, *lines[::-1]]) + "\n")
+
+
+@pytest.mark.parametrize("more", [{}, {"history_order": "shuffled"}])
+def test_drawn_orders_do_not_depend_on_the_file(tied: dict[str, Any], more: dict[str, Any]) -> None:
+    before = taken(build({**tied, **more}))
+    reverse_file(tied)
+    assert taken(build({**tied, **more})) == before
+    assert taken(build({**tied, **more, "seed": 7})) != before
+
+
+def test_ties_in_file_order_are_recboles_way(tied: dict[str, Any]) -> None:
+    before = taken(build({**tied, "time_ties": "file"}))
+    reverse_file(tied)
+    assert taken(build({**tied, "time_ties": "file"})) != before
+
+
+def test_times_that_differ_decide_alone(toy_settings: dict[str, Any]) -> None:
+    by_hash, by_file = build(toy_settings), build({**toy_settings, "time_ties": "file"})
+    assert taken(by_hash) == taken(by_file)
+    assert (by_hash.time_ties, by_hash.notes) == (0.0, [])
+    assert taken(build({**toy_settings, "history_order": "shuffled"})) != taken(by_hash)
+
+
+def test_the_order_given_is_that_of_the_file(toy_settings: dict[str, Any]) -> None:
+    lines = (Path(toy_settings["data_path"]) / "toy" / "toy.inter").read_text().splitlines()[1:]
+    by_user: dict[str, list[str]] = {}
+    for user, item, _ in (line.split("\t") for line in lines):
+        by_user.setdefault(user, []).append(item)
+    found = taken(build({**toy_settings, "history_order": "given"}))
+    assert found == {user: items[:-2] for user, items in by_user.items()}
+
+
+def test_ties_are_counted_and_said(tied: dict[str, Any]) -> None:
+    data = build(tied)
+    assert data.time_ties == 1.0
+    assert data.notes == [
+        "neighbours of a user with equal times: 84 of 84 (100%), ordered by a hash of user, item and seed"
+    ]
+
+
+def test_time_ties_by_hand() -> None:
+    """User 1 at 5, 5, 7 and user 2 at 5, 5: neighbours 2 + 1, of them tied 1 + 1."""
+    assert time_ties(np.array([1, 2, 1, 1, 2]), np.array([5.0, 5, 7, 5, 5])) == (2, 3)
+
+
+def test_order_keys_are_of_user_item_and_seed_alone() -> None:
+    keys = order_keys(["a", "b", "a"], ["x", "x", "y"], seed=3)
+    assert order_keys(["a", "a"], ["y", "x"], seed=3).tolist() == [keys[2], keys[0]]
+    assert len({*keys.tolist(), *order_keys(["a", "b", "a"], ["x", "x", "y"], seed=4).tolist()}) == 6
+
+
+def test_chains_are_cut_anew_from_the_same_titles() -> None:
+    users = np.array([3, 3, 3, 8])
+    histories = [np.array(h) for h in ([1, 2], [1, 2, 4], [2, 4, 5], [7])]
+    lengths, targets = np.array([2, 3, 3, 1]), np.array([4, 5, 6, 9])
+    cut, chosen = shuffle_chains(users, lengths, histories, targets, seed=1, phase=0)
+    assert [len(history) for history in cut] == lengths.tolist()
+    pool = [*cut[0].tolist(), *chosen[:3].tolist()]
+    assert sorted(pool) == [1, 2, 4, 5, 6]
+    assert cut[1].tolist() == pool[:3]
+    assert cut[2].tolist() == pool[1:4]
+    assert sorted([*cut[3].tolist(), int(chosen[3])]) == [7, 9]
+    again, _ = shuffle_chains(users, lengths, histories, targets, seed=1, phase=0)
+    assert [h.tolist() for h in again] == [h.tolist() for h in cut]
+    others = {tuple(shuffle_chains(users, lengths, histories, targets, s, 0)[1].tolist()) for s in range(20)}
+    assert len(others) > 5
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(tmp_path)
+    prepare("lastfm", small_published(tmp_path / "in"), tmp_path / "data", progress=False)
+    quiet = {"show_progress": False, "state": "WARNING", "num_candidates": 6, "num_negatives": 3}
+    return {"data_path": str(tmp_path / "data"), "valid_rows": 0, "eval_rows": 0, **quiet}
+
+
+def test_published_rows_keep_their_titles_and_get_other_rows(small: dict[str, Any]) -> None:
+    published = build({**small, "candidate_source": "published", "history_order": "time"}, "lastfm")
+    fresh = build(small, "lastfm")
+    before, after = taken(published), taken(fresh)
+    assert before.keys() == after.keys()
+    assert all(Counter(before[user]) == Counter(after[user]) for user in before)
+    assert before != after
+    assert any("pooled, shuffled and cut anew" in note for note in fresh.notes)
+    assert any("candidates: fresh, uniform" in note for note in fresh.notes)
+    assert fresh.built["test"].inter_feat[CANDIDATE_IDS].shape[1] == 6
+
+
+def test_published_lists_are_not_put_under_other_targets(small: dict[str, Any]) -> None:
+    with pytest.raises(
+        SettingsError, match="candidate_source: got published, but with history_order shuffled"
+    ):
+        build({**small, "candidate_source": "published"}, "lastfm")
+
+
+def test_a_candidate_seed_redraws_evaluation_alone(small: dict[str, Any]) -> None:
+    one, two = build(small, "lastfm"), build({**small, "candidate_seed": 9}, "lastfm")
+    assert (one.stage_rows(0)[CANDIDATE_IDS] == two.stage_rows(0)[CANDIDATE_IDS]).all()
+    test = [data.built["test"].inter_feat for data in (one, two)]
+    assert (test[0]["item_id"] == test[1]["item_id"]).all()
+    assert not (test[0][CANDIDATE_IDS] == test[1][CANDIDATE_IDS]).all()
+
+
+def test_negatives_follow_the_distribution_that_is_asked_for() -> None:
+    """Item 2 has 99.5 of 101.5 shares of the negatives; uniform draws take each of three alike."""
+    counts = np.array([0, 500, 99, 0, 1])
+    weights = popularity_weights(counts)
+    none = np.array([], dtype=np.int64)
+    drawn: dict[str, Counter[int]] = {"popularity": Counter(), "uniform": Counter()}
+    for row in range(600):
+        for name, w in (("popularity", weights), ("uniform", None)):
+            draw = row_generator(1, 0, row)
+            ids = draw_candidates(1, none, 5, 2, draw, "row", w).tolist()
+            drawn[name].update(item for item in ids if item != 1)
+    assert drawn["popularity"][2] / 600 == pytest.approx(99.5 / 101.5, abs=0.02)
+    assert all(abs(drawn["uniform"][item] / 600 - 1 / 3) < 0.09 for item in (2, 3, 4))
+
+
+def test_lists_that_we_draw_give_nothing_away() -> None:
+    """On ml-100k, which has real titles of very unequal popularity."""
+    settings = {"valid_rows": 0, "eval_rows": 0, "sft_rows": 0, "state": "WARNING", "show_progress": False}
+    data = build(settings, "ml-100k")
+    held = {phase: rows_of(data.built[phase]) for phase in ("valid", "test")}
+    found = audit_give_away(train_rows(data), held, data.item_num, data.settings.seed)
+    assert {name for name, rule in found.splits["all"].items() if rule.is_finding()} == set()
+    assert found.repeated == found.target_in_history == 0
