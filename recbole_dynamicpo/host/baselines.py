@@ -36,6 +36,7 @@ from ..training.evaluating import (
     score_table,
 )
 from .config import PlainConfig, check_model, refuse_pickles
+from .defaults import check_settings
 from .registration import register
 from .stock_histories import fit_histories
 
@@ -54,6 +55,7 @@ class BaselineConfig(PlainConfig):
         loss = self.external_config_dict.get("loss_type", stock.get("loss_type"))
         if loss == "CE":  # RecBole refuses its own default of one negative with this loss
             self.internal_config_dict["train_neg_sample_args"] = None
+        check_settings(self, stock=True)
 
 
 class BaselineDataset(DynamicPODataset):

@@ -16,8 +16,9 @@ from recbole.config import Config
 from ..data.download import check_name
 from ..errors import DataError, SettingsError, nearest
 from ..names import MODEL_NAMES
-from ..settings import read_dataset_defaults, read_settings
+from ..settings import read_dataset_defaults
 from ..training.data_files import require_data
+from .defaults import lineage, read_byte_order_marks
 from .registration import register
 
 _TEACHERS = ("CrossNet", "CIN")  # of RecBole's KD_DAGFM, which evaluates the name
@@ -61,8 +62,9 @@ class PlainConfig(Config):
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         check_name(dataset)
         super()._load_internal_config_dict(model, model_class, dataset)
-        if model not in MODEL_NAMES:
+        if not lineage(model_class):
             read_dataset_defaults(self, dataset)
+            read_byte_order_marks(self)
 
     def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
         return _SafeYaml
@@ -74,28 +76,37 @@ class PlainConfig(Config):
         return config_dict
 
     def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        for name in file_list or []:
-            try:
-                content = yaml.load(Path(name).read_text(encoding="utf-8"), Loader=_SafeYaml)
-                size = _expanded_size(content)
-            except OSError as error:
-                raise SettingsError(f"settings file {name}: cannot be read ({error.strerror})") from error
-            except RecursionError as error:
-                raise SettingsError(f"settings file {name}: nested too deeply, or in itself") from error
-            except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError) as error:
-                raise SettingsError(f"settings file {name}: not plain YAML: {error}") from error
-            if size > _MOST_VALUES:
-                raise SettingsError(f"settings file {name}: its aliases expand to {size} values")
-            if content is not None and not isinstance(content, dict):
-                raise SettingsError(
-                    f"settings file {name}: got {type(content).__name__}, wanted key: value lines"
-                )
-            for key in content or {}:
-                if not isinstance(key, str):
-                    raise SettingsError(f"settings file {name}: got the key {key!r}, wanted a name")
-            merged.update(content or {})
-        return merged
+        return read_settings_files(file_list or [])
+
+
+def read_settings_files(names: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of YAML files; later ones win.
+
+    Raises:
+        SettingsError: a file that cannot be read, or is more or else than plain ``key: value`` lines.
+    """
+    merged: dict[str, Any] = {}
+    for name in names:
+        try:
+            content = yaml.load(Path(name).read_text(encoding="utf-8"), Loader=_SafeYaml)
+            size = _expanded_size(content)
+        except OSError as error:
+            raise SettingsError(f"settings file {name}: cannot be read ({error.strerror})") from error
+        except RecursionError as error:
+            raise SettingsError(f"settings file {name}: nested too deeply, or in itself") from error
+        except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+            raise SettingsError(f"settings file {name}: not plain YAML: {error}") from error
+        if size > _MOST_VALUES:
+            raise SettingsError(f"settings file {name}: its aliases expand to {size} values")
+        if content is not None and not isinstance(content, dict):
+            raise SettingsError(
+                f"settings file {name}: got {type(content).__name__}, wanted key: value lines"
+            )
+        for key in content or {}:
+            if not isinstance(key, str):
+                raise SettingsError(f"settings file {name}: got the key {key!r}, wanted a name")
+        merged.update(content or {})
+    return merged
 
 
 def _expanded_size(value: Any) -> int:
@@ -161,10 +172,7 @@ def plain_config(
     """Return the configuration of a run with its settings checked, before any data file is looked for."""
     register()
     check_model(model)
-    config = PlainConfig(model, dataset, list(config_files), dict(overrides))
-    if model in MODEL_NAMES:
-        read_settings(config)
-    return config
+    return PlainConfig(model, dataset, list(config_files), dict(overrides))
 
 
 def check_model(model: str) -> None:

@@ -12,6 +12,7 @@ from recbole.config import Config
 
 from ..errors import SettingsError
 from ..names import MODEL_NAMES
+from ..training.data_files import check_splits
 from .config import checked_config
 from .registration import MLflowTracking
 
@@ -92,7 +93,7 @@ class Loaded:
 def load(config: Config) -> Loaded:
     """Load data and model of a configuration, seeded as RecBole does it."""
     from recbole.data import data_preparation
-    from recbole.utils import get_model, init_seed
+    from recbole.utils import init_seed
 
     from .stock_histories import create_dataset
 
@@ -100,8 +101,9 @@ def load(config: Config) -> Loaded:
     data = create_dataset(config)
     logging.getLogger().info(data)
     train, valid, test = data_preparation(config, data)
+    check_splits(data, {"train": train._dataset, "valid": valid._dataset, "test": test._dataset})
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = get_model(config["model"])(config, train._dataset).to(config["device"])
+    model = config.model_class(config, train._dataset).to(config["device"])
     return Loaded(train, valid, test, model)
 
 
@@ -109,6 +111,10 @@ def run_distributed(
     model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
 ) -> None:
     """Run a stock model in ``overrides["nproc"]`` processes, one a GPU.
+
+    RecBole 1.2.1 measures wrongly then: rows are doubled until they divide among the processes, each batch
+    weighs the four parts of its tuple instead of its rows, and the name of the saved file has the second of
+    the process that made it. A warning says so at the start.
 
     Raises:
         SettingsError: one of our models; their trainer uses one process and accumulates instead.
@@ -119,6 +125,12 @@ def run_distributed(
         raise SettingsError(
             f"nproc: got {overrides['nproc']} for {model}, wanted 1 (raise accumulation_steps instead)"
         )
+    logging.getLogger(__name__).warning(
+        "%s in %s processes: RecBole 1.2.1's metrics are wrong then (rows are doubled until they divide, and "
+        "every batch weighs the same whatever its rows), and the saved model may not be found, as its name "
+        "holds the second at which each process started; --nproc=1 measures rightly",
+        model, overrides["nproc"],
+    )  # fmt: skip
     arguments = (model, dataset, list(config_files), dict(overrides))
     torch.multiprocessing.spawn(run_rank, args=arguments, nprocs=overrides["nproc"], join=True)
 

@@ -22,12 +22,13 @@ from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
+from ..data.atomic_files import UTF8
 from ..data.catalogue import Catalogue, build_catalogue, read_titles
 from ..errors import DataError, SettingsError
 from ..scoring.batches import PromptRow
 from ..settings import read_settings
 from .columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
-from .data_files import data_notes, require_data
+from .data_files import check_splits, data_notes, require_data
 from .row_order import put_in_order, shuffle_rows
 from .sampling import (
     TEMPLATE_DRAWS,
@@ -54,9 +55,10 @@ def _reading(config: Config) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+        said = str(error).partition("\n")[0][:200]
         raise DataError(
             f"data set '{config['dataset']}' in {config['data_path']}: RecBole cannot load it with these "
-            f"settings ({type(error).__name__}: {error})"
+            f"settings ({type(error).__name__}: {said})"
         ) from error
 
 
@@ -110,6 +112,7 @@ class DynamicPODataset(SequentialDataset):
         self._limit_evaluation()
         with _reading(self.config):
             parts: list[DynamicPODataset] = super().build()
+        check_splits(self, dict(zip(PHASES, parts, strict=True)))
         start = 0
         for part in parts:
             ids = torch.arange(start, start + len(part.inter_feat))
@@ -290,6 +293,7 @@ class DynamicPODataset(SequentialDataset):
             id_field=self.settings.item_file_id_field or self.iid_field,
             title_field=self.settings.item_title_field,
             separator=self.config["field_separator"],
+            encoding=self.config["encoding"] or UTF8,
         )
         tokens = [str(token) for token in self.field2id_token[self.iid_field][1:]]
         return build_catalogue(titles, tokens, [0] * len(tokens), path)
