@@ -13,12 +13,17 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 # Of the lists that a title had as a target, how many of the latest are remembered.
 LISTS_KEPT = 30
+# Rows whose lists are compared at once: some tens of megabytes.
+ROWS_AT_ONCE = 256
+# Pairs of titles are judged by their order if so many users have both.
+LEAST_TOGETHER = 4
 # What a matching place, and a title that never was a target, add to the number of shared titles.
 SAME_PLACE, NEVER_A_TARGET = 100.0, 50.0
 
@@ -52,12 +57,13 @@ class Rule(Protocol):
         """Return (N, C), -inf where there is no candidate."""
 
 
-def hit_rate(scores: FloatArray, rows: Rows) -> float:
-    """Return the expected share of rows whose target comes first; titles tied at the top win alike."""
-    top = scores.max(axis=1, keepdims=True)
+def hit_shares(scores: FloatArray, rows: Rows) -> FloatArray:
+    """Return (N,) the chance of each row's target to come first; titles tied at the top win alike."""
+    top = scores.max(axis=1, keepdims=True, initial=-np.inf)
     first = (scores == top) & (rows.candidates > 0)
     hit = np.take_along_axis(first, rows.places()[:, None], axis=1)[:, 0]
-    return float((hit / first.sum(axis=1)).mean())
+    shares: FloatArray = hit / first.sum(axis=1)
+    return shares
 
 
 class PlaceRule:
@@ -105,15 +111,28 @@ class CompanyRule:
     def scores(self, rows: Rows) -> FloatArray:
         """Return (N, C) numbers of titles shared beside the title itself; 0 if it never was a target."""
         found = np.where(rows.candidates > 0, 0.0, -np.inf)
-        listed = np.zeros(self.items, dtype=bool)
-        for row, ids in enumerate(rows.candidates):
-            listed[ids] = True
-            listed[0] = False
-            for place in np.flatnonzero((ids > 0) & (self.ends[ids] > self.starts[ids])):
-                end = self.ends[ids[place]]
-                known = self.lists[max(self.starts[ids[place]], end - LISTS_KEPT) : end]
-                found[row, place] = listed[known].sum(axis=1).max() - 1
-            listed[ids] = False
+        for start in range(0, len(found), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            found[part] = np.maximum(found[part], self._shared(rows.candidates[part]))
+        return found
+
+    def _shared(self, candidates: IntArray) -> FloatArray:
+        """Return (n, C) shared titles of the best of each candidate's lists, -inf where there is none."""
+        found = np.full(candidates.shape, -np.inf)
+        listed = np.zeros((len(candidates), self.items), dtype=bool)
+        np.put_along_axis(listed, candidates, True, axis=1)
+        listed[:, 0] = False
+        kept = np.minimum(self.ends - self.starts, LISTS_KEPT)[candidates] * (candidates > 0)
+        row, place = np.nonzero(kept)
+        if not len(row):
+            return found
+        sizes = kept[row, place]
+        starts = np.cumsum(sizes) - sizes
+        entry = np.repeat(np.arange(len(row)), sizes)
+        age = np.arange(len(entry)) - starts[entry]
+        lists = self.lists[self.ends[candidates[row, place]][entry] - 1 - age]
+        shared = listed[row[entry][:, None], lists].sum(axis=1)
+        found[row, place] = np.maximum.reduceat(shared, starts) - 1
         return found
 
 
@@ -163,9 +182,8 @@ def recovered_order(histories: list[IntArray], items: int) -> IntArray:
     Where the graph has circles there is no such order, and the first visit breaks them.
     """
     flat = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
-    owner = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
-    inside = (owner[1:] == owner[:-1]) & (flat[1:] != flat[:-1])
-    pairs, counts = np.unique(flat[:-1][inside] * items + flat[1:][inside], return_counts=True)
+    before, behind = _neighbours(histories)
+    pairs, counts = np.unique(before * items + behind, return_counts=True)
     first, second = np.divmod(pairs, items)
     count_of = dict(zip(pairs.tolist(), counts.tolist(), strict=True))
     back = np.array([count_of.get(pair, 0) for pair in (second * items + first).tolist()], dtype=np.int64)
@@ -181,6 +199,21 @@ def recovered_order(histories: list[IntArray], items: int) -> IntArray:
     finished = _finished(seen[np.argsort(at)].tolist(), after)
     position[finished[::-1]] = np.arange(len(finished))
     return position
+
+
+def follows_one_order(histories: list[IntArray], items: int) -> bool:
+    """Say whether all neighbours of all histories follow one order; False where there are none."""
+    position = recovered_order(histories, items)
+    first, second = _neighbours(histories)
+    return bool(len(first) and (position[first] < position[second]).all())
+
+
+def _neighbours(histories: list[IntArray]) -> tuple[IntArray, IntArray]:
+    """Return the two sides of all neighbours of different items, as often as they occur."""
+    flat = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
+    owner = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+    inside = (owner[1:] == owner[:-1]) & (flat[1:] != flat[:-1])
+    return flat[:-1][inside], flat[1:][inside]
 
 
 def _finished(starts: list[int], after: dict[int, list[int]]) -> list[int]:
@@ -202,3 +235,65 @@ def _finished(starts: list[int], after: dict[int, list[int]]) -> list[int]:
                 seen.add(step)
                 path.append((step, iter(after[step])))
     return left
+
+
+Pairs = list[tuple[IntArray, IntArray]]
+
+
+def pairs_in_order(rows: Rows) -> tuple[Pairs, Pairs]:
+    """Return the first and second items of each row's pairs: all pairs of the row, and those with its target.
+
+    Where a row goes on from the one before, the pairs within its history are left out: that row has them.
+    """
+    every, with_target = [], []
+    before, user = np.zeros(0, dtype=np.int64), None
+    for history, target, owner in zip(rows.histories, rows.targets, rows.users, strict=True):
+        to_target = history, np.full(len(history), target)
+        with_target.append(to_target)
+        goes_on = owner == user and np.array_equal(before[len(before) - len(history) :], history)
+        first, second = (np.zeros(0, dtype=np.intp),) * 2 if goes_on else np.triu_indices(len(history), 1)
+        every.append((np.append(history[first], to_target[0]), np.append(history[second], to_target[1])))
+        before, user = np.append(history, target), owner
+    return every, with_target
+
+
+def order_agreement(users: IntArray, pairs: Pairs) -> tuple[float | None, float | None]:
+    """Return the share of pairs in the direction of their majority, and what a coin gives at these counts.
+
+    A pair counts once a user, however many rows of the user's hold it.
+
+    Args:
+        users: (N,) of each row.
+        pairs: N first and second items of each row's pairs.
+
+    Returns:
+        None twice where no pair occurs together ``LEAST_TOGETHER`` times.
+    """
+    none = np.zeros(0, dtype=np.int64)
+    first = np.concatenate([none, *(side for side, _ in pairs)])
+    second = np.concatenate([none, *(side for _, side in pairs)])
+    owner = np.repeat(users, [len(side) for side, _ in pairs])
+    differs = first != second
+    size = int(max(first.max(initial=0), second.max(initial=0))) + 1
+    once = np.unique(((owner * size + first) * size + second)[differs])
+    first, second = np.divmod(once % size**2, size)
+    if not len(first):
+        return None, None
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    _, pair, count = np.unique(low * size + high, return_inverse=True, return_counts=True)
+    forward = np.bincount(pair, weights=first < second, minlength=len(count))
+    often = count >= LEAST_TOGETHER
+    if not often.any():
+        return None, None
+    count, forward = count[often], forward[often]
+    agreement = np.maximum(forward, count - forward).sum() / count.sum()
+    sizes, times = np.unique(count, return_counts=True)
+    coin = sum(_coin(int(size)) * number for size, number in zip(sizes, times, strict=True)) / count.sum()
+    return float(agreement), float(coin)
+
+
+def _coin(size: int) -> float:
+    """Return the expected larger count of ``size`` tosses of a coin."""
+    heads = np.arange(size + 1)
+    share: FloatArray = binom.pmf(heads, size, 0.5)
+    return float((np.maximum(heads, size - heads) * share).sum())
