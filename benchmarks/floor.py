@@ -26,8 +26,7 @@ from step import Step
 from torch import Tensor, nn
 from workload import Rows, build, read_dataset
 
-from recbole_dynamicpo.language_model.logps import pack
-from recbole_dynamicpo.language_model.packed import TokenBatch
+from recbole_dynamicpo.language_model.packed import TokenBatch, pack
 from recbole_dynamicpo.language_model.policy import POLICY, Policy
 
 NEGATIVES = 15

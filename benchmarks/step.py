@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from workload import SHAPES, Bench, Rows, build, read_dataset
 
-from recbole_dynamicpo.language_model.logps import pack
+from recbole_dynamicpo.language_model.packed import pack
 from recbole_dynamicpo.objectives.preference import preference_loss
 from recbole_dynamicpo.scoring.batches import PromptRow
 

@@ -12,9 +12,9 @@ from recbole.data.interaction import Interaction
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import DTYPES, Backbone, load_backbone, resolve_backbone
-from recbole_dynamicpo.language_model.logps import sharing_works
 from recbole_dynamicpo.language_model.packed import TokenBatch
 from recbole_dynamicpo.language_model.policy import POLICY, Policy
+from recbole_dynamicpo.language_model.probe import find_abilities
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import load_templates
@@ -69,8 +69,9 @@ class Rows:
     def columns(self, negatives: int) -> torch.Tensor:
         """Return (n, 1 + K) columns of the candidates, the positive first, as in the first epoch."""
         return scored_columns(
-            self.interaction, self.dataset.iid_field, negatives, self.dataset.settings.seed, epoch=0
-        )
+            self.interaction, self.dataset.iid_field, self.dataset.title_numbers.numpy(), negatives,
+            self.dataset.settings.seed, epoch=0,
+        )  # fmt: skip
 
     def scored(self, negatives: int) -> list[PromptRow]:
         """Return the rows with the positive and K negatives as completions."""
@@ -155,7 +156,7 @@ def _random_backbone(shapes: str, settings: Settings, device: str) -> Backbone:
     finally:
         torch.set_default_dtype(before)
     model.requires_grad_(False).eval()
-    return Backbone(model, tokenizer, shapes, "random", sharing_works(model))
+    return Backbone(model, tokenizer, shapes, "random", **find_abilities(model, shapes)._asdict())
 
 
 class _Folded(Collator):

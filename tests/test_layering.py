@@ -52,7 +52,7 @@ EMBASSIES = {
     "recbole": "training host",
     "mlflow": "serving.mlflow_store serving.pyfunc tracking.client tracking.sync",
     "pydantic": "settings setting_types serving.requests",
-    "scipy": "evaluation.statistics",
+    "scipy": "data.counting data.give_away data.global_order evaluation.statistics",
     "matplotlib": "tracking.figures",
     "psutil": "tracking.system",
     "pyarrow": "data.sequences evaluation.ranks",

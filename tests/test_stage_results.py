@@ -138,7 +138,8 @@ def test_a_model_without_preference_stage(job: Job) -> None:
     results = run_stages(Job("SFTRec", job.dataset, (), job.overrides, job.store))
     assert results["preference"].outputs["adapter"] == results["sft"].outputs["adapter"]
     names = [line["name"] for line in results["evaluate"].outputs["contestants"]]
-    assert names == ["popularity", f"{Path(job.overrides['backbone']).name} zero-shot", "after SFTRec"]
+    counted = ["popularity", "co-occurrence", "transitions", "EASE"]
+    assert names == [*counted, f"{Path(job.overrides['backbone']).name} zero-shot", "after SFTRec"]
 
 
 def test_the_record_names_the_folder_of_every_stage(job: Job) -> None:

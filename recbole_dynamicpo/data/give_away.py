@@ -14,16 +14,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import binom
 
+from .global_order import agreement, chained_pairs, follows_one_order
 from .rules import (
     CompanyRule,
     OrderRule,
     PlaceAndCompanyRule,
     PlaceRule,
     Rows,
-    follows_one_order,
     hit_shares,
-    order_agreement,
-    pairs_in_order,
 )
 
 RULES = ("place_rule", "company_rule", "place_and_company_rule", "order_rule")
@@ -206,13 +204,15 @@ def audit_give_away(
         for split, part in parts.items()
     }
     seen = np.isin(every.targets, train.targets)
-    pairs, with_target = pairs_in_order(train)
     windows = [np.append(h, t) for h, t in zip(train.histories, train.targets, strict=True)]
+    sizes = [len(history) for history in train.histories]
+    flat = np.concatenate([np.zeros(0, dtype=np.int64), *train.histories])
+    with_target = np.repeat(train.users, sizes), flat, np.repeat(train.targets, sizes)
     return GiveAway(
         reached,
         {split: float(seen[part].mean()) for split, part in parts.items()},
-        *order_agreement(train.users, pairs),
-        *order_agreement(train.users, with_target),
+        *agreement(*chained_pairs(train.users, train.histories, train.targets)),
+        *agreement(*with_target),
         time_ties,
         **_repetitions(train, every),
         one_order=follows_one_order(windows, items),

@@ -7,13 +7,13 @@ rows alone. Shape letters: N rows, C candidates; items are numbered from 1 on, 0
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
+
+from .global_order import recovered_order
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -22,8 +22,6 @@ FloatArray = NDArray[np.float64]
 LISTS_KEPT = 30
 # Rows whose lists are compared at once: some tens of megabytes.
 ROWS_AT_ONCE = 256
-# Pairs of titles are judged by their order if so many users have both.
-LEAST_TOGETHER = 4
 # What a matching place, and a title that never was a target, add to the number of shared titles.
 SAME_PLACE, NEVER_A_TARGET = 100.0, 50.0
 
@@ -172,128 +170,3 @@ class OrderRule:
         places = position[rows.candidates]
         follows = (places > last[:, None]) & (places >= 0)
         return np.where(rows.candidates > 0, np.where(follows, -places, -worst), -np.inf)
-
-
-def recovered_order(histories: list[IntArray], items: int) -> IntArray:
-    """Return (items,) the position of each item in an order that neighbours follow; -1: in no history.
-
-    It is a topological order of the graph of neighbours, each pair in the direction of its majority: depth
-    first, titles in the order of their first appearance, each placed before all that is reached from it.
-    Where the graph has circles there is no such order, and the first visit breaks them.
-    """
-    flat = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
-    before, behind = _neighbours(histories)
-    pairs, counts = np.unique(before * items + behind, return_counts=True)
-    first, second = np.divmod(pairs, items)
-    count_of = dict(zip(pairs.tolist(), counts.tolist(), strict=True))
-    back = np.array([count_of.get(pair, 0) for pair in (second * items + first).tolist()], dtype=np.int64)
-    seen, at = np.unique(flat, return_index=True)
-    appeared = np.full(items, len(flat))
-    appeared[seen] = at
-    keep = (counts > back) | ((counts == back) & (appeared[first] < appeared[second]))
-    after: dict[int, list[int]] = defaultdict(list)
-    for edge in np.argsort(appeared[second], kind="stable"):
-        if keep[edge]:
-            after[int(first[edge])].append(int(second[edge]))
-    position = np.full(items, -1, dtype=np.int64)
-    finished = _finished(seen[np.argsort(at)].tolist(), after)
-    position[finished[::-1]] = np.arange(len(finished))
-    return position
-
-
-def follows_one_order(histories: list[IntArray], items: int) -> bool:
-    """Say whether all neighbours of all histories follow one order; False where there are none."""
-    position = recovered_order(histories, items)
-    first, second = _neighbours(histories)
-    return bool(len(first) and (position[first] < position[second]).all())
-
-
-def _neighbours(histories: list[IntArray]) -> tuple[IntArray, IntArray]:
-    """Return the two sides of all neighbours of different items, as often as they occur."""
-    flat = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
-    owner = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
-    inside = (owner[1:] == owner[:-1]) & (flat[1:] != flat[:-1])
-    return flat[:-1][inside], flat[1:][inside]
-
-
-def _finished(starts: list[int], after: dict[int, list[int]]) -> list[int]:
-    """Return items in the order in which a depth-first walk leaves them."""
-    seen: set[int] = set()
-    left: list[int] = []
-    for start in starts:
-        if start in seen:
-            continue
-        seen.add(start)
-        path = [(start, iter(after[start]))]
-        while path:
-            item, following = path[-1]
-            step = next((other for other in following if other not in seen), None)
-            if step is None:
-                left.append(item)
-                path.pop()
-            else:
-                seen.add(step)
-                path.append((step, iter(after[step])))
-    return left
-
-
-Pairs = list[tuple[IntArray, IntArray]]
-
-
-def pairs_in_order(rows: Rows) -> tuple[Pairs, Pairs]:
-    """Return the first and second items of each row's pairs: all pairs of the row, and those with its target.
-
-    Where a row goes on from the one before, the pairs within its history are left out: that row has them.
-    """
-    every, with_target = [], []
-    before, user = np.zeros(0, dtype=np.int64), None
-    for history, target, owner in zip(rows.histories, rows.targets, rows.users, strict=True):
-        to_target = history, np.full(len(history), target)
-        with_target.append(to_target)
-        goes_on = owner == user and np.array_equal(before[len(before) - len(history) :], history)
-        first, second = (np.zeros(0, dtype=np.intp),) * 2 if goes_on else np.triu_indices(len(history), 1)
-        every.append((np.append(history[first], to_target[0]), np.append(history[second], to_target[1])))
-        before, user = np.append(history, target), owner
-    return every, with_target
-
-
-def order_agreement(users: IntArray, pairs: Pairs) -> tuple[float | None, float | None]:
-    """Return the share of pairs in the direction of their majority, and what a coin gives at these counts.
-
-    A pair counts once a user, however many rows of the user's hold it.
-
-    Args:
-        users: (N,) of each row.
-        pairs: N first and second items of each row's pairs.
-
-    Returns:
-        None twice where no pair occurs together ``LEAST_TOGETHER`` times.
-    """
-    none = np.zeros(0, dtype=np.int64)
-    first = np.concatenate([none, *(side for side, _ in pairs)])
-    second = np.concatenate([none, *(side for _, side in pairs)])
-    owner = np.repeat(users, [len(side) for side, _ in pairs])
-    differs = first != second
-    size = int(max(first.max(initial=0), second.max(initial=0))) + 1
-    once = np.unique(((owner * size + first) * size + second)[differs])
-    first, second = np.divmod(once % size**2, size)
-    if not len(first):
-        return None, None
-    low, high = np.minimum(first, second), np.maximum(first, second)
-    _, pair, count = np.unique(low * size + high, return_inverse=True, return_counts=True)
-    forward = np.bincount(pair, weights=first < second, minlength=len(count))
-    often = count >= LEAST_TOGETHER
-    if not often.any():
-        return None, None
-    count, forward = count[often], forward[often]
-    agreement = np.maximum(forward, count - forward).sum() / count.sum()
-    sizes, times = np.unique(count, return_counts=True)
-    coin = sum(_coin(int(size)) * number for size, number in zip(sizes, times, strict=True)) / count.sum()
-    return float(agreement), float(coin)
-
-
-def _coin(size: int) -> float:
-    """Return the expected larger count of ``size`` tosses of a coin."""
-    heads = np.arange(size + 1)
-    share: FloatArray = binom.pmf(heads, size, 0.5)
-    return float((np.maximum(heads, size - heads) * share).sum())

@@ -20,8 +20,23 @@ WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HIGHEST_RANK = 1 << 14  # a damaged number must not ask for all of the memory
-# Entries of a PEFT configuration that change what the same weights say.
-_OTHER_KINDS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias")
+# Entries of a PEFT configuration that say nothing about what the weights mean, or that are read here.
+_HARMLESS = {
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform"),
+    *(
+        "layers_pattern",
+        "fan_in_fan_out",
+        "megatron_core",
+        "runtime_config",
+        "ensure_weight_tying",
+        "eva_config",
+    ),
+    *("qalora_group_size", "corda_config", "loftq_config", "lora_ga_config"),
+}
+# First weights that leave the backbone as it is; others (pissa, olora, loftq, ...) take something off it.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_PLAIN = {"peft_type": ("LORA", None), "bias": ("none", None), "init_lora_weights": _PLAIN_STARTS}
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,13 @@ class LoraShape:
         )
 
 
+def _is_plain(name: str, value: Any) -> bool:
+    """Say whether an entry of a PEFT configuration leaves an adapter plain LoRA."""
+    if name in _PLAIN:
+        return any(value is plain or value == plain for plain in _PLAIN[name])
+    return name in _HARMLESS or not value
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file.
 
@@ -75,12 +97,9 @@ def write_adapter(folder: Path, weights: dict[str, Tensor], config: Mapping[str,
         config: PEFT's configuration of it, as ``PeftConfig.to_dict`` returns it.
     """
     write_tensors(folder / WEIGHTS_FILE, weights)
-    targets = config["target_modules"]
-    kept = {
-        **config,
-        "target_modules": targets if isinstance(targets, str) else sorted(targets),  # a set: in any order
-        "inference_mode": True,
-    }
+    # Sets come in any order, and peft leaves empty ones where there was nothing.
+    plain = {key: sorted(value) or None if isinstance(value, set) else value for key, value in config.items()}
+    kept = {**plain, "inference_mode": True}
     text = json.dumps(kept, indent=2, sort_keys=True, default=str)
     with named(folder / CONFIG_FILE):
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
@@ -151,9 +170,9 @@ def read_lora_shape(folder: Path) -> LoraShape:
             raise ValueError(f"r {shape.rank}, lora_alpha {shape.alpha}, lora_dropout {shape.dropout}")
         if not shape.targets or not all(isinstance(name, str) and name for name in shape.targets):
             raise ValueError(f"target_modules {targets!r}")
-        used = [name for name in _OTHER_KINDS if config.get(name)]
+        used = [name for name, value in config.items() if not _is_plain(name, value)]
         if used:
-            raise ValueError(f"{used[0]} is {config[used[0]]!r}, which this package does not know")
+            raise ValueError(f"{used[0]} is {config[used[0]]!r}, which makes it more than plain LoRA")
         return shape
     except OSError as error:
         raise AdapterError(f"{path}: cannot be read ({error.strerror})") from error

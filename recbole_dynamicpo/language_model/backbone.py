@@ -18,8 +18,10 @@ import torch
 from ..errors import BackboneError, nearest
 from ..storage import sha256_file, sha256_json
 from .attention import use_short_attention
+from .configuration import check_causal, not_loadable, position_limits
 from .embedded import EMBEDDED, EMBEDDED_SHA256, embedded_folder
-from .logps import sharing_works
+from .probe import find_abilities
+from .tokenizer import check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,11 @@ class Backbone:
         name: what the user called it.
         fingerprint: SHA-256 of its weights; two backbones with one fingerprint score alike.
         shares_prompt: whether all completions of a prompt can be scored in one pass.
+        plain_head: whether its logits are its states times its output embedding, and nothing more.
+        replays: whether voices can share what the layers below the lowest adapter return.
+        window: most tokens of a row whose completions share their prompt; 0: no limit.
+        window_name: the entry of its configuration that says so.
+        recomputes: whether activations are computed again in the backward pass, to save memory.
     """
 
     model: Any
@@ -56,6 +63,11 @@ class Backbone:
     name: str
     fingerprint: str
     shares_prompt: bool
+    plain_head: bool = True
+    replays: bool = True
+    window: int = 0
+    window_name: str = ""
+    recomputes: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -65,16 +77,21 @@ class Backbone:
 
     @property
     def max_length(self) -> int:
-        """Most tokens that a row may have.
+        """Most tokens that a row may have."""
+        return self.limit[0]
 
-        Beside the positions that the model knows, a sliding attention window limits rows that share
-        their prompt: the block mask replaces the model's own and would reach beyond the window.
+    @property
+    def limit(self) -> tuple[int, str]:
+        """Most tokens that a row may have, and what says so.
+
+        Beside the positions that the model knows, an attention window limits rows that share their prompt:
+        the block mask replaces the model's own and would reach beyond the window.
         """
-        config = self.model.config
-        limits = [getattr(config, "max_position_embeddings", None)]
+        limits = position_limits(self.model.config)
         if self.shares_prompt:
-            limits.append(getattr(config, "sliding_window", None))
-        return min((int(limit) for limit in limits if limit), default=1 << 30)
+            limits.append((self.window, self.window_name))
+        value, name = min((limit for limit in limits if limit[0] > 0), default=(1 << 30, ""))
+        return value, f"the backbone's {name}"
 
 
 def load_backbone(
@@ -92,31 +109,32 @@ def load_backbone(
         dtype: ``float32``, ``bfloat16``, ``float64`` or ``auto`` (bfloat16 on CUDA, float32 elsewhere).
         device: where the weights go.
         load_in_4bit: nf4 weights with bfloat16 compute; needs CUDA and bitsandbytes.
-        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        gradient_checkpointing: compute activations again in the backward pass to save memory.
 
     Raises:
-        BackboneError: not found, not a causal language model, or 4-bit where it cannot be had.
+        BackboneError: not found, not a causal language model, a tokenizer that does not fit, or 4-bit where
+            it cannot be had.
     """
     device = torch.device(device)
     place = resolve_backbone(name)
-    _check_causal(place, name)
+    check_causal(place, name)
     weight_dtype = resolve_dtype(dtype, device)
     advise_dtype(dtype, device)
     model, tokenizer = _from_pretrained(place, name, weight_dtype, device, load_in_4bit)
-    if tokenizer.eos_token_id is None:
-        raise BackboneError(f"backbone '{name}': its tokenizer has no end-of-sequence token")
+    check_tokenizer(tokenizer, name, model.get_input_embeddings().weight.shape[0])
     model.requires_grad_(False)
     model.eval()
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    shares = sharing_works(model)
-    if not shares:
+    abilities = find_abilities(model, name)
+    if not abilities.shares_prompt:
         logger.warning(
             "backbone '%s' cannot score all completions of a prompt in one pass; "
             "each candidate is scored in a sequence of its own, which is slower and equally right",
             name,
         )
-    return Backbone(model, tokenizer, name, backbone_fingerprint(place, name), shares)
+    fingerprint = backbone_fingerprint(place, name)
+    return Backbone(
+        model, tokenizer, name, fingerprint, **abilities._asdict(), recomputes=gradient_checkpointing
+    )
 
 
 def resolve_backbone(name: str) -> str:
@@ -186,7 +204,7 @@ def check_backbone(name: str) -> None:
         BackboneError: not found, or not a causal language model.
     """
     if name != EMBEDDED:
-        _check_causal(resolve_backbone(name), name)
+        check_causal(resolve_backbone(name), name)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -219,21 +237,6 @@ def _product_seconds(dtype: torch.dtype, repeats: int = 10) -> float:
     return min(times)
 
 
-def _check_causal(place: str, name: str) -> None:
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-    except Exception as error:  # what a damaged file raises there is not documented
-        raise BackboneError(_not_loadable(name, error)) from error
-    declared = getattr(config, "architectures", None) or []
-    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    if not known or (declared and not any("CausalLM" in a or "LMHead" in a for a in declared)):
-        kind = ", ".join(declared) or type(config).__name__
-        raise BackboneError(f"backbone '{name}': got {kind}, wanted a causal language model")
-
-
 def _from_pretrained(
     place: str, name: str, dtype: torch.dtype, device: torch.device, load_in_4bit: bool
 ) -> tuple[Any, Any]:
@@ -253,7 +256,7 @@ def _from_pretrained(
             model = AutoModelForCausalLM.from_pretrained(place, **extra)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # what a damaged file raises there is not documented
-        raise BackboneError(_not_loadable(name, error)) from error
+        raise BackboneError(not_loadable(name, error)) from error
     finally:
         if shows_bars:
             hub_logging.enable_progress_bar()
@@ -280,13 +283,4 @@ def _nf4(device: torch.device) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_use_double_quant=True,
-    )
-
-
-def _not_loadable(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()
-    return (
-        f"backbone '{name}' cannot be loaded: {reason[0] if reason else type(error).__name__} "
-        f"(wanted '{EMBEDDED}', a local folder with config.json and safetensors, or a hub id; "
-        "a hub model needs a network connection the first time)"
     )

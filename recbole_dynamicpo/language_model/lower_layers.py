@@ -1,53 +1,66 @@
-"""Run the decoder layers below the lowest adapter once, where several voices score the same batch.
+"""What the decoder layers below the lowest adapter need not do.
 
-These layers carry no adapter, so policy, reference and bare backbone get the same hidden states out of them.
+They carry no adapter, so policy, reference and bare backbone get the same hidden states out of them: where
+several voices score the same batch, they run once. And no gradient flows through them, so that only the
+layers above are worth recomputing in the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-
-class _Replay(nn.Module):
-    """Stands for layers whose output is known."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the known output, whatever comes in."""
-        return self.hidden
+from .decoder import decoder_layers
 
 
 @contextmanager
 def lower_layers_once(model: Any, count: int) -> Iterator[None]:
     """Let the first of several passes over one batch run the lowest ``count`` layers, and the others not.
 
-    Every pass inside the block must have the same input. A model whose layers are not in ``layers`` of its
-    decoder, or return more than hidden states, runs them each time.
+    Every pass inside the block must have the same input. Layers that return more than hidden states run each
+    time. The layers stay where they are, as some decoders ask them for their kind and their place.
 
     Args:
         model: a Hugging Face causal language model.
         count: layers without an adapter; 0 changes nothing.
     """
-    decoder = model.get_decoder()
-    layers = getattr(decoder, "layers", None)
-    if not count or not isinstance(layers, nn.ModuleList) or count >= len(layers):
+    layers = list(decoder_layers(model)[:count])
+    if not layers:
         yield
         return
 
     def remember(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            decoder.layers = nn.ModuleList([_Replay(output), *layers[count:]])
+            for layer in layers:
+                layer.forward = lambda *args, **kwargs: output
 
-    handle = layers[count - 1].register_forward_hook(remember)
+    own = [layer.__dict__.get("forward") for layer in layers]
+    handle = layers[-1].register_forward_hook(remember)
     try:
         yield
     finally:
         handle.remove()
-        decoder.layers = layers
+        for layer, forward in zip(layers, own, strict=True):
+            layer.__dict__.pop("forward", None)
+            if forward is not None:
+                layer.forward = forward
+
+
+def recompute_layers(model: Any, lowest: int) -> None:
+    """Let the layers from ``lowest`` on compute their activations again in each backward pass."""
+    for layer in decoder_layers(model)[lowest:]:
+        layer.forward = _recomputed(layer.forward)
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run

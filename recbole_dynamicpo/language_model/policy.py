@@ -7,6 +7,7 @@ adapter, never the bare backbone. A saved adapter is an ordinary PEFT folder (sa
 from __future__ import annotations
 
 import hashlib
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,11 @@ from ..errors import AdapterError, BackboneError
 from .adapter_folder import CONFIG_FILE, WEIGHTS_FILE, LoraShape, read_adapter, read_lora_shape, write_adapter
 from .backbone import Backbone
 from .logps import separate_logps, shared_logps
-from .lower_layers import lower_layers_once
+from .lower_layers import lower_layers_once, recompute_layers
 from .packed import TokenBatch
+from .targets import choose_targets, describe, lowest_layer
+
+logger = logging.getLogger(__name__)
 
 POLICY, REFERENCE = "policy", "reference"
 
@@ -43,10 +47,10 @@ class Policy(nn.Module):
 
         super().__init__()
         self.backbone = backbone
-        depth = backbone.model.config.num_hidden_layers
-        self.bare_layers = depth - shape.layers if 0 < shape.layers < depth else 0
-        top = list(range(self.bare_layers, depth)) if self.bare_layers else None
-        targets = _target_modules(backbone.model, shape.targets, every_layer=top is None)
+        chosen = choose_targets(backbone.model, backbone.name, shape.targets, shape.layers)
+        self.bare_layers = lowest_layer(backbone.model, chosen)
+        if backbone.recomputes:
+            recompute_layers(backbone.model, self.bare_layers)
         with torch.random.fork_rng(devices=[]), _old_name_of_peft():
             torch.manual_seed(seed)
             try:
@@ -54,22 +58,47 @@ class Policy(nn.Module):
                     r=shape.rank,
                     lora_alpha=shape.alpha,
                     lora_dropout=shape.dropout,
-                    target_modules=targets,
-                    layers_to_transform=top,
+                    target_modules=list(chosen),
+                    fan_in_fan_out=not any(isinstance(part, nn.Linear) for part in chosen.values()),
                     task_type="CAUSAL_LM",
                 )
                 self.peft = get_peft_model(backbone.model, config, adapter_name=POLICY)
                 _multiply_as_activations(self.peft)
-            except ValueError as error:
-                raise BackboneError(
-                    f"backbone '{backbone.name}' cannot carry LoRA on {targets}: {error} "
-                    "(setting lora_targets; 'all-linear' fits any model)"
-                ) from error
+            except (ValueError, TypeError, NotImplementedError) as error:
+                there = f"backbone '{backbone.name}' cannot carry LoRA on {describe(chosen)}"
+                raise BackboneError(f"lora_targets: {there}: {error}") from error
+        self.targets = sorted(chosen)
+        trained = sum(parameter.numel() for parameter in self.trainable())
+        logger.info("LoRA on %s: %s parameters", describe(chosen), f"{trained:,}")
 
-    def logps(self, batch: TokenBatch) -> Tensor:
-        """Return (B, C) summed log-probabilities of the completions, nats, at least float32."""
-        score = shared_logps if self.backbone.shares_prompt else separate_logps
-        return score(self.peft.get_base_model(), batch)
+    def logps(self, batch: TokenBatch, most_tokens: int | None = None) -> Tensor:
+        """Return (B, C) summed log-probabilities of the completions, nats, at least float32.
+
+        Args:
+            batch: prompts and completions.
+            most_tokens: of a pass where each completion is a sequence of its own; see ``separate_logps``.
+        """
+        model, plain = self.peft.get_base_model(), self.backbone.plain_head
+        if self.backbone.shares_prompt:
+            return shared_logps(model, batch, plain_head=plain)
+        return separate_logps(model, batch, plain_head=plain, most_tokens=most_tokens)
+
+    def pass_size(self, batch: TokenBatch) -> tuple[int, int]:
+        """Return into how many parts a pass over ``batch`` could be split, and its padded tokens."""
+        if self.backbone.shares_prompt:
+            return len(batch.prompt), batch.padded_tokens()
+        count = int((batch.completion_length > 0).sum())
+        longest = (batch.prompt_length + batch.completion_length.amax(dim=1)).max()
+        return count, count * int(longest)
+
+    def train(self, mode: bool = True) -> Policy:
+        """Let the adapter's own dropout act, or not; the frozen backbone always is as in evaluation."""
+        super().train(mode)
+        self.peft.get_base_model().eval()
+        for layer in self.peft.modules():
+            if hasattr(layer, "lora_dropout"):
+                layer.lora_dropout.train(mode)
+        return self
 
     @torch.no_grad()
     def write(self, batch: TokenBatch, max_tokens: int) -> Tensor:
@@ -127,7 +156,8 @@ class Policy(nn.Module):
     @contextmanager
     def same_batch(self) -> Iterator[None]:
         """Score one batch in several voices inside the block; layers without an adapter run once."""
-        with lower_layers_once(self.peft.get_base_model(), self.bare_layers):
+        count = self.bare_layers if self.backbone.replays else 0
+        with lower_layers_once(self.peft.get_base_model(), count):
             yield
 
     def freeze_reference(self) -> None:
@@ -136,7 +166,11 @@ class Policy(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the policy adapter into ``folder``, which exists."""
-        config = {**self.peft.peft_config[POLICY].to_dict(), "base_model_name_or_path": self.backbone.name}
+        config = {
+            **self.peft.peft_config[POLICY].to_dict(),
+            "base_model_name_or_path": self.backbone.name,
+            "target_modules": self.targets,  # peft may have shortened the names
+        }
         write_adapter(folder, self._weights(POLICY), config)
 
     def digest(self) -> str:
@@ -216,14 +250,3 @@ def _old_name_of_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
-
-
-def _target_modules(model: Any, names: tuple[str, ...], *, every_layer: bool) -> str | list[str]:
-    """Return what peft is to adapt; its own ``all-linear`` knows no selection of layers."""
-    if names != ("all-linear",):
-        return list(names)
-    if every_layer:
-        return "all-linear"
-    head = model.get_output_embeddings()
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
-    return sorted({name.rpartition(".")[2] for name in linear})

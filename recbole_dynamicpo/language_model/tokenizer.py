@@ -1,10 +1,21 @@
-"""A backbone's tokenizer, for who needs no weights."""
+"""A backbone's tokenizer, for who needs no weights, and whether prompts and titles can be written with it.
+
+A title is scored behind a prompt that was tokenized without it. That is right only where the tokens of the
+whole are those of its parts, with nothing between them and nothing that the model does not know.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import BackboneError
+
+# Texts that end and titles that begin as the shipped templates and catalogues do.
+_PROMPTS = ("Titles:\n- Heat (1995)\n- Alien\n\nThe next title is:", "A, B\nAnswer:")
+_TITLES = ("The Godfather (1972)", "2001: A Space Odyssey", "Élan", "X", "'Til There Was You")
+# Ends a text as a prompt may; what a tokenizer puts before its first text is then put before this.
+_ANCHOR = ":"
 
 
 def load_tokenizer(place: str, name: str) -> Any:
@@ -24,3 +35,80 @@ def load_tokenizer(place: str, name: str) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise BackboneError(f"backbone '{name}': its tokenizer cannot be loaded ({reason})") from error
+
+
+def title_tokens(tokenizer: Any, title: str) -> list[int]:
+    """Return the tokens of a space and a title behind a prompt; special tokens in it are spelled out.
+
+    Some normalisers begin every text with a mark of their own, so the title is not tokenized alone.
+    """
+
+    def plain(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        return ids
+
+    before, whole = plain(_ANCHOR), plain(f"{_ANCHOR} {title}")
+    # Where the title swallows the anchor, it is tokenized alone; check_tokenizer sees whether that is right.
+    return whole[len(before) :] if whole[: len(before)] == before else plain(f" {title}")
+
+
+def check_tokenizer(tokenizer: Any, name: str, rows: int) -> None:
+    """See whether a tokenizer can write prompts and titles for a model.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        name: of the backbone, for messages.
+        rows: of the model's input embedding.
+
+    Raises:
+        BackboneError: it has no end-of-sequence token, ends every text with a special token, writes tokens
+            that the embedding does not have, or writes parts otherwise than the whole.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise BackboneError(f"backbone '{name}': its tokenizer has no end-of-sequence token")
+    _check_known(tokenizer, name, rows, end)
+    for prompt in _PROMPTS:
+        with_special, plain = (
+            tokenizer(prompt).input_ids,
+            tokenizer(prompt, add_special_tokens=False).input_ids,
+        )
+        if not plain or with_special[-1] != plain[-1]:
+            last = tokenizer.convert_ids_to_tokens(with_special[-1:])
+            raise BackboneError(
+                f"backbone '{name}': its tokenizer ends every text with {last}, so that nothing can follow a "
+                "prompt; wanted one that does not (see add_eos_token in tokenizer_config.json, or the "
+                "post_processor in tokenizer.json)"
+            )
+        for title in _TITLES:
+            _check_parts(lambda text: tokenizer(text).input_ids, tokenizer, name, prompt, title)
+
+
+def _check_known(tokenizer: Any, name: str, rows: int, end: int) -> None:
+    if end >= rows:
+        raise BackboneError(
+            f"backbone '{name}': its end-of-sequence token '{tokenizer.eos_token}' has the id {end}, but its "
+            f"embedding has {rows} rows; wanted a tokenizer that fits the model"
+        )
+    used = {token for prompt in _PROMPTS for token in tokenizer(prompt).input_ids}
+    special = set(tokenizer.all_special_ids)
+    known = (token for token in tokenizer.get_vocab().values() if token not in special)
+    highest = max(*used, *known)
+    if highest >= rows:
+        raise BackboneError(
+            f"backbone '{name}': its tokenizer writes ids up to {highest}, but its embedding has {rows} "
+            "rows; wanted a tokenizer that fits the model"
+        )
+
+
+def _check_parts(
+    encode: Callable[[str], list[int]], tokenizer: Any, name: str, prompt: str, title: str
+) -> None:
+    whole, parts = encode(f"{prompt} {title}"), [*encode(prompt), *title_tokens(tokenizer, title)]
+    if whole != parts:
+        raise BackboneError(
+            f"backbone '{name}': its tokenizer writes '{prompt[-8:]} {title}' as "
+            f"{tokenizer.convert_ids_to_tokens(whole)[-8:]}, but its parts as "
+            f"{tokenizer.convert_ids_to_tokens(parts)[-8:]}; wanted one whose tokens of a prompt and of a "
+            "title behind it are those of the whole"
+        )

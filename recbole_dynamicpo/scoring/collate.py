@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..language_model.packed import TokenBatch
+from ..language_model.tokenizer import title_tokens
 from .batches import PromptRow
 from .prompts import Templates
 
@@ -27,15 +28,25 @@ class Collator:
     Args:
         tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
         templates: the prompt templates.
-        max_length: most tokens of prompt and longest completion together.
+        max_length: most tokens of prompt and longest title together.
         max_history: most history titles in a prompt.
+        limited_by: what sets ``max_length``, for messages.
     """
 
-    def __init__(self, tokenizer: Any, templates: Templates, *, max_length: int, max_history: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        templates: Templates,
+        *,
+        max_length: int,
+        max_history: int,
+        limited_by: str = "max_length",
+    ) -> None:
         self.tokenizer = tokenizer
         self.templates = templates
         self.max_length = max_length
         self.max_history = max_history
+        self.limited_by = limited_by
         self.truncated_rows = 0  # prompts that lost history, since the start
         self._titles: dict[str, list[int]] = {}
         special = "|".join(map(re.escape, getattr(tokenizer, "all_special_tokens", ())))
@@ -66,7 +77,9 @@ class Collator:
         for index, row in enumerate(rows):
             if self._spells_special(row):
                 prompts[index] = self._prompt_ids(texts[index], row)
-            room = self.max_length - max(len(ids) for ids in completions[index])
+            # Whatever is scored of a row, its prompt is the same: any title shown could be.
+            titles = [len(self.title_ids(title)) for title in row.candidates]
+            room = self.max_length - max([*titles, *map(len, completions[index])])
             if len(prompts[index]) > room:
                 prompts[index] = self._shorten(row, histories[index], room)
         return prompts, completions
@@ -80,11 +93,7 @@ class Collator:
         """Return the completion's tokens: a space, the title, end of sequence."""
         ids = self._titles.get(title)
         if ids is None:
-            # A title that spells a special token stays text.
-            encoded = self.tokenizer(
-                " " + title, add_special_tokens=False, split_special_tokens=True
-            ).input_ids
-            ids = self._titles[title] = [*encoded, self.tokenizer.eos_token_id]
+            ids = self._titles[title] = [*title_tokens(self.tokenizer, title), self.tokenizer.eos_token_id]
         return ids
 
     def _spells_special(self, row: PromptRow) -> bool:
@@ -100,12 +109,17 @@ class Collator:
         ids: list[int] = self.tokenizer(text, **as_text).input_ids
         return ids
 
+    def _way_out(self) -> str:
+        raised = "raise max_length or " if self.limited_by == "max_length" else ""
+        return f"{raised}lower num_candidates{'' if raised else ' or take another backbone'}"
+
     def _shorten(self, row: PromptRow, history: list[str], room: int) -> list[int]:
         """Return the prompt with as much of the newest history as fits into ``room`` tokens."""
         if not self.truncated_rows:
             logger.warning(
-                "a prompt exceeds max_length=%d tokens; the oldest history titles are left out "
+                "a prompt exceeds %s=%d tokens; the oldest history titles are left out "
                 "(said once; the total is in the final report)",
+                self.limited_by,
                 self.max_length,
             )
         self.truncated_rows += 1
@@ -118,7 +132,7 @@ class Collator:
                 return ids
         raise DataError(
             f"a prompt of {len(row.candidates)} candidates needs {len(ids)} tokens without any history, "
-            f"but max_length leaves {room}; raise max_length or lower num_candidates"
+            f"but {self.limited_by}={self.max_length} leaves {room}; {self._way_out()}"
         )
 
 

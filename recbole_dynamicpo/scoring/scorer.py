@@ -11,7 +11,7 @@ from ..errors import NumericsError
 from ..language_model.policy import Policy
 from .batches import PromptRow
 from .collate import Collator
-from .token_budget import TokenBudget, free_device_memory
+from .token_budget import Shortage, TokenBudget, if_memory_allows
 
 
 class Scorer:
@@ -43,7 +43,8 @@ class Scorer:
             NumericsError: a log-probability is not finite.
         """
         most = max(len(row.completions) for row in rows)
-        scores = {voice: torch.full((len(rows), most), -torch.inf) for voice in voices}
+        kept = torch.promote_types(self.policy.backbone.dtype, torch.float32)
+        scores = {voice: torch.full((len(rows), most), -torch.inf, dtype=kept) for voice in voices}
         sizes = [self.collator.title_tokens(row) for row in rows]
         # The longest rows first, so that a lack of memory shows at once.
         left = sorted(range(len(rows)), key=lambda index: (-sizes[index], index))
@@ -62,19 +63,23 @@ class Scorer:
     def _score(self, rows: Sequence[PromptRow], voices: Sequence[str]) -> dict[str, Tensor] | None:
         """Return (B, C) scores of one batch; None where memory ran out and the budget shrank."""
         batch = self.collator(rows)
-        tokens, present = batch.padded_tokens(), batch.completion_length > 0
-        found = {}
-        try:
+        present = batch.completion_length > 0
+        parts, tokens = self.policy.pass_size(batch)
+
+        def score() -> dict[str, Tensor]:
+            found = {}
             with self.policy.same_batch():
                 for voice in voices:
                     with self.policy.speaking_as(voice):
-                        found[voice] = self.policy.logps(batch).to("cpu", torch.float32)
-        except torch.OutOfMemoryError:
-            if not self.budget.shrink(len(rows), tokens, "out of memory"):
-                raise
-            free_device_memory()
+                        found[voice] = self.policy.logps(batch, self.budget.tokens).cpu()
+            return found
+
+        found = if_memory_allows(score)
+        if isinstance(found, Shortage):
+            if not self.budget.shrink(parts, tokens, "out of memory"):
+                raise found.error()
             return None
-        self.budget.check(len(rows), tokens)
+        self.budget.check(parts, tokens)
         for voice, logps in found.items():
             if not torch.isfinite(logps[present]).all():
                 raise NumericsError(f"{voice}: log-probabilities are not finite in {len(rows)} rows")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 
 logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
+# What torch says where the processor's own memory cannot be had; it has no kind of error for that.
+_ALLOCATOR = "DefaultCPUAllocator"
+
+T = TypeVar("T")
 
 
 class TokenBudget:
@@ -50,15 +55,19 @@ class TokenBudget:
         """Halve the budget after a forward pass that took too much; say whether it helps.
 
         Args:
-            rows: of that pass; one alone cannot be split.
+            rows: parts that the pass could have been split into; one alone cannot be.
             tokens: padded tokens of that pass.
             reason: what happened, for the log.
         """
-        if rows == 1:
+        if rows == 1 or self.tokens == 1:
             return False
         self.tokens = max(1, min(self.tokens, tokens) // 2)
         logger.warning("%s with %d rows in one pass: now at most %d tokens a pass", reason, rows, self.tokens)
         return True
+
+    def lower(self, tokens: int) -> None:
+        """Go on with what an earlier part of the run had come down to; 0 changes nothing."""
+        self.tokens = min(self.tokens, tokens or self.tokens)
 
     def check(self, rows: int, tokens: int) -> None:
         """Halve the budget if the memory limit was exceeded since the last look."""
@@ -75,10 +84,38 @@ class TokenBudget:
             logger.warning("%s with a single row: it cannot be split; going on", reason)
 
 
-def free_device_memory() -> None:
-    """Give cached blocks of a CUDA device back, after an out-of-memory error."""
+class Shortage(NamedTuple):
+    """An allocation that failed: the reason that torch gave."""
+
+    reason: str
+
+    def error(self) -> torch.OutOfMemoryError:
+        """Return the error to raise where there is no way out."""
+        return torch.OutOfMemoryError(self.reason)
+
+
+def if_memory_allows(work: Callable[[], T]) -> T | Shortage:
+    """Return what ``work`` returns, or that memory ran out.
+
+    What the failed pass had made is free again by then: the error that held it is gone, and the blocks that
+    torch keeps of a CUDA device are given back.
+    """
+    try:
+        return work()
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    return Shortage(reason)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that an allocation failed, on whatever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _ALLOCATOR in str(error)
 
 
 def _peak_gib() -> float:

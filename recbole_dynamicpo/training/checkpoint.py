@@ -52,6 +52,7 @@ class Progress:
         stopped: whether the stage ended early.
         seconds: spent so far on each stage's training, on validation and on the reference; resumed parts
             are added up.
+        tokens_per_batch: of a forward pass, perhaps fewer than set since memory ran out; 0: as set.
     """
 
     stage: str = "sft"
@@ -61,6 +62,7 @@ class Progress:
     worse: int = 0
     stopped: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    tokens_per_batch: int = 0
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -125,7 +127,7 @@ def _read_state(folder: Path) -> tuple[Progress, dict[str, str]]:
     """Return the progress and the SHA-256 of the other files of a checkpoint."""
     path = folder / STATE_FILE
     try:
-        state = dict(load_json(path))
+        state = {"tokens_per_batch": 0, **load_json(path)}
         sums = dict(state.pop("sha256"))
         wrong = [name for name, valid in _VALID.items() if not valid(state[name])]
         if wrong:
@@ -154,6 +156,7 @@ _VALID: dict[str, Callable[[Any], bool]] = {
     "worse": _count,
     "stopped": lambda value: isinstance(value, bool),
     "seconds": _numbers,
+    "tokens_per_batch": _count,
 }
 
 

@@ -258,7 +258,8 @@ class DynamicPODataset(SequentialDataset):
         positive = int(rows[self.iid_field][index])
         weights = self._weights if self.settings.candidate_distribution == "popularity" else None
         count = self.settings.num_candidates
-        return draw_candidates(positive, seen, self.item_num, count, draw, label, weights)
+        titles = self.title_numbers.numpy()
+        return draw_candidates(positive, seen, titles, count, draw, label, weights)
 
     @cached_property
     def _weights(self) -> FloatArray:
@@ -274,12 +275,10 @@ class DynamicPODataset(SequentialDataset):
             rows = self.built[name].inter_feat
             user, target = rows[self.uid_field].numpy(), rows[self.iid_field].numpy()
             histories = self.history(rows)
-            if (
-                self.benchmark_filename_list is None
-            ):  # RecBole made a row of each item but a user's very first
-                first = np.flatnonzero(rows[self.item_list_length_field].numpy() == 1)
-            else:
-                first = np.flatnonzero(~goes_on(user, histories, target))
+            begins = rows[self.item_list_length_field].numpy() == 1  # RecBole has a row of each later item
+            if self.benchmark_filename_list is not None:
+                begins = ~goes_on(user, histories, target)
+            first = np.flatnonzero(begins)
             users += [user, np.repeat(user[first], [len(histories[row]) for row in first])]
             items += [target, *(histories[row] for row in first)]
         user, item = np.concatenate(users), np.concatenate(items)

@@ -23,6 +23,7 @@ from ..errors import DataError
 from ..evaluation.scores import popularity_scores
 from ..language_model.adapter_folder import LoraShape
 from ..language_model.backbone import load_backbone
+from ..language_model.packed import TokenBatch
 from ..language_model.policy import Policy
 from ..objectives.boundary import TANH_SCALE
 from ..objectives.diagnostics import BETA_BINS, BETA_EDGE, Diagnostics
@@ -51,6 +52,7 @@ class DynamicPO(SequentialRecommender):
         diagnostics: of the last preference batch.
         beta_counts: (BETA_BINS,) histogram of that batch's betas over beta0.
         tokens: of the last training batch, padding left out.
+        pass_size: into how many parts it could have been split, and its padded tokens.
 
     Raises:
         SettingsError, DataError, BackboneError, AdapterError: see the messages.
@@ -74,11 +76,17 @@ class DynamicPO(SequentialRecommender):
         self.catalogue = Catalogue(known.ids, known.titles, tuple(self.popularity[1:].tolist()))
         self.titles = dataset.titles
         self.policy = self._load_policy()
+        limit, name = min((self.settings.max_length, "max_length"), self.policy.backbone.limit)
+        if limit < self.settings.max_length:
+            logger.warning(
+                "max_length: got %d, but %s is %d, which holds", self.settings.max_length, name, limit
+            )
         self.collator = Collator(
             self.policy.backbone.tokenizer,
             load_templates(self.settings.prompt, properties_folder() / "prompts"),
-            max_length=min(self.settings.max_length, self.policy.backbone.max_length),
+            max_length=limit,
             max_history=self.settings.max_history,
+            limited_by=name,
         )
         self.budget = TokenBudget(self.settings.tokens_per_batch, self.settings.max_memory)
         self.scorer = Scorer(self.policy, self.collator, self.budget)
@@ -89,6 +97,7 @@ class DynamicPO(SequentialRecommender):
         self.diagnostics: Diagnostics | None = None
         self.beta_counts = torch.zeros(BETA_BINS)
         self.tokens = 0
+        self.pass_size = (1, 0)
 
     def _load_policy(self) -> Policy:
         settings = self.settings
@@ -118,15 +127,17 @@ class DynamicPO(SequentialRecommender):
         """
         if self.stage == "sft":
             target = interaction[self.POS_ITEM_ID].cpu().numpy()[:, None]
-            batch = self.collator(self.dataset.prompt_rows(interaction, target))
-            self.tokens = batch.tokens()
-            logps = self.policy.logps(batch)[:, 0]
-            return sft_loss(logps, batch.completion_length[:, 0].to(logps.device))
+            batch, logps = self._logps(interaction, target)
+            return sft_loss(logps[:, 0], batch.completion_length[:, 0].to(logps.device))
         columns = interaction[SCORED].cpu()
         ids = interaction[CANDIDATE_IDS].cpu().gather(1, columns)
-        batch = self.collator(self.dataset.prompt_rows(interaction, ids.numpy()))
-        self.tokens = batch.tokens()
-        logps = self.policy.logps(batch)
+        titles = self.dataset.title_numbers[ids]
+        ids[:, 1:][titles[:, 1:] == titles[:, :1]] = 0  # another item of the positive's title is no negative
+        present = ids > 0
+        found = self._logps(interaction, ids.numpy())[1]
+        # The scores of a row lie at its beginning, as many as it has; perhaps no row has all.
+        place = (present.cumsum(dim=1) - 1).clamp(0, found.shape[1] - 1)
+        logps = found.gather(1, place.to(found.device)).masked_fill(~present.to(found.device), 0.0)
         reference = None
         if self.settings.objective != "mppo":
             reference = interaction[REFERENCE_LOGPS].to(logps).gather(1, columns.to(logps.device))
@@ -138,13 +149,24 @@ class DynamicPO(SequentialRecommender):
             beta=self.settings.beta,
             margin=self.settings.margin,
             clusters=self.settings.num_clusters,
-            mask=(ids[:, 1:] > 0).to(logps.device),
+            mask=present[:, 1:].to(logps.device),
         )
         self.diagnostics = result.diagnostics
         relative = result.beta.detach().float() / self.settings.beta
         reach = TANH_SCALE + BETA_EDGE
         self.beta_counts = relative.histc(BETA_BINS, 1 - reach, 1 + reach)  # 0: no part of the loss
         return result.loss
+
+    def _logps(self, interaction: Interaction, scored: Any) -> tuple[TokenBatch, Tensor]:
+        """Return the batch of a training pass and its (B, most) log-probabilities.
+
+        Args:
+            interaction: B rows.
+            scored: (B, any) items to score; 0 where there is none.
+        """
+        batch = self.collator(self.dataset.prompt_rows(interaction, scored))
+        self.tokens, self.pass_size = batch.tokens(), self.policy.pass_size(batch)
+        return batch, self.policy.logps(batch, self.budget.tokens)
 
     @torch.no_grad()
     def candidate_logps(self, interaction: Interaction) -> Tensor:
@@ -154,7 +176,7 @@ class DynamicPO(SequentialRecommender):
             return popularity_scores(self.popularity[candidates], candidates > 0)
         present = candidates > 0
         found = self._scores(interaction, candidates)
-        scores = torch.full(candidates.shape, -torch.inf)
+        scores = torch.full(candidates.shape, -torch.inf, dtype=found.dtype)
         scores[present] = found[torch.isfinite(found)]
         return scores
 

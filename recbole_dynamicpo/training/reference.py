@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 # Rows per shard: a crash loses at most this much work.
 SHARD_ROWS = 128
 # Raised where a change of the code moves scores by more than rounding in float32.
-SCORING = 2
+SCORING = 3
 
 
 def reference_key(scores: Mapping[str, Any], adapter: str, *, shares_prompt: bool) -> str:
@@ -108,7 +108,7 @@ class ReferenceCache:
             stored.update(fresh)
             progress(len(chunk))
         table = np.array([stored[key] for key in keys], dtype=np.float64)
-        return torch.from_numpy(table).float(), len(missing)
+        return torch.from_numpy(table), len(missing)
 
 
 def reference_logps(

@@ -42,18 +42,28 @@ def stage_rows(dataset: DynamicPODataset, plan: StagePlan) -> Interaction:
     return rows
 
 
-def scored_columns(rows: Interaction, item_field: str, negatives: int, seed: int, epoch: int) -> torch.Tensor:
+def scored_columns(
+    rows: Interaction, item_field: str, titles: IntArray, negatives: int, seed: int, epoch: int
+) -> torch.Tensor:
     """Return (n, 1 + K) columns of the candidates: the positive, then this epoch's negatives.
+
+    Args:
+        rows: (n) with their candidates.
+        item_field: name of the column of the item chosen.
+        titles: (items,) a number of each item's title; another item of the positive's title is no negative.
+        negatives: K.
+        seed, epoch: decide the draw.
 
     Raises:
         DataError: a row's positive is not among its candidates.
     """
-    candidates = rows[CANDIDATE_IDS].numpy()
-    hit = candidates == rows[item_field].numpy()[:, None]
+    candidates, chosen = rows[CANDIDATE_IDS].numpy(), rows[item_field].numpy()[:, None]
+    hit = candidates == chosen
     if not hit.any(axis=1).all():
         row = int(rows[ROW_ID][int((~hit.any(axis=1)).argmax())])
         raise DataError(f"row {row}: the item chosen is not among the row's candidates")
-    return torch.from_numpy(draw_scored(hit, candidates > 0, negatives, seed, epoch))
+    present = (candidates > 0) & (hit | (titles[candidates] != titles[chosen]))
+    return torch.from_numpy(draw_scored(hit, present, negatives, seed, epoch))
 
 
 def row_tokens(model: DynamicPO, rows: Interaction, scored: IntArray) -> IntArray:
@@ -109,7 +119,8 @@ def step_batches(
     """
     settings, dataset = model.settings, model.dataset
     if plan.name == "preference":
-        columns = scored_columns(rows, model.ITEM_ID, settings.num_negatives, settings.seed, epoch)
+        titles = dataset.title_numbers.numpy()
+        columns = scored_columns(rows, model.ITEM_ID, titles, settings.num_negatives, settings.seed, epoch)
         rows.update(Interaction({SCORED: columns}))
         scored = rows[CANDIDATE_IDS].gather(1, columns).numpy()
     else:

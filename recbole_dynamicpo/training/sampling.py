@@ -30,31 +30,34 @@ def row_generator(seed: int, *path: int) -> np.random.Generator:
 def draw_candidates(
     positive: int,
     excluded: IntArray,
-    items: int,
+    titles: IntArray,
     count: int,
     draw: np.random.Generator,
     row: str,
     weights: FloatArray | None = None,
 ) -> IntArray:
-    """Return ``count`` distinct item ids in random order: the positive and negatives drawn without its help.
+    """Return ``count`` item ids of distinct titles in random order: the positive and negatives.
+
+    The negatives are drawn without the positive's help. What the model reads are titles, so that another item
+    of an excluded title is excluded too.
 
     Args:
         positive: the item really chosen.
         excluded: items that must not be a negative, beside the positive.
-        items: ids run from 1 to ``items`` - 1.
+        titles: (items,) a number of each item's title, 1 to as many as there are; item 0 is none.
         count: candidates, the positive included.
         draw: the row's generator.
         row: what to call the row in a message.
         weights: (items,) running sums of the items' shares, the first of them 0; None: all alike.
 
     Raises:
-        DataError: fewer items are left than candidates are wanted.
+        DataError: fewer titles are left than candidates are wanted.
     """
-    banned = {positive, *excluded.tolist()}
-    free = items - 1 - len(banned)
+    banned = {int(titles[item]) for item in (positive, *excluded.tolist())}
+    free = int(titles.max()) - len(banned)
     if free < count - 1:
         raise DataError(
-            f"{row}: wanted {count - 1} negatives, but only {max(free, 0)} of {items - 1} items are "
+            f"{row}: wanted {count - 1} negatives, but only {max(free, 0)} of {titles.max()} titles are "
             "outside the user's history; lower num_candidates"
         )
     chosen = [positive]
@@ -63,14 +66,15 @@ def draw_candidates(
     while len(chosen) < count and tries:
         tries -= 1
         if weights is None:
-            item = int(draw.integers(1, items))
+            item = int(draw.integers(1, len(titles)))
         else:
             item = int(weights.searchsorted(draw.random() * weights[-1], side="right"))
-        if item not in banned:
-            banned.add(item)
+        if titles[item] not in banned:
+            banned.add(int(titles[item]))
             chosen.append(item)
     if len(chosen) < count:
-        left = np.setdiff1d(np.arange(1, items), np.fromiter(banned, dtype=np.int64))
+        numbers, first = np.unique(titles[1:], return_index=True)
+        left = np.sort(first[~np.isin(numbers, list(banned))]) + 1  # one item a title
         shares = None if weights is None else np.diff(weights, prepend=0.0)[left]
         share = None if shares is None else shares / shares.sum()
         chosen += draw.choice(left, size=count - len(chosen), replace=False, p=share).tolist()

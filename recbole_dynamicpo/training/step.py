@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..errors import NumericsError
 from ..objectives.diagnostics import BETA_BINS, Diagnostics, merge_diagnostics
-from ..scoring.token_budget import TokenBudget, free_device_memory
+from ..scoring.token_budget import Shortage, TokenBudget, if_memory_allows
 from .columns import ROW_ID, TOKENS
 from .model import DynamicPO
 
@@ -47,14 +48,12 @@ def take_step(
         parts = [part for batch in batches for part in _parts(batch, model.budget)]
         started = time.perf_counter()
         optimizer.zero_grad()
-        try:
-            found, tokens = _backward(model, parts)
+        done = if_memory_allows(partial(_backward, model, parts))
+        if not isinstance(done, Shortage):
+            found, tokens = done
             break
-        except torch.OutOfMemoryError:
-            widest = max(parts, key=_padded_tokens)
-            if not model.budget.shrink(len(widest), _padded_tokens(widest), "out of memory"):
-                raise
-            free_device_memory()
+        if not model.budget.shrink(*model.pass_size, "out of memory"):
+            raise done.error()
     norm = clip_grad_norm_(model.policy.trainable(), **(clip or {"max_norm": float("inf")}))
     loss_value, norm_value, *rest = torch.cat([found[0], norm[None], *found[1:]]).tolist()
     if not np.isfinite([loss_value, norm_value]).all():
@@ -84,10 +83,6 @@ def _parts(batch: Interaction, budget: TokenBudget) -> list[Interaction]:
     return [batch] if len(groups) == 1 else [batch[group] for group in groups]
 
 
-def _padded_tokens(batch: Interaction) -> int:
-    return len(batch) * int(batch[TOKENS].max())
-
-
 def _backward(model: DynamicPO, parts: Sequence[Interaction]) -> tuple[list[Tensor], int]:
     """Add up the gradients of the mean row loss over all parts.
 
@@ -102,7 +97,7 @@ def _backward(model: DynamicPO, parts: Sequence[Interaction]) -> tuple[list[Tens
         loss.backward()
         losses.append(loss.detach())
         tokens += model.tokens
-        model.budget.check(len(part), _padded_tokens(part))
+        model.budget.check(*model.pass_size)
         if model.stage == "preference" and model.diagnostics is not None:
             diagnostics.append(model.diagnostics)
             betas.append(model.beta_counts)

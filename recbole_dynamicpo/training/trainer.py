@@ -143,20 +143,19 @@ class DynamicPOTrainer(RankingTrainer):
     def _run_stage(self, plan: StagePlan, resumed: Progress | None) -> None:
         """Train one stage from its start, or from a checkpoint, and load its best adapter."""
         rows = stage_rows(self.dataset, plan)
-        policy = self.model.policy
-        self.model.stage = plan.name
+        model, policy = self.model, self.model.policy
+        model.stage = plan.name
         if plan.name == "preference":
             policy.freeze_reference()
         if plan.name == "preference" and self.settings.objective != "mppo":
             with self.progress.timed("reference"):
-                table = reference_logps(
-                    self.model, rows, self.ingredients, self.show_progress, self._stop_if_asked
-                )
-            rows.update(Interaction({REFERENCE_LOGPS: table}))
+                kept = reference_logps(model, rows, self.ingredients, self.show_progress, self._stop_if_asked)
+            rows.update(Interaction({REFERENCE_LOGPS: kept}))
         self.optimizer = self._build_optimizer(learning_rate=plan.learning_rate)
         self.progress = resumed or Progress(stage=plan.name, seconds=self.progress.seconds)
         if resumed is not None:
             load_checkpoint(self.run_folder / CHECKPOINT, policy, self.optimizer)
+            model.budget.lower(resumed.tokens_per_batch)
         else:
             if plan is self.plans[0]:
                 write_identity(self.run_folder, self.ingredients.upto("preference"))
@@ -248,6 +247,7 @@ class DynamicPOTrainer(RankingTrainer):
         return bool(stop)
 
     def _checkpoint(self) -> None:
+        self.progress.tokens_per_batch = self.model.budget.tokens
         save_checkpoint(self.run_folder / CHECKPOINT, self.model.policy, self.optimizer, self.progress)
 
     def _save_adapter(self, stage: str) -> None:
@@ -273,8 +273,7 @@ class DynamicPOTrainer(RankingTrainer):
 
         Args:
             eval_data: a RecBole evaluation loader.
-            load_best_model: load the best adapter of the last stage, or that in ``model_file``, first.
-            model_file: an adapter folder.
+            load_best_model: load the final adapter, or that in the folder ``model_file``, first.
             show_progress: show RecBole's progress bar.
 
         Raises:
@@ -283,13 +282,12 @@ class DynamicPOTrainer(RankingTrainer):
         if not eval_data:
             return None
         if load_best_model:
-            folder = Path(model_file) if model_file else self.adapters[self.final_stage]
+            folder = Path(model_file or self.adapters[self.final_stage])
             self.model.policy.load(folder)
             logger.info("evaluating the adapter in %s", folder)
-        rows = rows_to_rank(eval_data, self.settings.seed)
+        rows, voices = rows_to_rank(eval_data, self.settings.seed), self.model.voices()
         with self.recorder.stage("evaluate", lambda: 0):
             found: dict[str, Ranked] = {}
-            voices = self.model.voices()
             with self.model.scoring_together([voice for voice in voices if voice != "popularity"]):
                 for voice, name in voices.items():
                     with self.model.speaking_as(voice):

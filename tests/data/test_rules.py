@@ -14,9 +14,6 @@ from recbole_dynamicpo.data.rules import (
     PlaceRule,
     Rows,
     hit_shares,
-    order_agreement,
-    pairs_in_order,
-    recovered_order,
 )
 
 from ..helpers.made_rows import ITEMS, made_rows
@@ -61,15 +58,10 @@ def test_place_and_company_by_hand() -> None:
 def test_order_by_hand() -> None:
     """Neighbours say 3 < 1 < 4 < 2; behind the history [1] come 4, then 2; 5 has no place."""
     train = rows(([3, 1, 4], [1], 1), ([1, 4, 2], [1], 1))
-    assert recovered_order(train.histories, 6).tolist() == [-1, 1, -1 + 4, 0, 2, -1]
+    assert OrderRule(train, 6).position.tolist() == [-1, 1, 3, 0, 2, -1]
     found = OrderRule(train, 6).scores(rows(([1], [2, 3, 4, 5], 4)))
     assert found[0].argmax() == 2
     assert found[0, 1] == found[0, 3] == -6
-
-
-def test_an_order_with_a_circle_still_gives_every_title_a_place() -> None:
-    found = recovered_order([np.array([1, 2, 3]), np.array([3, 1])], 4)
-    assert sorted(found[1:].tolist()) == [0, 1, 2]
 
 
 def test_titles_tied_at_the_top_share_the_hit() -> None:
@@ -93,26 +85,3 @@ def test_fast_rules_equal_slow_dictionaries() -> None:
             shared = max((len(known & set(ids)) for known in lists[item][-30:]), default=0)
             assert place[row, at] == pytest.approx(share)
             assert company[row, at] == shared
-
-
-def test_pairs_of_overlapping_rows_are_those_of_their_windows() -> None:
-    """Rows 1 2 | 3 and 1 2 3 | 4 and 2 3 4 | 5 of one user; 7 8 | 9 of another, who does not go on."""
-    some = rows(([1, 2], [3], 3), ([1, 2, 3], [4], 4), ([2, 3, 4], [5], 5), ([7, 8], [9], 9))
-    some = Rows(some.histories, some.candidates, some.targets, np.array([1, 1, 1, 2]))
-    every, with_target = pairs_in_order(some)
-    found = [set(zip(first.tolist(), second.tolist(), strict=True)) for first, second in every]
-    assert found == [{(1, 2), (1, 3), (2, 3)}, {(1, 4), (2, 4), (3, 4)}, {(2, 5), (3, 5), (4, 5)},
-                     {(7, 8), (7, 9), (8, 9)}]  # fmt: skip
-    assert [second.tolist() for _, second in with_target] == [[3, 3], [4, 4, 4], [5, 5, 5], [9, 9]]
-
-
-def test_order_agreement_by_hand() -> None:
-    """Five users have 1 and 2, four of them in this order; three have 1 and 3, too few to say. One user's
-    second row counts no second time. Of five tosses the larger count is 3.4375 on average.
-    """
-    way, other = (np.array([1, 1]), np.array([2, 3])), (np.array([2]), np.array([1]))
-    lone = np.array([1]), np.array([2])
-    agreement, coin = order_agreement(np.array([1, 1, 2, 3, 4, 5]), [way, lone, way, way, lone, other])
-    assert agreement == 4 / 5
-    assert coin == pytest.approx(3.4375 / 5)
-    assert order_agreement(np.array([1]), [way]) == (None, None)

@@ -11,7 +11,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from recbole_dynamicpo.language_model import attention
 from recbole_dynamicpo.language_model.attention import LONGEST, NAME, short_attention, use_short_attention
-from recbole_dynamicpo.language_model.logps import block_mask, separate_logps, shared_logps, sharing_works
+from recbole_dynamicpo.language_model.logps import separate_logps, shared_logps
+from recbole_dynamicpo.language_model.packed import block_mask
+from recbole_dynamicpo.language_model.probe import find_abilities
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import Templates
@@ -102,7 +104,7 @@ def test_a_model_in_float32_scores_the_same_bits() -> None:
     assert ours.config._attn_implementation == NAME
     for score in (shared_logps, separate_logps):
         assert torch.equal(score(plain, BATCH), score(ours, BATCH))
-    assert sharing_works(ours)
+    assert find_abilities(ours, "tiny").shares_prompt
 
 
 def test_a_model_in_bfloat16_is_as_near_to_float32_as_with_the_fused_kernel(

@@ -11,39 +11,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_dynamicpo.language_model import logps
-from recbole_dynamicpo.language_model.adapter_folder import LoraShape
-from recbole_dynamicpo.language_model.backbone import Backbone, load_backbone
-from recbole_dynamicpo.language_model.logps import (
-    separate_logps,
-    shared_logps,
-    sharing_works,
-    vocabulary_logsumexp,
-)
+from recbole_dynamicpo.language_model import heads
+from recbole_dynamicpo.language_model.heads import plain_token_logps
+from recbole_dynamicpo.language_model.logps import separate_logps, shared_logps
 from recbole_dynamicpo.language_model.packed import TokenBatch
-from recbole_dynamicpo.language_model.policy import Policy
 
-from ..conftest import make_model, make_tokenizer
+from ..conftest import make_model
+from ..helpers.architectures import build
 
 Score = Callable[[Any, TokenBatch], Tensor]
-
-SIZES = {
-    "vocab_size": 257,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-    "eos_token_id": 0,
-    "bos_token_id": 0,
-    "pad_token_id": 0,
-}
 
 
 def make_gpt2() -> Any:
     """Return a random GPT-2 with 16 positions and a head of its own."""
-    return build("GPT2LMHeadModel/GPT2Config", n_positions=16, tie_word_embeddings=False)
+    return build("gpt2", max_position_embeddings=16, tie_word_embeddings=False, initializer_range=0.2)
 
 
 def ragged_batch(seed: int = 0) -> TokenBatch:
@@ -148,7 +129,7 @@ def test_one_pass_over_prompt_and_completions() -> None:
     shared_logps(model, batch)
     assert calls == [(3, 16)]
     separate_logps(model, batch)
-    assert calls == [(3, 16), (12, 12)]
+    assert calls == [(3, 16), (7, 12)]
 
 
 class _VocabularyWatch(TorchDispatchMode):
@@ -169,7 +150,7 @@ class _VocabularyWatch(TorchDispatchMode):
 
 def test_no_tensor_of_tokens_by_vocabulary_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward; the transposed head (32, V) is the only thing as wide as the vocabulary."""
-    monkeypatch.setattr(logps, "VOCABULARY_SLICE", 50)
+    monkeypatch.setattr(heads, "VOCABULARY_SLICE", 50)
     model = make_model()
     model.requires_grad_(True)
     model.lm_head.requires_grad_(False)
@@ -179,135 +160,34 @@ def test_no_tensor_of_tokens_by_vocabulary_exists(monkeypatch: pytest.MonkeyPatc
     with _VocabularyWatch(257) as slow:
         separate_logps(model, batch).sum()
     assert fast.rows == 0
-    assert slow.rows == 5 * 12 * 12
+    assert slow.rows == 0
+    with _VocabularyWatch(257) as own:
+        separate_logps(model, batch, plain_head=False).sum()
+    assert own.rows == batch.completion_length.sum()  # of predicted tokens alone
 
 
 @pytest.mark.parametrize("width", [1, 7, 64, 257, 8192])
 def test_sliced_logsumexp(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices that divide the vocabulary or leave a short last one; states up to +-1000."""
-    monkeypatch.setattr(logps, "VOCABULARY_SLICE", width)
+    monkeypatch.setattr(heads, "VOCABULARY_SLICE", width)
     draw = torch.Generator().manual_seed(1)
     weight = torch.randn(257, 8, generator=draw, dtype=torch.float64)
     states = torch.randn(6, 8, generator=draw, dtype=torch.float64)
     states *= torch.tensor([1.0, 0.0, 1e-3, 30.0, 1e3, -1e3], dtype=torch.float64)[:, None]
     states.requires_grad_()
-    found, wanted = vocabulary_logsumexp(states, weight), (states @ weight.T).logsumexp(dim=1)
-    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
-    factors = torch.arange(1.0, 7.0, dtype=torch.float64)
+    source_of, targets = torch.tensor([0, 1, 2, 3, 3, 4, 5]), torch.tensor([0, 256, 6, 7, 64, 255, 3])
+    found = plain_token_logps(states, weight, source_of, targets)
+    wanted = (states @ weight.T).log_softmax(dim=1)[source_of, targets]
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    factors = torch.arange(1.0, 8.0, dtype=torch.float64)
     (actual,) = torch.autograd.grad((found * factors).sum(), states)
     (expected,) = torch.autograd.grad((wanted * factors).sum(), states)
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
 
 
-def test_sliced_logsumexp_is_wide_for_narrow_weights() -> None:
+def test_sliced_normaliser_is_wide_for_narrow_weights() -> None:
     weight = torch.ones(300, 4, dtype=torch.bfloat16)
-    found = vocabulary_logsumexp(torch.zeros(2, 4, dtype=torch.bfloat16), weight)
+    first = torch.zeros(1, dtype=torch.int64)
+    found = plain_token_logps(torch.zeros(2, 4, dtype=torch.bfloat16), weight, first, first)
     assert found.dtype == torch.float32
-    assert found.tolist() == pytest.approx([math.log(300)] * 2, rel=1e-6)
-
-
-def test_sharing_works_on_an_ordinary_model() -> None:
-    assert sharing_works(make_model())
-    assert sharing_works(make_model(torch.float64))
-
-
-def _hide(model: Any, change: Callable[[dict[str, Any]], None]) -> Any:
-    """Let the decoder see its arguments only after ``change``."""
-    decoder = model.get_decoder()
-    original = decoder.forward
-
-    def forward(*args: Any, **options: Any) -> Any:
-        change(options)
-        return original(*args, **options)
-
-    decoder.forward = forward
-    return model
-
-
-def ignores_the_block_mask() -> Any:
-    def change(options: dict[str, Any]) -> None:
-        mask = options.get("attention_mask")
-        if mask is not None and mask.dim() == 4:
-            options["attention_mask"] = None
-
-    return _hide(make_model(), change)
-
-
-def ignores_positions() -> Any:
-    return _hide(make_model(), lambda options: options.pop("position_ids", None))
-
-
-def clamps_positions() -> Any:
-    def change(options: dict[str, Any]) -> None:
-        ids = options["input_ids"]
-        options["position_ids"] = torch.arange(ids.shape[1]).clamp(max=8).expand(ids.shape)
-
-    return _hide(make_model(), change)
-
-
-def build(name: str, **sizes: Any) -> Any:
-    """Return a random model of a transformers architecture."""
-    import transformers
-
-    torch.manual_seed(0)
-    model_type, _, config_type = name.partition("/")
-    config = getattr(transformers, config_type)(**{**SIZES, **sizes})
-    return getattr(transformers, model_type)(config).eval()
-
-
-def has_a_head_bias() -> Any:
-    model = build("PhiForCausalLM/PhiConfig", num_key_value_heads=4)
-    torch.nn.init.normal_(model.lm_head.bias)
-    return model
-
-
-def caps_its_logits() -> Any:
-    return build("Gemma3ForCausalLM/Gemma3TextConfig", head_dim=8, final_logit_softcapping=2.0)
-
-
-def scales_its_logits() -> Any:
-    return build("GraniteForCausalLM/GraniteConfig", logits_scaling=8.0)
-
-
-def biases_by_distance() -> Any:
-    """ALiBi is made from a 2-D mask; a 4-D one raises."""
-    return build("BloomForCausalLM/BloomConfig", n_layer=2, n_head=4)
-
-
-UNSHARED = [
-    ignores_the_block_mask,
-    ignores_positions,
-    clamps_positions,
-    has_a_head_bias,
-    caps_its_logits,
-    scales_its_logits,
-    biases_by_distance,
-]
-
-
-@pytest.mark.parametrize("make", UNSHARED)
-@torch.no_grad()
-def test_other_models_are_found_out_and_scored_one_by_one(make: Callable[[], Any]) -> None:
-    model, batch = make(), ragged_batch()
-    wanted = one_by_one(model, batch)
-    works = sharing_works(model)
-    assert not works
-    shape = LoraShape(rank=2, alpha=4.0, dropout=0.0, targets=("all-linear",), layers=0)
-    policy = Policy(Backbone(model, make_tokenizer(), "odd", "0" * 64, works), shape, seed=0)
-    torch.testing.assert_close(policy.logps(batch), wanted, rtol=0, atol=1e-4)
-
-
-@torch.no_grad()
-def test_a_model_with_learned_positions_can_share() -> None:
-    """GPT-2 takes a 4-D mask and position numbers; restarted ones stay below its 16 positions."""
-    model, batch = make_gpt2(), ragged_batch()
-    assert sharing_works(model)
-    torch.testing.assert_close(shared_logps(model, batch), one_by_one(model, batch), rtol=0, atol=1e-4)
-
-
-def test_loading_says_that_sharing_does_not_work(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
-    has_a_head_bias().save_pretrained(tmp_path)
-    make_tokenizer().save_pretrained(tmp_path)
-    backbone = load_backbone(str(tmp_path), dtype="float32")
-    assert not backbone.shares_prompt
-    assert "each candidate is scored in a sequence of its own" in caplog.text
+    assert found.tolist() == pytest.approx([-math.log(300)], rel=1e-6)

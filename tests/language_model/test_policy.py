@@ -165,7 +165,8 @@ def test_an_adapter_folder_is_an_ordinary_peft_folder(policy: Policy, tmp_path: 
     loaded = PeftModel.from_pretrained(make_model(layers=3), tmp_path)
     with torch.no_grad():
         assert torch.equal(shared_logps(loaded.get_base_model(), BATCH), speak(policy))
-    assert read_lora_shape(tmp_path) == LoraShape(2, 8.0, 0.0, ("q_proj", "v_proj"), 0)
+    names = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in range(3) for name in "qv"]
+    assert read_lora_shape(tmp_path) == LoraShape(2, 8.0, 0.0, tuple(names), 0)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +177,11 @@ def test_only_the_topmost_layers_carry_lora(layers: int, wanted: set[int], tmp_p
     names = [name for name, p in made.named_parameters() if p.requires_grad]
     assert {int(name.split(".layers.")[1].split(".")[0]) for name in names} == wanted
     made.save(tmp_path)
-    made.load(tmp_path)
-    assert read_lora_shape(tmp_path).layers == (layers if 0 < layers < 3 else 0)
+    shape = read_lora_shape(tmp_path)
+    assert {int(name.split(".layers.")[1].split(".")[0]) for name in shape.targets} == wanted
+    again = make_policy(targets=shape.targets, layers=shape.layers)
+    again.load(tmp_path)
+    assert again.bare_layers == made.bare_layers == min(wanted)
 
 
 @pytest.mark.parametrize("layers", [0, 1])
@@ -190,7 +194,9 @@ def test_all_linear_layers(layers: int) -> None:
 
 
 def test_layers_that_are_not_there_are_named() -> None:
-    with pytest.raises(BackboneError, match=r"'tiny' cannot carry LoRA on \['no_such_proj'\].*lora_targets"):
+    with pytest.raises(
+        BackboneError, match=r"lora_targets: .*'tiny'.*: no_such_proj is not there.*wanted some of"
+    ):
         make_policy(targets=("no_such_proj",))
 
 
@@ -307,3 +313,94 @@ def test_a_bfloat16_backbone_multiplies_the_adapter_in_bfloat16_and_trains_it_in
     assert {(p.dtype, p.grad.dtype) for p in policy.trainable() if p.grad is not None} == {
         (torch.float32, torch.float32)
     }
+
+
+MORE_THAN_LORA = [
+    ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+    ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+    ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
+    ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
+    ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda'"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+    ({"trainable_token_indices": [3]}, "trainable_token_indices is"),
+    ({"target_parameters": ["experts.down_proj"]}, "target_parameters is"),
+    ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is"),
+    ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern is"),
+    ({"use_dora": True}, "use_dora is True"),
+    ({"use_rslora": True}, "use_rslora is True"),
+    ({"lora_bias": True}, "lora_bias is True"),
+    ({"bias": "all"}, "bias is 'all'"),
+    ({"layer_replication": [[0, 2]]}, "layer_replication is"),
+    ({"peft_type": "ADALORA"}, "peft_type is 'ADALORA'"),
+    ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is"),
+    ({"a_setting_of_next_year": 1}, "a_setting_of_next_year is 1"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), MORE_THAN_LORA)
+def test_an_adapter_that_is_more_than_lora_is_refused(
+    policy: Policy, tmp_path: Path, change: dict[str, object], reason: str
+) -> None:
+    policy.save(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    before = speak(policy)
+    with pytest.raises(AdapterError, match=rf"{path.name}: .*{reason}.*more than plain LoRA"):
+        policy.load(tmp_path)
+    assert torch.equal(speak(policy), before)
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal"])
+def test_first_weights_that_leave_the_backbone_alone_are_fine(start: object, tmp_path: Path) -> None:
+    """What peft trained and saved says the same here."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=start)
+    theirs = get_peft_model(make_model(layers=3), config)
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "README.md").unlink(missing_ok=True)
+    ours = make_policy()
+    ours.load(tmp_path)
+    with torch.no_grad():
+        wanted = shared_logps(theirs.get_base_model(), BATCH)
+        torch.testing.assert_close(speak(ours), wanted, rtol=0, atol=1e-4)
+        assert (wanted - shared_logps(make_model(layers=3), BATCH)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_what_peft_saves_of_such_starts_is_refused(start: str, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=start)
+    get_peft_model(make_model(layers=3), config).save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match=f"init_lora_weights is '{start}'"):
+        make_policy().load(tmp_path)
+
+
+@pytest.mark.parametrize(("layers", "wanted"), [(1, [1, 1, 2]), (2, [1, 2, 2]), (0, [2, 2, 2])])
+def test_only_layers_that_need_a_gradient_are_computed_again(layers: int, wanted: list[int]) -> None:
+    """Each layer runs once forward, and those from the lowest adapter on once more backward."""
+    backbone = Backbone(make_model(layers=3), make_tokenizer(), "tiny", "0" * 64, True, recomputes=True)
+    policy = Policy(backbone, LoraShape(2, 8.0, 0.0, ("q_proj", "v_proj"), layers), seed=1)
+    plain = make_policy(layers=layers)
+    for each in (policy, plain):
+        disturb(each)
+        each.train()
+    calls = [0, 0, 0]
+    for index, layer in enumerate(backbone.model.get_decoder().layers):
+
+        def count(*args: object, index: int = index) -> None:
+            calls[index] += 1
+
+        layer.self_attn.register_forward_pre_hook(count)
+    policy.logps(BATCH).sum().backward()
+    assert calls == wanted
+    plain.logps(BATCH).sum().backward()
+    for found, right in zip(policy.trainable(), plain.trainable(), strict=True):
+        torch.testing.assert_close(found.grad, right.grad)
+    speak(policy)
+    assert calls == [count + 1 for count in wanted]  # nothing is computed again without a gradient

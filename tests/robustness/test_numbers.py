@@ -99,8 +99,8 @@ def test_reference_log_probabilities_that_are_not_finite_are_not_cached(
 
     logps = Policy.logps
 
-    def broken(self: Policy, batch: Any) -> torch.Tensor:
-        found = logps(self, batch)
+    def broken(self: Policy, batch: Any, *more: Any) -> torch.Tensor:
+        found = logps(self, batch, *more)
         speaking = self.peft.active_adapters
         return found * value if "reference" in speaking else found
 

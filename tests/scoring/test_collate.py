@@ -132,7 +132,9 @@ def test_truncation_is_counted_and_said_once(tokenizer: object, caplog: pytest.L
 def test_a_row_that_cannot_fit(tokenizer: object, history: str) -> None:
     """ ";X,Y:" needs 5 tokens and max_length leaves 7 - 3 = 4; with no history there is nothing to drop."""
     write = collator(tokenizer, "{history:,};{candidates:,}:", max_length=7)
-    with pytest.raises(DataError, match=r"2 candidates needs 5 tokens .* max_length leaves 4"):
+    with pytest.raises(
+        DataError, match=r"2 candidates needs 5 tokens .* max_length=7 leaves 4; raise max_length or"
+    ):
         write([row(history, ["X"], "XY")])
 
 
@@ -151,10 +153,10 @@ def test_title_tokens_are_made_once(tokenizer: object) -> None:
     first = write.title_ids("XY")
     assert first == [SPACE, X, Y, EOS]
     assert write.title_ids("XY") == first
-    assert calls == [" XY"]
+    assert calls == [":", ": XY"]  # behind a colon, as behind a prompt
     again = write([row("A", ["XY", "XY"])]).completions.tolist()
     assert again == [[[SPACE, X, Y, EOS]] * 2]
-    assert calls == [" XY", ["A:"]]
+    assert calls == [":", ": XY", ["A:"]]
 
 
 def test_titles_outside_ascii_and_with_odd_spaces(tokenizer: object) -> None:
@@ -175,3 +177,29 @@ def test_token_ids_are_what_the_batch_holds(tokenizer: object) -> None:
             map(len, completions[index])
         )
     assert prompts == write.token_ids([row("BC", ["X", "Y"]), row("A", ["X"])])[0]  # A is too old
+
+
+def test_every_title_shown_keeps_its_room(tokenizer: object) -> None:
+    """Whatever is scored, room is left for "XYXY" (6 tokens): the prompt of a row is always the same."""
+    write = collator(tokenizer, "{history:,};{candidates:,}:", max_length=20)
+    shown = ["X", "XYXY", "Y"]
+    prompts = [
+        write([PromptRow(list("ABCDE"), shown, scored)]).prompt.tolist()
+        for scored in (["X"], ["XYXY"], ["Y", "X"], shown)
+    ]
+    assert prompts == [prompts[0]] * 4
+    assert len(prompts[0][0]) <= 20 - 6
+
+
+def test_the_limit_that_binds_is_named(tokenizer: object, caplog: pytest.LogCaptureFixture) -> None:
+    templates = Templates(["{history:,};{candidates:,}:"])
+    write = Collator(
+        tokenizer, templates, max_length=9, max_history=9, limited_by="the backbone's sliding_window"
+    )
+    write([row("ABC", ["X"], "X")])
+    assert "a prompt exceeds the backbone's sliding_window=9 tokens" in caplog.text
+    with pytest.raises(
+        DataError, match=r"backbone's sliding_window=9 leaves 6; lower num_candidates"
+    ) as found:
+        write([row("ABC", ["X"], "XYXY")])
+    assert "raise max_length" not in str(found.value)

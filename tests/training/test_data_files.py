@@ -279,7 +279,7 @@ def test_candidates_keep_their_order_in_prompts_and_training(
         assert prompt.candidates == [titles[item] for item in line[3].split(" ")] == prompt.completions
         assert prompt.history == [titles[item] for item in line[1].split(" ")]
     assert data.settings.num_candidates == found.audit["splits"]["train"]["candidates_per_row"]["max"]
-    columns = scored_columns(train, "item_id", 3, seed=1, epoch=0)
+    columns = scored_columns(train, "item_id", data.title_numbers.numpy(), 3, seed=1, epoch=0)
     scored = train[CANDIDATE_IDS].gather(1, columns)
     assert (scored[:, 0] == train["item_id"]).all()
     assert (scored > 0).all()

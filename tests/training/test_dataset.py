@@ -102,8 +102,9 @@ def test_stages_take_different_rows_while_there_are_enough(toy_settings: dict[st
 
 
 def test_negatives_are_redrawn_every_epoch_and_the_positive_stays_first(toy_settings: dict[str, Any]) -> None:
-    rows = build(toy_settings).stage_rows(0)
-    draws = [scored_columns(rows, "item_id", 4, seed=1, epoch=epoch) for epoch in (0, 0, 1)]
+    dataset = build(toy_settings)
+    rows, titles = dataset.stage_rows(0), dataset.title_numbers.numpy()
+    draws = [scored_columns(rows, "item_id", titles, 4, seed=1, epoch=epoch) for epoch in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     first = rows[CANDIDATE_IDS].gather(1, draws[2][:, :1])[:, 0]

@@ -20,7 +20,9 @@ from recbole_dynamicpo.training.sampling import (
 def candidates(seed: int, row: int, *, seen: list[int], items: int = 60, count: int = 20) -> list[int]:
     """Draw the candidates of one row whose positive is item 1."""
     excluded = np.array(seen, dtype=np.int64)
-    return draw_candidates(1, excluded, items, count, row_generator(seed, 0, row), f"row {row}").tolist()
+    return draw_candidates(
+        1, excluded, np.arange(items), count, row_generator(seed, 0, row), f"row {row}"
+    ).tolist()
 
 
 @settings(max_examples=80, deadline=None)
@@ -33,7 +35,9 @@ def test_candidates_are_the_positive_and_distinct_unseen_items(data: st.DataObje
     left = set(range(1, items)) - {positive, *seen}
     count = data.draw(st.integers(1, 1 + len(left)))
     draw = row_generator(data.draw(st.integers(0, 9)), 0, 0)
-    drawn = draw_candidates(positive, np.array(seen, dtype=np.int64), items, count, draw, "row").tolist()
+    drawn = draw_candidates(
+        positive, np.array(seen, dtype=np.int64), np.arange(items), count, draw, "row"
+    ).tolist()
     assert len(drawn) == len(set(drawn)) == count
     assert positive in drawn
     assert set(drawn) - {positive} <= left
@@ -45,7 +49,7 @@ def test_draws_are_repeatable_and_differ_by_seed_row_and_phase(items: int) -> No
     assert candidates(0, 0, seen=[2, 3], items=items) == first
     assert candidates(1, 0, seen=[2, 3], items=items) != first
     assert candidates(0, 1, seen=[2, 3], items=items) != first
-    other = draw_candidates(1, np.array([2, 3]), items, 20, row_generator(0, 1, 0), "row")
+    other = draw_candidates(1, np.array([2, 3]), np.arange(items), 20, row_generator(0, 1, 0), "row")
     assert other.tolist() != first
 
 
@@ -71,9 +75,11 @@ def test_every_unseen_item_is_drawn_alike(items: int) -> None:
 def test_too_few_items() -> None:
     """Items 1 to 9; the positive and four seen ones leave four, and five negatives are wanted."""
     assert len(candidates(0, 0, seen=[2, 3, 4, 5], items=10, count=5)) == 5
-    with pytest.raises(DataError, match=r"row 7: wanted 5 negatives, but only 4 of 9 items .*num_candidates"):
+    with pytest.raises(
+        DataError, match=r"row 7: wanted 5 negatives, but only 4 of 9 titles .*num_candidates"
+    ):
         candidates(0, 7, seen=[2, 3, 4, 5], items=10, count=6)
-    with pytest.raises(DataError, match="only 0 of 9 items"):
+    with pytest.raises(DataError, match="only 0 of 9 titles"):
         candidates(0, 7, seen=list(range(2, 10)), items=10, count=2)
 
 

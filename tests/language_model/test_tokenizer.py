@@ -1,0 +1,123 @@
+"""Tokenizers whose prompts cannot be continued are refused at load; those with marks of their own are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recbole_dynamicpo.errors import BackboneError
+from recbole_dynamicpo.language_model.backbone import load_backbone
+from recbole_dynamicpo.language_model.tokenizer import check_tokenizer, title_tokens
+
+from ..conftest import make_model, make_tokenizer
+
+
+def metaspace(prepend: str = "always", *, normalizer: bool = False) -> Any:
+    """Return a tokenizer of single characters that writes a space as a mark, as SentencePiece does."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = ["<eos>", "<unk>", "▁", *map(chr, range(33, 127)), "\n", "É"]
+    model = models.BPE({letter: i for i, letter in enumerate(letters)}, [], unk_token="<unk>")
+    made = Tokenizer(model)
+    if normalizer:
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", unk_token="<unk>")
+
+
+def with_template(single: str) -> Any:
+    from tokenizers import processors
+
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("<eos>", 0)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("single", ["$A <eos>", "<eos> $A <eos>", "$A <eos> <eos>"])
+def test_a_tokenizer_that_ends_every_text_is_refused(single: str) -> None:
+    with pytest.raises(
+        BackboneError, match=r"'mine': its tokenizer ends every text with \['<eos>'\].*add_eos"
+    ):
+        check_tokenizer(with_template(single), "mine", 257)
+
+
+def test_a_tokenizer_that_begins_every_text_is_fine() -> None:
+    check_tokenizer(with_template("<eos> $A"), "mine", 257)
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        metaspace(normalizer=True),
+        metaspace("always"),
+        metaspace("first"),
+        metaspace("never"),
+        make_tokenizer(),
+    ],
+    ids=["normalizer", "always", "first", "never", "bytes"],
+)
+def test_a_title_has_the_tokens_that_it_has_behind_a_prompt(tokenizer: Any) -> None:
+    """A mark that every text begins with is no part of a title: the prompt has it already."""
+    check_tokenizer(tokenizer, "mine", 257)
+    whole = tokenizer("Next: Up <eos>", split_special_tokens=True).input_ids
+    assert whole == tokenizer("Next:").input_ids + title_tokens(tokenizer, "Up <eos>")
+
+
+@pytest.mark.parametrize(
+    ("rows", "word"), [(0, "end-of-sequence token '<eos>' has the id 0"), (200, "ids up to 256")]
+)
+def test_an_embedding_that_is_too_small_is_named(rows: int, word: str) -> None:
+    with pytest.raises(BackboneError, match=rf"'mine': .*{word}.* {rows} rows"):
+        check_tokenizer(make_tokenizer(), "mine", rows)
+
+
+def test_an_end_outside_the_embedding_is_named() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    with pytest.raises(BackboneError, match=r"end-of-sequence token '<end>' has the id 257, .* 257 rows"):
+        check_tokenizer(tokenizer, "mine", 257)
+    check_tokenizer(tokenizer, "mine", 258)
+
+
+def test_a_special_token_that_nobody_writes_may_lie_outside() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    check_tokenizer(tokenizer, "mine", 257)
+
+
+class Cased:
+    """A tokenizer that writes a text otherwise the longer it is."""
+
+    def __init__(self) -> None:
+        self.inner = make_tokenizer()
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        return self.inner(text.upper() if len(text) > 20 else text, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def test_parts_that_are_not_the_whole_are_shown() -> None:
+    with pytest.raises(BackboneError, match=r"'mine': its tokenizer writes .* but its parts as"):
+        check_tokenizer(Cased(), "mine", 257)
+
+
+def test_without_an_end_nothing_can_be_scored() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(BackboneError, match="'mine': its tokenizer has no end-of-sequence token"):
+        check_tokenizer(tokenizer, "mine", 257)
+
+
+def test_it_is_asked_at_load(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+    with_template("$A <eos>").save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="ends every text"):
+        load_backbone(str(tmp_path))
