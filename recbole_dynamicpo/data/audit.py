@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,9 @@ import numpy as np
 from ..errors import DataError
 from ..storage import load_json
 from .atomic_files import MANIFEST_FILE, SEQUENCE_COLUMNS, SPLIT_COLUMNS, read_table
-from .catalogue import read_titles
+from .catalogue import contained_titles, read_titles
+from .give_away import audit_give_away
+from .rules import Rows
 
 SPLITS = ("train", "valid", "test")
 Prompt = tuple[list[str], list[str]]  # history titles, oldest first, and candidate titles
@@ -73,33 +75,15 @@ def audit(folder: Path, check: PromptCheck | None = None) -> dict[str, Any]:
             split: _split_figures(rows, splits["train"] if split != "train" else None, titles, inside)
             for split, rows in splits.items()
         }
+        train, *held_out = _as_rows(list(splits.values()))
+        named = dict(zip(SPLITS[1:], held_out, strict=True))
+        report["findings"] = audit_give_away(train, named, len(titles) + 1, seed=0).findings()
         prompts = {split: _split_prompts(rows, titles) for split, rows in splits.items()}
     if check is not None:
         columns = report.get("splits") or {"sequences": report["sequences"]}
         for split, rendered in prompts.items():
             columns[split]["prompts"] = _prompt_figures(rendered, check)
     return report
-
-
-def contained_titles(titles: Iterable[str]) -> dict[str, set[str]]:
-    """Return, for each title that has other titles inside it, the set of those.
-
-    A title is looked for only where its first four letters stand, as a slice of a length that titles with
-    these letters have: so time grows with the length of all titles together and not with their pairs.
-    """
-    unique = set(titles)
-    lengths: dict[str, set[int]] = {}
-    for title in unique:
-        lengths.setdefault(title[:4], set()).add(len(title))
-    found: dict[str, set[str]] = {}
-    for text in unique:
-        for start in range(len(text)):
-            for width in range(1, min(4, len(text) - start) + 1):
-                for length in lengths.get(text[start : start + width], ()):
-                    piece = text[start : start + length]
-                    if piece in unique and piece != text:
-                        found.setdefault(text, set()).add(piece)
-    return found
 
 
 def audit_table(report: dict[str, Any]) -> str:
@@ -124,6 +108,7 @@ def audit_table(report: dict[str, Any]) -> str:
     for label in labels:
         cells = (figures.get(label, "-") for figures in flat.values())
         lines.append(f"{label:<{width}}" + "".join(f"{_shown(cell):>12}" for cell in cells))
+    lines += [f"- {finding}" for finding in report.get("findings", [])]
     return "\n".join(lines)
 
 
@@ -177,6 +162,24 @@ def _read_split(path: Path, titles: dict[str, str]) -> _Split:
     if not split.users:
         raise DataError(f"{path}: wanted at least one row, got none")
     return split
+
+
+def _as_rows(splits: list[_Split]) -> list[Rows]:
+    """Return the rows of each split with items and users as numbers, items from 1 on."""
+    items: dict[str, int] = {}
+    users: dict[str, int] = {}
+
+    def numbered(ids: list[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.array([items.setdefault(item, len(items) + 1) for item in ids], dtype=np.int64)
+
+    found = []
+    for split in splits:
+        lists = np.zeros((len(split.targets), max(map(len, split.candidates))), dtype=np.int64)
+        for row, candidates in enumerate(split.candidates):
+            lists[row, : len(candidates)] = numbered(candidates)
+        owners = np.array([users.setdefault(user, len(users)) for user in split.users], dtype=np.int64)
+        found.append(Rows([numbered(ids) for ids in split.histories], lists, numbered(split.targets), owners))
+    return found
 
 
 def _title_figures(titles: dict[str, str], inside: dict[str, set[str]]) -> dict[str, Any]:

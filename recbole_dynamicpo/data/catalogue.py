@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -178,3 +178,24 @@ def build_catalogue(
     if repeated:
         logger.info("%s: %d titles stand for more than one item", source, repeated)
     return Catalogue(tuple(tokens), named, tuple(popularity))
+
+
+def contained_titles(titles: Iterable[str]) -> dict[str, set[str]]:
+    """Return, for each title that has other titles inside it, the set of those.
+
+    A title is looked for only where its first four letters stand, as a slice of a length that titles with
+    these letters have: so time grows with the length of all titles together and not with their pairs.
+    """
+    unique = set(titles)
+    lengths: dict[str, set[int]] = {}
+    for title in unique:
+        lengths.setdefault(title[:4], set()).add(len(title))
+    found: dict[str, set[str]] = {}
+    for text in unique:
+        for start in range(len(text)):
+            for width in range(1, min(4, len(text) - start) + 1):
+                for length in lengths.get(text[start : start + width], ()):
+                    piece = text[start : start + length]
+                    if piece in unique and piece != text:
+                        found.setdefault(text, set()).add(piece)
+    return found

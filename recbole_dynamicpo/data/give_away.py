@@ -8,27 +8,29 @@ what it reads was dealt anew. So a rule that only finds popular titles is no fin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binom
 
-from .global_order import agreement, chained_pairs
+from .global_order import agreement, chained_pairs, follows_one_order
 from .rules import (
     CompanyRule,
     OrderRule,
     PlaceAndCompanyRule,
     PlaceRule,
     Rows,
-    hit_rate,
+    hit_shares,
 )
 
 RULES = ("place_rule", "company_rule", "place_and_company_rule", "order_rule")
 # A rule is a finding if its hits would come about by its control less often than this.
 SURE = 1e-3
-# More than a coin's share of pairs in their majority's order, from which on an order is a finding.
-BEYOND_COIN = 0.05
+# Of the pairs that a coin would leave against their majority, the share that must go with it: what users do
+# changes with time, so that real histories too follow one order more often than a coin.
+OF_THE_REST = 0.5
+# Share of a user's neighbours at one time from which on figures depend on how ties are broken.
 MANY_TIES = 0.1
 _MEANING = {
     "place_rule": "a title stands at its own place of the list when it is the target",
@@ -36,9 +38,10 @@ _MEANING = {
     "place_and_company_rule": "place and company of a list together name its target",
     "order_rule": "targets are the next titles of one global order that has nothing to do with users",
 }
+_NEW_LISTS = "draw lists anew: --candidate_source=fresh, or rank among all items"
 _REMEDY = {
+    **dict.fromkeys(RULES, _NEW_LISTS),
     "order_rule": "rank with --history_order=shuffled, or find data with real times",
-    "place_rule": "draw lists anew: --candidate_source=fresh, or rank among all items",
 }
 
 
@@ -56,18 +59,19 @@ class Found:
     chance: float
     rows: int
 
-    def to_json(self) -> dict[str, float]:
-        """Return the figures as JSON values."""
-        return {"hr_at_1": self.hit_rate, "rows": self.rows, "chance": self.chance}
+    def interval(self) -> tuple[float, float]:
+        """Return the exact binomial interval of shares that its control would reach by luck.
+
+        The control's own rate is measured on as many rows, so it is given a doubt of two standard errors.
+        """
+        doubt = 2 * np.sqrt(self.chance * (1 - self.chance) / max(self.rows, 1))
+        low = binom.ppf(SURE, self.rows, max(self.chance - doubt, 0.0))
+        high = binom.isf(SURE, self.rows, min(self.chance + doubt, 1.0))
+        return float(low / max(self.rows, 1)), float(high / max(self.rows, 1))
 
     def is_finding(self) -> bool:
         """Say whether the rule finds more than its control would by luck."""
-        hits = round(self.hit_rate * self.rows)
-        share = min(max(self.chance, 1e-9), 1 - 1e-9)
-        # The control's own rate is measured on as many rows, so it is given its own doubt.
-        doubt = 2 * np.sqrt(share * (1 - share) / max(self.rows, 1))
-        p = binomtest(hits, self.rows, min(share + doubt, 1 - 1e-9), alternative="greater").pvalue
-        return bool(p < SURE)
+        return round(self.hit_rate * self.rows) > round(self.interval()[1] * self.rows)
 
 
 @dataclass(frozen=True)
@@ -75,16 +79,19 @@ class GiveAway:
     """The audit of one data set.
 
     Attributes:
-        splits: ``valid``, ``test`` and ``all`` -> rule -> what it reaches; empty where there are no lists.
+        splits: ``valid``, ``test`` and ``all`` -> rule -> what it reaches; no rules where there are no lists,
+            no split where there are no rows.
         targets_seen: split -> share of the targets that were a target in training.
-        order_agreement: share of pairs within training histories in the order of their majority; None where
-            no pair occurs often enough.
+        order_agreement: share of pairs within training rows, the target their last, in the order of their
+            majority; None where no pair occurs often enough.
         order_coin: what a coin would reach at the same counts.
         target_order_agreement, target_order_coin: the same of pairs of a history's item and the target.
         time_ties: share of a user's neighbours that bear one time; None where there are no times.
         repeated: held-out rows that stand in training too, history and target.
         target_in_history: held-out rows whose target stands in their own history.
         target_nowhere: held-out rows whose target stands in no training row.
+        rows: held-out rows.
+        one_order: whether all neighbours in training rows follow one order, without a circle.
     """
 
     splits: dict[str, dict[str, Found]]
@@ -97,58 +104,64 @@ class GiveAway:
     repeated: int
     target_in_history: int
     target_nowhere: int
-    rows: int = field(default=0)
+    rows: int
+    one_order: bool
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
-        splits = {
+        splits: dict[str, Any] = {
             split: {
-                **{
-                    rule: {"hr_at_1": f.hit_rate, "rows": f.rows, "chance": f.chance}
-                    for rule, f in rules.items()
-                },
-                "targets_seen": self.targets_seen[split],
+                rule: {"hr_at_1": reached.hit_rate, "rows": reached.rows} for rule, reached in rules.items()
             }
+            | {"targets_seen": self.targets_seen[split]}
             for split, rules in self.splits.items()
         }
-        names = [
-            *("order_agreement", "order_coin", "target_order_agreement", "target_order_coin", "time_ties"),
-            *("repeated", "target_in_history", "target_nowhere"),
-        ]
+        names = ("order_agreement", "order_coin", "target_order_agreement", "time_ties")
         return {**splits, **{name: getattr(self, name) for name in names}}
 
     def table(self) -> str:
-        """Return what each rule reaches on each split, and by chance, as text."""
-        lines = [f"{'':24}" + "".join(f"{split:>10}{'chance':>9}" for split in self.splits)]
+        """Return what each rule reaches on each split, and at most by chance, as text."""
+        lines = [f"{'HR@1':24}" + "".join(f"{split:>10}{'chance':>16}" for split in self.splits)]
         for rule in next(iter(self.splits.values()), {}):
-            cells = (found[rule] for found in self.splits.values())
-            lines.append(f"{rule:24}" + "".join(f"{c.hit_rate:10.4f}{c.chance:9.4f}" for c in cells))
-        shares = (f"{self.targets_seen[split]:10.4f}{'':9}" for split in self.splits)
-        return "\n".join([*lines, f"{'targets seen in training':24}" + "".join(shares)])
+            line = f"{rule.replace('_', ' '):24}"
+            for reached in (rules[rule] for rules in self.splits.values()):
+                low, high = reached.interval()
+                line += f"{reached.hit_rate:10.4f}{f'{low:.3f} to {high:.3f}':>16}"
+            lines.append(line)
+        shares = (f"{self.targets_seen[split]:10.4f}{'':16}" for split in self.splits)
+        lines.append(f"{'targets seen in training':24}" + "".join(shares))
+        for what, share, coin in self._pairs():
+            if share is not None:
+                lines.append(f"{what} in their majority's order: {share:.4f}, a coin: {coin:.4f}")
+        if self.time_ties is not None:
+            lines.append(f"neighbours of a user at one time: {self.time_ties:.4f}")
+        lines.append(
+            f"of {self.rows} held-out rows: {self.repeated} stand in training too, {self.target_in_history} "
+            f"have their target in their history, {self.target_nowhere} one that is in no training row"
+        )
+        return "\n".join(line.rstrip() for line in lines)
+
+    def _pairs(self) -> tuple[tuple[str, float | None, float | None], ...]:
+        return (
+            ("pairs within histories", self.order_agreement, self.order_coin),
+            ("pairs of history and target", self.target_order_agreement, self.target_order_coin),
+        )
 
     def findings(self) -> list[str]:
         """Return a line for each finding: the figure, what it means, what to do."""
         lines = []
-        for rule, found in self.splits["all"].items():
-            if found.is_finding():
+        for rule, reached in self.splits.get("all", {}).items():
+            if reached.is_finding():
                 lines.append(
-                    f"{rule.replace('_', ' ')}: HR@1 {found.hit_rate:.3f} on {found.rows} held-out rows, "
-                    f"{found.chance:.3f} by chance: {_MEANING[rule]}; "
-                    f"{_REMEDY.get(rule, _REMEDY['place_rule'])}"
+                    f"{rule.replace('_', ' ')}: HR@1 {reached.hit_rate:.3f} on {reached.rows} held-out rows, "
+                    f"by chance at most {reached.interval()[1]:.3f}: {_MEANING[rule]}; {_REMEDY[rule]}"
                 )
-        pairs = (
-            ("pairs within histories", self.order_agreement, self.order_coin),
-            (
-                "pairs of history and target",
-                self.target_order_agreement,
-                self.target_order_coin,
-            ),
-        )
-        for what, share, coin in pairs:
-            if share is not None and coin is not None and share > coin + max(BEYOND_COIN, 0.5 * (1 - coin)):
+        for what, share, coin in self._pairs():
+            if share is not None and coin is not None and share > coin + OF_THE_REST * (1 - coin):
+                graph = ", one order holds all neighbours" if self.one_order else ""
                 lines.append(
-                    f"order: {share:.1%} of {what} follow one direction, a coin would give {coin:.1%}: they "
-                    f"are sorted by something that is not time; {_REMEDY['order_rule']}"
+                    f"order: {share:.1%} of {what} follow one direction, by a coin {coin:.1%}{graph}: "
+                    f"sorted by something that is not time; {_REMEDY['order_rule']}"
                 )
         if self.time_ties and self.time_ties > MANY_TIES:
             lines.append(
@@ -175,35 +188,48 @@ def audit_give_away(
         seed: of the controls.
         time_ties: share of a user's neighbours that bear one time; None where there are no times.
     """
-    splits = {**held_out, "all": _pooled(list(held_out.values()))}
-    rules, controls = _learned(train, items), _learned(_dealt_anew(train, seed), items)
-    found: dict[str, dict[str, Found]] = {}
-    for split, rows in splits.items():
-        if len(rows.targets):
-            reached = {name: hit_rate(rule.scores(rows), rows) for name, rule in rules.items()}
-            luck = {name: hit_rate(rule.scores(rows), rows) for name, rule in controls.items()}
-            found[split] = {name: Found(reached[name], luck[name], len(rows.targets)) for name in rules}
-    within = agreement(*chained_pairs(train.users, train.histories, train.targets))
+    every = _pooled(list(held_out.values()))
+    ends = np.cumsum([0, *(len(rows.targets) for rows in held_out.values())])
+    parts = {name: slice(ends[n], ends[n + 1]) for n, name in enumerate(held_out)} | {"all": slice(ends[-1])}
+    parts = {name: part for name, part in parts.items() if len(every.targets[part])}
+    shares, luck = (
+        {name: hit_shares(rule.scores(every), every) for name, rule in _learned(rows, items).items()}
+        for rows in (train, _dealt_anew(train, seed))
+    )
+    reached = {
+        split: {
+            name: Found(float(hits[part].mean()), float(luck[name][part].mean()), len(hits[part]))
+            for name, hits in shares.items()
+        }
+        for split, part in parts.items()
+    }
+    seen = np.isin(every.targets, train.targets)
+    windows = [np.append(h, t) for h, t in zip(train.histories, train.targets, strict=True)]
     sizes = [len(history) for history in train.histories]
     flat = np.concatenate([np.zeros(0, dtype=np.int64), *train.histories])
-    to_target = agreement(np.repeat(train.users, sizes), flat, np.repeat(train.targets, sizes))
-    every, seen = splits["all"], set(train.targets.tolist())
-    known = {(tuple(h.tolist()), t) for h, t in zip(train.histories, train.targets.tolist(), strict=True)}
-    anywhere = seen.union(*(set(history.tolist()) for history in train.histories))
-    together = list(zip(every.histories, every.targets.tolist(), strict=True))
+    with_target = np.repeat(train.users, sizes), flat, np.repeat(train.targets, sizes)
     return GiveAway(
-        splits=found,
-        targets_seen={split: float(np.isin(splits[split].targets, train.targets).mean()) for split in found},
-        order_agreement=within[0],
-        order_coin=within[1],
-        target_order_agreement=to_target[0],
-        target_order_coin=to_target[1],
-        time_ties=time_ties,
-        repeated=sum((tuple(history.tolist()), target) in known for history, target in together),
-        target_in_history=sum(target in history for history, target in together),
-        target_nowhere=sum(target not in anywhere for _, target in together),
-        rows=len(together),
+        reached,
+        {split: float(seen[part].mean()) for split, part in parts.items()},
+        *agreement(*chained_pairs(train.users, train.histories, train.targets)),
+        *agreement(*with_target),
+        time_ties,
+        **_repetitions(train, every),
+        one_order=follows_one_order(windows, items),
     )
+
+
+def _repetitions(train: Rows, held_out: Rows) -> dict[str, int]:
+    """Return counts of held-out rows by what they share with training or with themselves."""
+    known = {(tuple(h.tolist()), t) for h, t in zip(train.histories, train.targets.tolist(), strict=True)}
+    anywhere = set(train.targets.tolist()).union(*(history.tolist() for history in train.histories))
+    rows = list(zip(held_out.histories, held_out.targets.tolist(), strict=True))
+    return {
+        "repeated": sum((tuple(history.tolist()), target) in known for history, target in rows),
+        "target_in_history": sum(target in history for history, target in rows),
+        "target_nowhere": sum(target not in anywhere for _, target in rows),
+        "rows": len(rows),
+    }
 
 
 def _learned(rows: Rows, items: int) -> dict[str, Any]:
@@ -216,11 +242,17 @@ def _learned(rows: Rows, items: int) -> dict[str, Any]:
 
 
 def _pooled(parts: list[Rows]) -> Rows:
+    none = np.zeros(0, dtype=np.int64)
     width = max((part.candidates.shape[1] for part in parts), default=0)
-    lists = [np.pad(p.candidates, ((0, 0), (0, width - p.candidates.shape[1]))) for p in parts]
+    lists = [np.pad(part.candidates, ((0, 0), (0, width - part.candidates.shape[1]))) for part in parts]
     histories = [history for part in parts for history in part.histories]
-    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("targets", "users"))
-    return Rows(histories, np.concatenate(lists), *columns)
+    targets, users = ([getattr(part, name) for part in parts] for name in ("targets", "users"))
+    return Rows(
+        histories,
+        np.concatenate([np.zeros((0, width), dtype=np.int64), *lists]),
+        np.concatenate([none, *targets]),
+        np.concatenate([none, *users]),
+    )
 
 
 def _dealt_anew(rows: Rows, seed: int) -> Rows:

@@ -22,9 +22,8 @@ def recovered_order(histories: list[IntArray], items: int) -> IntArray:
     Where the graph has circles there is no such order, and the first visit breaks them.
     """
     flat = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
-    owner = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
-    inside = (owner[1:] == owner[:-1]) & (flat[1:] != flat[:-1])
-    pairs, counts = np.unique(flat[:-1][inside] * items + flat[1:][inside], return_counts=True)
+    before, behind = _neighbours(histories)
+    pairs, counts = np.unique(before * items + behind, return_counts=True)
     first, second = np.divmod(pairs, items)
     count_of = dict(zip(pairs.tolist(), counts.tolist(), strict=True))
     back = np.array([count_of.get(pair, 0) for pair in (second * items + first).tolist()], dtype=np.int64)
@@ -40,6 +39,21 @@ def recovered_order(histories: list[IntArray], items: int) -> IntArray:
     finished = _finished(seen[np.argsort(at)].tolist(), after)
     position[finished[::-1]] = np.arange(len(finished))
     return position
+
+
+def follows_one_order(histories: list[IntArray], items: int) -> bool:
+    """Say whether all neighbours of all histories follow one order; False where there are none."""
+    position = recovered_order(histories, items)
+    first, second = _neighbours(histories)
+    return bool(len(first) and (position[first] < position[second]).all())
+
+
+def _neighbours(histories: list[IntArray]) -> tuple[IntArray, IntArray]:
+    """Return both sides of all neighbours of different items, as often as they occur."""
+    flat = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
+    owner = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+    inside = (owner[1:] == owner[:-1]) & (flat[1:] != flat[:-1])
+    return flat[:-1][inside], flat[1:][inside]
 
 
 def _finished(starts: list[int], after: dict[int, list[int]]) -> list[int]:

@@ -185,7 +185,8 @@ def _audit_of(folder: Path, check: PromptCheck | None) -> dict[str, Any]:
             stored = {}
     except (OSError, ValueError, TypeError, KeyError):
         stored = {}
-    if not stored or (check is not None and stored.get("prompts") != check.described):
+    old = "splits" in stored and "findings" not in stored  # of a version that did not look for them
+    if not stored or old or (check is not None and stored.get("prompts") != check.described):
         stored = _write_audit(folder, check)
     return stored
 

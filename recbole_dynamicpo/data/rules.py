@@ -20,6 +20,8 @@ FloatArray = NDArray[np.float64]
 
 # Of the lists that a title had as a target, how many of the latest are remembered.
 LISTS_KEPT = 30
+# Rows whose lists are compared at once: some tens of megabytes.
+ROWS_AT_ONCE = 256
 # What a matching place, and a title that never was a target, add to the number of shared titles.
 SAME_PLACE, NEVER_A_TARGET = 100.0, 50.0
 
@@ -53,12 +55,13 @@ class Rule(Protocol):
         """Return (N, C), -inf where there is no candidate."""
 
 
-def hit_rate(scores: FloatArray, rows: Rows) -> float:
-    """Return the expected share of rows whose target comes first; titles tied at the top win alike."""
-    top = scores.max(axis=1, keepdims=True)
+def hit_shares(scores: FloatArray, rows: Rows) -> FloatArray:
+    """Return (N,) the chance of each row's target to come first; titles tied at the top win alike."""
+    top = scores.max(axis=1, keepdims=True, initial=-np.inf)
     first = (scores == top) & (rows.candidates > 0)
     hit = np.take_along_axis(first, rows.places()[:, None], axis=1)[:, 0]
-    return float((hit / first.sum(axis=1)).mean())
+    shares: FloatArray = hit / first.sum(axis=1)
+    return shares
 
 
 class PlaceRule:
@@ -106,15 +109,28 @@ class CompanyRule:
     def scores(self, rows: Rows) -> FloatArray:
         """Return (N, C) numbers of titles shared beside the title itself; 0 if it never was a target."""
         found = np.where(rows.candidates > 0, 0.0, -np.inf)
-        listed = np.zeros(self.items, dtype=bool)
-        for row, ids in enumerate(rows.candidates):
-            listed[ids] = True
-            listed[0] = False
-            for place in np.flatnonzero((ids > 0) & (self.ends[ids] > self.starts[ids])):
-                end = self.ends[ids[place]]
-                known = self.lists[max(self.starts[ids[place]], end - LISTS_KEPT) : end]
-                found[row, place] = listed[known].sum(axis=1).max() - 1
-            listed[ids] = False
+        for start in range(0, len(found), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            found[part] = np.maximum(found[part], self._shared(rows.candidates[part]))
+        return found
+
+    def _shared(self, candidates: IntArray) -> FloatArray:
+        """Return (n, C) shared titles of the best of each candidate's lists, -inf where there is none."""
+        found = np.full(candidates.shape, -np.inf)
+        listed = np.zeros((len(candidates), self.items), dtype=bool)
+        np.put_along_axis(listed, candidates, True, axis=1)
+        listed[:, 0] = False
+        kept = np.minimum(self.ends - self.starts, LISTS_KEPT)[candidates] * (candidates > 0)
+        row, place = np.nonzero(kept)
+        if not len(row):
+            return found
+        sizes = kept[row, place]
+        starts = np.cumsum(sizes) - sizes
+        entry = np.repeat(np.arange(len(row)), sizes)
+        age = np.arange(len(entry)) - starts[entry]
+        lists = self.lists[self.ends[candidates[row, place]][entry] - 1 - age]
+        shared = listed[row[entry][:, None], lists].sum(axis=1)
+        found[row, place] = np.maximum.reduceat(shared, starts) - 1
         return found
 
 

@@ -29,7 +29,7 @@ from ..scoring.batches import PromptRow
 from ..settings import read_settings
 from .columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
 from .data_files import check_splits, data_notes, require_data
-from .row_order import put_in_order, shuffle_rows
+from .row_order import goes_on, put_in_order, shuffle_rows
 from .sampling import (
     TEMPLATE_DRAWS,
     FloatArray,
@@ -276,10 +276,14 @@ class DynamicPODataset(SequentialDataset):
         users, items = [], []
         for name in PHASES[: phase + 1]:
             rows = self.built[name].inter_feat
-            first = rows[self.item_list_length_field] == 1  # holds the user's very first item
-            history = rows[self.iid_field + self.config["LIST_SUFFIX"]]
-            users += [rows[self.uid_field].numpy(), rows[self.uid_field][first].numpy()]
-            items += [rows[self.iid_field].numpy(), history[first][:, 0].numpy()]
+            user, target = rows[self.uid_field].numpy(), rows[self.iid_field].numpy()
+            histories = self.history(rows)
+            begins = rows[self.item_list_length_field].numpy() == 1  # RecBole has a row of each later item
+            if self.benchmark_filename_list is not None:
+                begins = ~goes_on(user, histories, target)
+            first = np.flatnonzero(begins)
+            users += [user, np.repeat(user[first], [len(histories[row]) for row in first])]
+            items += [target, *(histories[row] for row in first)]
         user, item = np.concatenate(users), np.concatenate(items)
         order = user.argsort(kind="stable")
         offsets = np.searchsorted(user[order], np.arange(self.user_num + 1))

@@ -112,16 +112,33 @@ def time_ties(users: IntArray, times: NDArray[np.float64]) -> tuple[int, int]:
     return int((same_user & (at[1:] == at[:-1])).sum()), int(same_user.sum())
 
 
+def goes_on(users: IntArray, histories: list[IntArray], targets: IntArray) -> NDArray[np.bool_]:
+    """Return (n,) whether a row's history is that of the row before with its target, cut or not.
+
+    Args:
+        users: (n,) of each row.
+        histories: n arrays of item ids, oldest first.
+        targets: (n,) item ids.
+    """
+    found = np.zeros(len(users), dtype=bool)
+    for row in range(1, len(users)):
+        if users[row] == users[row - 1] and len(histories[row]):
+            sequence = np.append(histories[row - 1], targets[row - 1])[-len(histories[row]) :]
+            found[row] = np.array_equal(sequence, histories[row])
+    return found
+
+
 def shuffle_chains(
     users: IntArray, lengths: IntArray, histories: list[IntArray], targets: IntArray, seed: int, phase: int
 ) -> tuple[list[IntArray], IntArray]:
     """Return histories and targets of pre-split rows, cut anew from each user's shuffled titles.
 
-    A user's rows follow each other: all titles are those of the first history and every target. They are
-    pooled, shuffled by (user, seed) and cut into the same number of rows with histories of the same lengths.
+    Where a user's rows go on from one another, all titles are those of the first history and every target.
+    They are pooled, shuffled by (user, seed) and cut into the same number of rows with histories of the same
+    lengths. A row that does not go on begins a chain of its own.
 
     Args:
-        users: (n,) of each row; the rows of a user stand together.
+        users: (n,) of each row.
         lengths: (n,) of the histories.
         histories: n arrays of item ids, oldest first.
         targets: (n,) item ids.
@@ -130,7 +147,7 @@ def shuffle_chains(
     """
     cut: list[IntArray] = []
     chosen = targets.copy()
-    starts = np.flatnonzero(np.diff(users, prepend=users[:1] - 1))
+    starts = np.flatnonzero(~goes_on(users, histories, targets))
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(users)], strict=True)):
         pool = np.concatenate([histories[start], targets[start:end]])
         pool = row_generator(seed, 23, phase, number).permutation(pool)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_dynamicpo.data.audit import Prompt, audit, audit_table, contained_titles
+from recbole_dynamicpo.data.audit import Prompt, audit, audit_table
+from recbole_dynamicpo.data.catalogue import contained_titles
 from recbole_dynamicpo.errors import DataError
 
 HEADER = "user_id:token\titem_id_list:token_seq\titem_id:token\tcandidate_id_list:token_seq\n"
@@ -173,3 +174,33 @@ def test_a_folder_without_data_is_named(tmp_path: Path, folder: Path) -> None:
     (folder / "toy.valid.inter").unlink()
     with pytest.raises(DataError, match=r"toy\.valid\.inter: cannot be read"):
         audit(folder)
+
+
+def test_what_gives_targets_away_is_said_in_short(tmp_path: Path) -> None:
+    """Each target comes with a list of its own, at a place of its own; other lists give nothing away."""
+    draw = random.Random(1)
+    titles = "".join(f"{item}\tTitle {item}\n" for item in range(1, 61))
+    (tmp_path / "own.item").write_text(f"item_id:token\ttitle:token\n{titles}")
+
+    def write(given_away: bool) -> list[str]:
+        for split, count in (("train", 600), ("valid", 60), ("test", 60)):
+            lines = [HEADER]
+            for row in range(count):
+                target = draw.randint(1, 60)
+                own = random.Random(target) if given_away else draw
+                listed = own.sample([item for item in range(1, 61) if item != target], 9)
+                listed.insert(own.randrange(10), target)
+                history = draw.sample(range(1, 61), 4)
+                lines.append(f"{split}{row}\t{_text(history)}\t{target}\t{_text(listed)}\n")
+            (tmp_path / f"own.{split}.inter").write_text("".join(lines))
+        report = audit(tmp_path)
+        lines = [line for line in report["findings"] if " rule: HR@1 " in line]
+        assert all(f"- {line}" in audit_table(report).split("\n") for line in lines)
+        return [line.split(": HR@1")[0] for line in lines]
+
+    assert write(given_away=True) == ["place rule", "company rule", "place and company rule"]
+    assert write(given_away=False) == []
+
+
+def _text(items: list[int]) -> str:
+    return " ".join(map(str, items))

@@ -22,6 +22,7 @@ from recbole_dynamicpo.data import prepare as prepare_module
 from recbole_dynamicpo.data.converter import deal
 from recbole_dynamicpo.data.prepare import PreparedData, prepare
 from recbole_dynamicpo.errors import DataError
+from recbole_dynamicpo.storage import sha256_json
 
 PUBLISHED = os.environ.get("DYNAMICPO_PUBLISHED_DATA")
 REAL = ["lastfm", "goodreads", "steam"] if PUBLISHED else []
@@ -235,6 +236,17 @@ def test_a_damaged_audit_is_made_again(source: Path, tmp_path: Path) -> None:
     second = prepare("toy", source, tmp_path / "out")
     assert second.unchanged
     assert second.audit == first.audit == json.loads((first.folder / "audit.json").read_text("utf-8"))
+
+
+def test_an_audit_that_did_not_look_for_what_gives_targets_away_is_made_again(
+    source: Path, tmp_path: Path
+) -> None:
+    first = prepare("toy", source, tmp_path / "out")
+    older = {key: value for key, value in first.audit.items() if key not in ("findings", "sha256")}
+    (first.folder / "audit.json").write_text(json.dumps({**older, "sha256": sha256_json(older)}))
+    second = prepare("toy", source, tmp_path / "out")
+    assert second.unchanged
+    assert second.audit == first.audit
 
 
 @pytest.mark.parametrize("existing", [False, True])

@@ -7,14 +7,13 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from recbole_dynamicpo.data.global_order import recovered_order
 from recbole_dynamicpo.data.rules import (
     CompanyRule,
     OrderRule,
     PlaceAndCompanyRule,
     PlaceRule,
     Rows,
-    hit_rate,
+    hit_shares,
 )
 
 from ..helpers.made_rows import ITEMS, made_rows
@@ -59,21 +58,16 @@ def test_place_and_company_by_hand() -> None:
 def test_order_by_hand() -> None:
     """Neighbours say 3 < 1 < 4 < 2; behind the history [1] come 4, then 2; 5 has no place."""
     train = rows(([3, 1, 4], [1], 1), ([1, 4, 2], [1], 1))
-    assert recovered_order(train.histories, 6).tolist() == [-1, 1, -1 + 4, 0, 2, -1]
+    assert OrderRule(train, 6).position.tolist() == [-1, 1, 3, 0, 2, -1]
     found = OrderRule(train, 6).scores(rows(([1], [2, 3, 4, 5], 4)))
     assert found[0].argmax() == 2
     assert found[0, 1] == found[0, 3] == -6
 
 
-def test_an_order_with_a_circle_still_gives_every_title_a_place() -> None:
-    found = recovered_order([np.array([1, 2, 3]), np.array([3, 1])], 4)
-    assert sorted(found[1:].tolist()) == [0, 1, 2]
-
-
 def test_titles_tied_at_the_top_share_the_hit() -> None:
     some = rows(([1], [5, 6, 7], 6), ([1], [5, 6], 6))
     scores = np.array([[1.0, 1.0, 0.0], [2.0, 1.0, -np.inf]])
-    assert hit_rate(scores, some) == pytest.approx((1 / 2 + 0) / 2)
+    assert hit_shares(scores, some).tolist() == [1 / 2, 0]
 
 
 def test_fast_rules_equal_slow_dictionaries() -> None:

@@ -75,18 +75,22 @@ def test_settings_are_dynamicpos_but_for_the_training() -> None:
 
 
 def test_popularity_by_hand(small: dict[str, Any]) -> None:
-    """A title is as popular as training rows have it as their target, and count it as first of a history
-    of one, of which there are none here. Equally popular titles rank by the draw of row and item.
+    """A title is as popular as users took it in training: in their first row's history, or as a target.
+
+    Here each user has four rows; the first of all has no history, so that its user ends there and
+    another begins. Equally popular titles rank by the draw of row and item.
     """
     data = BaselineDataset(BaselineConfig("SASRec", "lastfm", [], {**small, "num_negatives": 1}))
     data.build()
-    targets = [row["trueSelection"] for row in published_rows(8, 1)]
-    rows = published_rows(3, 3)
+    train, rows = published_rows(8, 1), published_rows(3, 3)
+    taken = [row["trueSelection"] for row in train]
+    for row in [train[1], *train[4::4]]:
+        taken += row["historyList"].split("::")
     test = data.built["test"]
     draws = tie_draws(test.inter_feat[ROW_ID], test.inter_feat[CANDIDATE_IDS]).tolist()
     by_hand = []
     for row, drawn in zip(rows, draws, strict=True):
-        keys = [(-targets.count(title), draw) for title, draw in zip(row["itemList"], drawn, strict=True)]
+        keys = [(-taken.count(title), draw) for title, draw in zip(row["itemList"], drawn, strict=True)]
         own = keys[row["itemList"].index(row["trueSelection"])]
         by_hand.append(1 + sum(key < own for key in keys))
     assert rank_by_popularity(test).ranks.tolist() == by_hand

@@ -17,10 +17,10 @@ from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.training.columns import CANDIDATE_IDS
 from recbole_dynamicpo.training.contestants import rows_of, train_sequences
 from recbole_dynamicpo.training.dataset import DynamicPODataset
-from recbole_dynamicpo.training.row_order import order_keys, shuffle_chains, time_ties
+from recbole_dynamicpo.training.row_order import goes_on, order_keys, shuffle_chains, time_ties
 from recbole_dynamicpo.training.sampling import draw_candidates, popularity_weights, row_generator
 
-from ..helpers.published_data import small_published
+from ..helpers.published_data import published_rows, small_published, write_published
 
 pytestmark = pytest.mark.filterwarnings("ignore:using .* in Series.agg:FutureWarning")
 
@@ -163,7 +163,7 @@ def test_negatives_follow_the_distribution_that_is_asked_for() -> None:
     for row in range(600):
         for name, w in (("popularity", weights), ("uniform", None)):
             draw = row_generator(1, 0, row)
-            ids = draw_candidates(1, none, 5, 2, draw, "row", w).tolist()
+            ids = draw_candidates(1, none, np.arange(5), 2, draw, "row", w).tolist()
             drawn[name].update(item for item in ids if item != 1)
     assert drawn["popularity"][2] / 600 == pytest.approx(99.5 / 101.5, abs=0.02)
     assert all(abs(drawn["uniform"][item] / 600 - 1 / 3) < 0.09 for item in (2, 3, 4))
@@ -181,3 +181,58 @@ def test_lists_that_we_draw_give_nothing_away() -> None:
     found = audit_give_away(some, held, data.item_num, data.settings.seed)
     assert {name for name, rule in found.splits["all"].items() if rule.is_finding()} == set()
     assert found.target_in_history == 0
+
+
+def test_rows_that_do_not_go_on_are_chains_of_their_own() -> None:
+    """A user's second row has nothing of the first: two pools, so no history is longer than its chain."""
+    users, lengths = np.array([3, 3, 3]), np.array([1, 3, 3])
+    histories, targets = [np.array(h) for h in ([1], [4, 5, 6], [5, 6, 7])], np.array([2, 7, 8])
+    assert goes_on(users, histories, targets).tolist() == [False, False, True]
+    cut, chosen = shuffle_chains(users, lengths, histories, targets, seed=1, phase=0)
+    assert sorted([*cut[0].tolist(), int(chosen[0])]) == [1, 2]
+    assert sorted([*cut[1].tolist(), *chosen[1:].tolist()]) == [4, 5, 6, 7, 8]
+    assert cut[2].tolist() == [*cut[1].tolist()[1:], int(chosen[1])]
+
+
+def test_fresh_negatives_hold_no_title_of_the_user(small: dict[str, Any], tmp_path: Path) -> None:
+    """Nor one of the first history that later rows have lost; and popularity counts it."""
+    rows = [
+        {**row, "historyList": "::".join(row["historyList"].split("::")[-3:])} for row in published_rows(8, 1)
+    ]
+    files = write_published(tmp_path / "cut", "cut", train=rows, val=rows)
+    prepare("cut", files, tmp_path / "data", progress=False)
+    kind = {
+        "benchmark_filename": ["train", "valid", "test"],
+        "load_col": {"inter": ["user_id", "item_id_list", "item_id", "candidate_id_list"]},
+        "alias_of_item_id": ["item_id_list", "candidate_id_list"],
+    }
+    data = build({**small, **kind, "candidate_source": "fresh", "num_candidates": 25}, "cut")
+    sequences = train_sequences(data).of_user
+    drawn = data.stage_rows(0)
+    columns = (drawn[name].tolist() for name in ("user_id", "item_id", CANDIDATE_IDS))
+    for user, target, ids in zip(*columns, strict=True):
+        assert not (set(ids) - {target}) & set(sequences[user].tolist())
+    counted = np.bincount(np.concatenate([*sequences.values()]), minlength=data.item_num)
+    assert data.popularity().tolist() == counted.tolist()
+
+
+def test_a_temporal_split_tests_what_comes_after_all_training(toy_settings: dict[str, Any]) -> None:
+    """Leave-one-out trains on what others do after a user's test row; TS draws one line through all time."""
+    path = Path(toy_settings["data_path"]) / "toy" / "toy.inter"
+    times = {
+        tuple(line.split("\t")[:2]): float(line.split("\t")[2]) for line in path.read_text().splitlines()[1:]
+    }
+    eval_args = {"split": {"TS": [0.6, 0.2, 0.2]}, "order": "TO", "group_by": "user", "mode": "full"}
+
+    def spans(data: DynamicPODataset) -> dict[str, tuple[float, float]]:
+        users, items = data.field2id_token["user_id"], data.field2id_token["item_id"]
+        rows = {phase: part.inter_feat for phase, part in data.built.items()}
+        at = {
+            phase: [times[users[u], items[i]] for u, i in zip(r["user_id"], r["item_id"], strict=True)]
+            for phase, r in rows.items()
+        }
+        return {phase: (min(found), max(found)) for phase, found in at.items()}
+
+    temporal, one_out = spans(build({**toy_settings, "eval_args": eval_args})), spans(build(toy_settings))
+    assert max(temporal["train"][1], temporal["valid"][1]) < temporal["test"][0]
+    assert one_out["train"][1] > one_out["test"][0]
