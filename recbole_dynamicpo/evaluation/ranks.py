@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ import numpy as np
 from ..errors import DataError
 from ..storage import atomic_file
 
-RANKS_FILE = "ranks.parquet"
+# Of the test rows, and of the validation rows with those of popularity beside them.
+RANKS_FILE, VALID_RANKS_FILE = "ranks.parquet", "valid_ranks.parquet"
+POPULARITY = "popularity"
 _COLUMNS = ("row_id", "user_id", "rank")
+_OTHER = "rank: "  # how the column of another contestant's ranks begins
 _HIGHEST_RANK = 2**31 - 1  # of what the file holds
 _ROWS_KEY = b"recbole-dynamicpo.rows"  # of the file's metadata
 
@@ -31,12 +34,14 @@ class Ranks:
         ranks: (n,) int32, from 1 on.
         rows: what was ranked, as digests by name (users, histories, targets, candidates, places); empty in
             files of 0.1.0.
+        others: (n,) int32 ranks of other contestants on the same rows, by name.
     """
 
     row_ids: list[str]
     user_ids: list[str]
     ranks: np.ndarray
     rows: dict[str, str]
+    others: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def write_ranks(
@@ -45,6 +50,7 @@ def write_ranks(
     user_ids: Sequence[str],
     ranks: Any,
     rows: Mapping[str, str] | None = None,
+    others: Mapping[str, Any] | None = None,
 ) -> None:
     """Write one row per evaluated prompt to a Parquet file, whole or not at all.
 
@@ -53,6 +59,7 @@ def write_ranks(
         row_ids, user_ids: n of each.
         ranks: (n,) from 1 on.
         rows: digests of what was ranked, by name, so that only equal rows are compared.
+        others: (n,) ranks of other contestants on the same rows, by name.
 
     Raises:
         DataError: if the columns differ in length, a row id occurs twice, or a rank is not from 1 on.
@@ -60,18 +67,19 @@ def write_ranks(
     import pyarrow
     from pyarrow import parquet
 
-    checked = checked_ranks(ranks, str(path)).astype(np.int32)
-    if not len(row_ids) == len(user_ids) == len(checked):
+    named = {"rank": ranks, **{f"{_OTHER}{name}": values for name, values in (others or {}).items()}}
+    checked = {name: checked_ranks(values, f"{path}, {name}") for name, values in named.items()}
+    if any(len(column) != len(checked["rank"]) for column in (row_ids, user_ids, *checked.values())):
         raise DataError(
             f"{path}: columns must be equally long, got {len(row_ids)} row ids, {len(user_ids)} user ids "
-            f"and {len(checked)} ranks"
+            f"and {', '.join(str(len(values)) for values in checked.values())} ranks"
         )
     _refuse_repeats(path, row_ids)
     table = pyarrow.table(
         {
             "row_id": pyarrow.array(list(row_ids), pyarrow.string()),
             "user_id": pyarrow.array(list(user_ids), pyarrow.string()),
-            "rank": pyarrow.array(checked, pyarrow.int32()),
+            **{name: pyarrow.array(values, pyarrow.int32()) for name, values in checked.items()},
         }
     ).replace_schema_metadata({_ROWS_KEY: json.dumps(dict(rows or {}), sort_keys=True)})
     with atomic_file(Path(path), "wb") as handle:
@@ -103,15 +111,21 @@ def read_ranks(path: Path) -> Ranks:
         raise DataError(f"{file}: wanted the columns {', '.join(_COLUMNS)}; {', '.join(missing)} missing")
     if len(set(table.column_names)) < len(table.column_names):
         raise DataError(f"{file}: has the columns {', '.join(table.column_names)}; wanted each once")
-    if any(table.column(name).null_count for name in _COLUMNS):
+    ranked = ["rank", *(name for name in table.column_names if name.startswith(_OTHER))]
+    if any(table.column(name).null_count for name in (*_COLUMNS, *ranked)):
         raise DataError(f"{file}: an id or a rank is missing in some row")
-    ranks = checked_ranks(table.column("rank").to_numpy(), str(file)).astype(np.int32)
+    ranks = {
+        name.removeprefix(_OTHER): checked_ranks(table.column(name).to_numpy(), f"{file}, {name}")
+        for name in ranked
+    }
+    ranks = {name: values.astype(np.int32) for name, values in ranks.items()}
     try:
         rows, users = ([str(v) for v in table.column(name).to_pylist()] for name in ("row_id", "user_id"))
     except ValueError as error:
         raise DataError(f"{file}: an id is not UTF-8 ({error})") from error
     _refuse_repeats(file, rows)
-    return Ranks(rows, users, ranks, _digests(file, (table.schema.metadata or {}).get(_ROWS_KEY, b"{}")))
+    digests = _digests(file, (table.schema.metadata or {}).get(_ROWS_KEY, b"{}"))
+    return Ranks(rows, users, ranks.pop("rank"), digests, ranks)
 
 
 def _digests(path: Path, text: bytes) -> dict[str, str]:

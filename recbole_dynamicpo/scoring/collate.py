@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +18,10 @@ from .batches import PromptRow
 from .prompts import Templates
 
 logger = logging.getLogger(__name__)
+
+# Titles whose tokens are kept, and the most characters of such a title: 20 MB at most, whatever is asked of a
+# server.
+TITLES_KEPT, LONGEST_KEPT = 20_000, 200
 
 
 class Collator:
@@ -37,7 +43,7 @@ class Collator:
         self.max_length = max_length
         self.max_history = max_history
         self.truncated_rows = 0  # prompts that lost history, since the start
-        self._titles: dict[str, list[int]] = {}
+        self._kept = lru_cache(TITLES_KEPT)(self._encode)
         special = "|".join(map(re.escape, getattr(tokenizer, "all_special_tokens", ())))
         self._special = re.compile(special) if special else None
 
@@ -78,14 +84,13 @@ class Collator:
 
     def title_ids(self, title: str) -> list[int]:
         """Return the completion's tokens: a space, the title, end of sequence."""
-        ids = self._titles.get(title)
-        if ids is None:
-            # A title that spells a special token stays text.
-            encoded = self.tokenizer(
-                " " + title, add_special_tokens=False, split_special_tokens=True
-            ).input_ids
-            ids = self._titles[title] = [*encoded, self.tokenizer.eos_token_id]
-        return ids
+        encode = self._kept if len(title) <= LONGEST_KEPT else self._encode
+        return encode(title).tolist()
+
+    def _encode(self, title: str) -> array[int]:
+        # A title that spells a special token stays text.
+        encoded = self.tokenizer(" " + title, add_special_tokens=False, split_special_tokens=True).input_ids
+        return array("i", [*encoded, self.tokenizer.eos_token_id])
 
     def _spells_special(self, row: PromptRow) -> bool:
         """Say whether a title of the row spells a special token."""
