@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,9 @@ import numpy as np
 from ..errors import DataError
 from ..storage import atomic_file
 
-# Of the test rows, and of the validation rows with those of popularity beside them.
-RANKS_FILE, VALID_RANKS_FILE = "ranks.parquet", "valid_ranks.parquet"
-POPULARITY = "popularity"
+RANKS_FILE = "ranks.parquet"
+POPULARITY = "popularity"  # whose ranks of validation rows lie beside a model's
 _COLUMNS = ("row_id", "user_id", "rank")
-_OTHER = "rank: "  # how the column of another contestant's ranks begins
 _HIGHEST_RANK = 2**31 - 1  # of what the file holds
 _ROWS_KEY = b"recbole-dynamicpo.rows"  # of the file's metadata
 
@@ -34,14 +32,17 @@ class Ranks:
         ranks: (n,) int32, from 1 on.
         rows: what was ranked, as digests by name (users, histories, targets, candidates, places); empty in
             files of 0.1.0.
-        others: (n,) int32 ranks of other contestants on the same rows, by name.
     """
 
     row_ids: list[str]
     user_ids: list[str]
     ranks: np.ndarray
     rows: dict[str, str]
-    others: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def valid_ranks_file(name: str) -> str:
+    """Return the name of the file with the ranks of validation rows by a stage, or by ``POPULARITY``."""
+    return f"valid_{name}.parquet"
 
 
 def write_ranks(
@@ -50,7 +51,6 @@ def write_ranks(
     user_ids: Sequence[str],
     ranks: Any,
     rows: Mapping[str, str] | None = None,
-    others: Mapping[str, Any] | None = None,
 ) -> None:
     """Write one row per evaluated prompt to a Parquet file, whole or not at all.
 
@@ -59,7 +59,6 @@ def write_ranks(
         row_ids, user_ids: n of each.
         ranks: (n,) from 1 on.
         rows: digests of what was ranked, by name, so that only equal rows are compared.
-        others: (n,) ranks of other contestants on the same rows, by name.
 
     Raises:
         DataError: if the columns differ in length, a row id occurs twice, or a rank is not from 1 on.
@@ -67,19 +66,18 @@ def write_ranks(
     import pyarrow
     from pyarrow import parquet
 
-    named = {"rank": ranks, **{f"{_OTHER}{name}": values for name, values in (others or {}).items()}}
-    checked = {name: checked_ranks(values, f"{path}, {name}") for name, values in named.items()}
-    if any(len(column) != len(checked["rank"]) for column in (row_ids, user_ids, *checked.values())):
+    checked = checked_ranks(ranks, str(path)).astype(np.int32)
+    if not len(row_ids) == len(user_ids) == len(checked):
         raise DataError(
             f"{path}: columns must be equally long, got {len(row_ids)} row ids, {len(user_ids)} user ids "
-            f"and {', '.join(str(len(values)) for values in checked.values())} ranks"
+            f"and {len(checked)} ranks"
         )
     _refuse_repeats(path, row_ids)
     table = pyarrow.table(
         {
             "row_id": pyarrow.array(list(row_ids), pyarrow.string()),
             "user_id": pyarrow.array(list(user_ids), pyarrow.string()),
-            **{name: pyarrow.array(values, pyarrow.int32()) for name, values in checked.items()},
+            "rank": pyarrow.array(checked, pyarrow.int32()),
         }
     ).replace_schema_metadata({_ROWS_KEY: json.dumps(dict(rows or {}), sort_keys=True)})
     with atomic_file(Path(path), "wb") as handle:
@@ -111,21 +109,15 @@ def read_ranks(path: Path) -> Ranks:
         raise DataError(f"{file}: wanted the columns {', '.join(_COLUMNS)}; {', '.join(missing)} missing")
     if len(set(table.column_names)) < len(table.column_names):
         raise DataError(f"{file}: has the columns {', '.join(table.column_names)}; wanted each once")
-    ranked = ["rank", *(name for name in table.column_names if name.startswith(_OTHER))]
-    if any(table.column(name).null_count for name in (*_COLUMNS, *ranked)):
+    if any(table.column(name).null_count for name in _COLUMNS):
         raise DataError(f"{file}: an id or a rank is missing in some row")
-    ranks = {
-        name.removeprefix(_OTHER): checked_ranks(table.column(name).to_numpy(), f"{file}, {name}")
-        for name in ranked
-    }
-    ranks = {name: values.astype(np.int32) for name, values in ranks.items()}
+    ranks = checked_ranks(table.column("rank").to_numpy(), str(file)).astype(np.int32)
     try:
         rows, users = ([str(v) for v in table.column(name).to_pylist()] for name in ("row_id", "user_id"))
     except ValueError as error:
         raise DataError(f"{file}: an id is not UTF-8 ({error})") from error
     _refuse_repeats(file, rows)
-    digests = _digests(file, (table.schema.metadata or {}).get(_ROWS_KEY, b"{}"))
-    return Ranks(rows, users, ranks.pop("rank"), digests, ranks)
+    return Ranks(rows, users, ranks, _digests(file, (table.schema.metadata or {}).get(_ROWS_KEY, b"{}")))
 
 
 def _digests(path: Path, text: bytes) -> dict[str, str]:

@@ -22,7 +22,7 @@ __all__ = ["Comparison", "compare_runs"]
 Z95 = 1.959963984540054  # the normal quantile of 0.975
 Z80 = 0.8416212335729143  # the normal quantile of 0.80
 _BATCH = 100  # draws held at once: 16 MB for 20,000 rows
-SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05  # the p-value below which a difference is taken for one
 MEANINGFUL = 0.02  # in HR@1: about what separates neighbouring methods in the published tables
 
 
@@ -133,25 +133,29 @@ class Gain:
     Attributes:
         n: rows.
         mrr, other: of the two.
-        p_value: two-sided, of the paired bootstrap: would rows drawn again turn the sign?
+        p_better, p_worse: one-sided, of the paired bootstrap: how often rows drawn again show no gain, or no
+            loss; the draw that was observed is one of them, so that neither is below 1 / (draws + 1).
     """
 
     n: int
     mrr: float
     other: float
-    p_value: float
+    p_better: float
+    p_worse: float
 
     @property
-    def proven(self) -> bool:
+    def better(self) -> bool:
         """Whether the first contestant ranks better, and not by chance."""
-        return self.mrr > self.other and self.p_value < SIGNIFICANT
+        return self.p_better < SIGNIFICANT
+
+    @property
+    def worse(self) -> bool:
+        """Whether the first contestant ranks worse, and not by chance."""
+        return self.p_worse < SIGNIFICANT
 
 
 def mrr_gain(ranks: np.ndarray, others: np.ndarray, *, seed: int = 0, draws: int = 10_000) -> Gain:
     """Compare the 1-based ranks, shape (n,) each, that two contestants gave to the same rows' positives.
-
-    The p-value is twice the share of draws whose mean difference is zero or of the other sign, the observed
-    one counted among them, so that it is never below 2 / (draws + 1).
 
     Raises:
         DataError: if the shapes differ, there are fewer than two rows, or a rank is below 1.
@@ -161,9 +165,14 @@ def mrr_gain(ranks: np.ndarray, others: np.ndarray, *, seed: int = 0, draws: int
         raise DataError(f"a paired test needs the same rows twice, got {ranks.shape} and {others.shape}")
     mine, theirs = reciprocal_rank(ranks), reciprocal_rank(others)
     means = _bootstrap(mine - theirs, seed, draws).bootstrap_distribution
-    turned = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    p_value = min(1.0, 2 * (1 + turned) / (1 + draws))
-    return Gain(len(ranks), float(mine.mean()), float(theirs.mean()), p_value)
+    no_gain, no_loss = int((means <= 0).sum()), int((means >= 0).sum())
+    return Gain(
+        n=len(ranks),
+        mrr=float(mine.mean()),
+        other=float(theirs.mean()),
+        p_better=(1 + no_gain) / (1 + draws),
+        p_worse=(1 + no_loss) / (1 + draws),
+    )
 
 
 @dataclass(frozen=True)

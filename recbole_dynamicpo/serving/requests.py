@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..errors import DataError, nearest, short
 from .recommender import DEFAULT_K, Question, Ranking, Recommender
 
-
 # Of all requests of one call: a server that ranks so many holds up no other for longer than that takes.
 MOST_TITLES = 10_000
 

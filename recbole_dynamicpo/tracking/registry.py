@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..serving.folder import RECOMMENDER_FILE, read_card
 from ..serving.mlflow_store import log_model
 from ..serving.mlflow_uri import sync_command, without_password
 from ..storage import is_number, locked, sha256_file, sha256_json
-from .champion import DATA, GATE, REASON, champion_of, judge
+from .champion import DATA, GATE, REASON, SEED, STAGE, champion_of, judge
 from .client import connect, find_runs, open_experiment
 from .live import reason
 from .points import Entry
@@ -100,8 +100,8 @@ def register_model(folder: Path, uri: str) -> Registered:
     """Register the final adapter of a run as ``dynamicpo-<dataset>``, once.
 
     The version is ``candidate`` at once, and ``champion`` if a fresh process ranks with it as with the
-    run's own folder, and it ranks its validation rows better than popularity and than the present champion
-    (the latter by setting ``require_improvement``).
+    run's own folder, and it ranks its validation rows better than popularity and no worse than the present
+    champion (the latter by setting ``require_improvement``).
 
     Raises:
         DynamicPOError: the run has no adapter or is not recorded yet, or the gate could not be asked.
@@ -120,7 +120,9 @@ def register_model(folder: Path, uri: str) -> Registered:
         if GATE not in version.tags:
             client.set_registered_model_alias(name, CANDIDATE, version.version)
             judge(client, uri, version, folder, record, result[1])
-        return _registered(client, name, str(version.version))
+        found = _registered(client, name, str(version.version))
+    logger.info("%s", found.line)
+    return found
 
 
 def _new_version(
@@ -181,7 +183,8 @@ def version_tags(folder: Path, record: Record, stage: str, recommender: Path) ->
         "run_key": record.key,
         "run_name": record.name,
         "model_class": record.model,
-        "seed": record.seed,
+        STAGE: stage,
+        SEED: record.seed,
         "config_hash": record.config_hash,
         DATA: record.data.get("digest", ""),
         "num_candidates": record.params.get("num_candidates", ""),

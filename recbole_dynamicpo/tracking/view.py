@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.ranks import RANKS_FILE, VALID_RANKS_FILE
+from ..evaluation.ranks import POPULARITY, RANKS_FILE, valid_ranks_file
 from ..evaluation.report import REPORT_FILE, metric_name, read_report
 from ..ingredients import describes_run
 from ..names import RECORDED
@@ -31,7 +31,6 @@ from .record import AUDIT_FILE, JOURNAL_FILE, Record
 # Finds the runs of a folder again: the key of its record, and the stage.
 KEY_TAG, STAGE_TAG = "recbole-dynamicpo.key", "stage"
 PARENT = "run"  # in place of a stage
-_EVALUATED = (REPORT_FILE, RANKS_FILE, VALID_RANKS_FILE)  # what an evaluation leaves
 # MLflow's limits of a parameter's value and of a tag's.
 LONGEST_PARAM, LONGEST_TAG = 6000, 8000
 
@@ -108,9 +107,10 @@ def _stage_part(folder: Path, record: Record, stage: str, entries: list[Entry]) 
     if stage == "prepare":
         uploads = _files(folder, AUDIT_FILE)
     if stage == "evaluate":
-        uploads = _files(place, *_EVALUATED)
+        uploads = _files(place, REPORT_FILE, RANKS_FILE)
     elif end is not None and (place / stage / RECOMMENDER_FILE).is_file():
         uploads.append(_adapter(place / stage, record))
+        uploads += _files(place, valid_ranks_file(stage), valid_ranks_file(POPULARITY))
     return Part(
         stage=stage,
         name=stage,
@@ -151,7 +151,7 @@ def _parent(folder: Path, record: Record, stages: list[Part], journals: Mapping[
         points=points,
         uploads=[
             *_files(folder, AUDIT_FILE),
-            *_files(place, *_EVALUATED),
+            *_files(place, REPORT_FILE, RANKS_FILE),
             *_figures(place, record, stages, journals),
         ],
         data=record.data or None,

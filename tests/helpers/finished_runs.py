@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from recbole_dynamicpo.evaluation.ranks import VALID_RANKS_FILE, write_ranks
+from recbole_dynamicpo.evaluation.ranks import POPULARITY, valid_ranks_file, write_ranks
 from recbole_dynamicpo.serving import gate
 from recbole_dynamicpo.serving.gate import Verdict
 from recbole_dynamicpo.storage import write_json
@@ -42,13 +42,15 @@ def write_valid_ranks(
     folder: Path,
     ranks: Sequence[int],
     popular: Sequence[int] = POPULAR,
+    *,
+    stage: str = "preference",
     **rows: str,
 ) -> None:
-    """Write the ranks of validation rows as an evaluation leaves them; ``rows`` are digests by name."""
+    """Write the ranks of validation rows as training leaves them; ``rows`` are digests by name."""
     names = [str(row) for row in range(len(ranks))]
     digests = {"users": "u", "histories": "h", "targets": "t", "candidates": "c", "places": "p", **rows}
-    others = {"popularity": np.array(popular)}
-    write_ranks(folder / VALID_RANKS_FILE, names, names, np.array(ranks), digests, others)
+    for name, found in ((stage, ranks), (POPULARITY, popular)):
+        write_ranks(folder / valid_ranks_file(name), names, names, np.array(found), digests)
 
 
 def make_run(
@@ -59,6 +61,8 @@ def make_run(
     valid: float = 0.75,
     seed: int = 3,
     ranks: Sequence[int] | None = GOOD,
+    rows: Mapping[str, str] | None = None,
+    described: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> Path:
     """Write a finished run with an adapter and send it to a store.
@@ -70,15 +74,17 @@ def make_run(
         valid: best NDCG@5 of its validations.
         seed: of the adapter's weights.
         ranks: of its validation rows; None: it leaves none.
+        rows: digests of its validation rows, by name.
+        described: what else its record says.
         params: settings of its record.
     """
-    record = toy_record(params={**PARAMS, **params})
+    record = toy_record(params={**PARAMS, **params}, **(described or {}))
     folder = RunFolder(path, record).whole()
     folder.add("preference", 5, "valid", ndcg_at_5=valid)
     write_recommender(path / "preference", backbone, seed=seed)
     write_json(path / PROBE_FILE, ROWS)
     if ranks is not None:
-        write_valid_ranks(path, ranks)
+        write_valid_ranks(path, ranks, **(rows or {}))
     if uri:
         sync(path, uri)
     return path
