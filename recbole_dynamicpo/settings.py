@@ -181,7 +181,7 @@ class Settings:
     )
     register: Flag = setting(True, "register the final adapter as dynamicpo-<dataset>", decides="nothing")
     require_improvement: Flag = setting(
-        True, "champion only where valid_metric is not worse than the present champion's", decides="nothing"
+        True, "champion only where no worse than the present champion on the same rows", decides="nothing"
     )
     seed: Whole = setting(2020, "of everything that is drawn", decides="prepare", ge=0, le=2**32 - 1)
 

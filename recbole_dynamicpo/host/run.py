@@ -47,15 +47,16 @@ def run(
     logger.info(loaded.model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, loaded.model)
     show = {"saved": saved, "show_progress": config["show_progress"]}
-    if model in MODEL_NAMES:  # our trainer records itself
+    if model in MODEL_NAMES:  # our trainer records itself, and says last what became of its model
         best_score, best_result = trainer.fit(loaded.train, loaded.valid, **show)
+        logger.info("best valid: %s", best_result)
         test_result = trainer.evaluate(
             loaded.test, load_best_model=saved, show_progress=config["show_progress"]
         )
     else:
         best_score, best_result, test_result = _run_stock(config, loaded, trainer, show)
-    logger.info("best valid: %s", best_result)
-    logger.info("test result: %s", test_result)
+        logger.info("best valid: %s", best_result)
+        logger.info("test result: %s", test_result)
     return {
         "best_valid_score": best_score,
         "valid_score_bigger": config["valid_metric_bigger"],

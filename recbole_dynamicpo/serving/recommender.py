@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ..data.catalogue import Catalogue
 from ..errors import AdapterError, BackboneError, DataError, short
@@ -65,11 +66,30 @@ class Ranking:
     num_candidates: int
 
 
+@dataclass(frozen=True)
+class Question:
+    """A request to rank that was found to be right.
+
+    Attributes:
+        history: titles that the user took, oldest first; none of a user who is new.
+        shown: distinct titles to rank.
+        k: how many to return.
+        source: where the titles come from, as in ``Ranking``.
+    """
+
+    history: list[str]
+    shown: list[str]
+    k: int
+    source: Literal["given", "popular"]
+
+
 class Recommender:
     """A backbone with an adapter that ranks candidate titles; threads may share it.
 
-    Prompts are those of training. A list of more candidates than in training may use all the
-    length that the backbone has, because the limit of training would not hold it.
+    Prompts are those of training, and show no more candidates. A longer list is ranked in groups, so that
+    time and memory grow with its length and not with the square. Each group holds the same few titles
+    beside its own: if the choice between two titles does not depend on the others (Luce 1959), the scores of
+    all groups can be compared once they are moved by what those few titles differ.
 
     Args:
         policy: backbone and adapter.
@@ -82,15 +102,11 @@ class Recommender:
         self.catalogue = catalogue
         self.card = card
         self._lock = threading.Lock()  # scoring switches the tokenizer's modes to and fro
-        tokenizer = policy.backbone.tokenizer
-        self.scorer, self.wide_scorer = (
-            Scorer(
-                policy,
-                Collator(tokenizer, templates, max_length=length, max_history=card.max_history),
-                TokenBudget(card.tokens_per_batch),
-            )
-            for length in (min(card.max_length, policy.backbone.max_length), policy.backbone.max_length)
+        length = min(card.max_length, policy.backbone.max_length)
+        collator = Collator(
+            policy.backbone.tokenizer, templates, max_length=length, max_history=card.max_history
         )
+        self.scorer = Scorer(policy, collator, TokenBudget(card.tokens_per_batch))
 
     def rank(
         self,
@@ -101,14 +117,15 @@ class Recommender:
         """Return the ``k`` best candidates, best first. A text is a title, a whole number an item id.
 
         Args:
-            history: what the user took, oldest first; unknown titles are allowed.
+            history: what the user took, oldest first; unknown titles are allowed. May be empty.
             candidates: what to rank; an unknown title is scored as text, a title that comes twice
                 or that several items bear is ranked once. None takes the card's
                 ``popular_candidates`` most popular titles that are not in the history.
             k: how many to return.
 
         Raises:
-            DataError: no history, no candidates, an empty title, an unknown id, or k below 1.
+            DataError: no candidates, an empty title, an unknown id, k below 1, or titles that are too
+                long for a prompt.
         """
         return self.ranking(history, candidates, k).ranked
 
@@ -119,26 +136,65 @@ class Recommender:
         k: int = DEFAULT_K,
     ) -> Ranking:
         """Return what ``rank`` returns, together with what the candidates were."""
+        return self.answer([self.question(history, candidates, k)])[0]
+
+    def question(
+        self,
+        history: Sequence[str | int],
+        candidates: Sequence[str | int] | None = None,
+        k: int = DEFAULT_K,
+    ) -> Question:
+        """Return the arguments of ``rank`` as a question; raises what ``rank`` raises of them."""
         if not _whole(k) or k < 1:
             raise DataError(f"k: got {short(k)}, wanted a whole number of at least 1")
-        taken = self._titles("history", history)
-        if candidates is None:
-            shown = self.catalogue.popular(self.card.popular_candidates, without=taken)
-        else:
-            shown = list(dict.fromkeys(self._titles("candidates", candidates)))
-        if not shown:
+        taken = self._titles("history", history, at_least=0)
+        if candidates is not None:
+            shown = list(dict.fromkeys(self._titles("candidates", candidates, at_least=1)))
+            return Question(taken, shown, k, "given")
+        popular = self.catalogue.popular(self.card.popular_candidates, without=taken)
+        if not popular:
             raise DataError("candidates: none given, and every title of the catalogue is in the history")
-        scorer = self.scorer if len(shown) <= self.card.num_candidates else self.wide_scorer
-        with self._lock:
-            scores = scorer([PromptRow(taken, shown, shown)])[0].tolist()
-        order = sorted(range(len(shown)), key=lambda index: (-scores[index], index))[:k]
-        ranked = [Ranked(shown[i], self.catalogue.items(shown[i]), scores[i]) for i in order]
-        return Ranking(ranked, "popular" if candidates is None else "given", len(shown))
+        return Question(taken, popular, k, "popular")
 
-    def _titles(self, name: str, entries: Any) -> list[str]:
+    def answer(self, questions: Sequence[Question]) -> list[Ranking]:
+        """Return the answer to each question; their prompts are scored together.
+
+        Raises:
+            DataError: titles that are too long for a prompt.
+        """
+        rows = [self._rows(question) for question in questions]
+        with self._lock:
+            scores = self.scorer([row for group in rows for row in group]) if rows else torch.empty(0)
+        parts = scores.split([len(group) for group in rows])
+        return [
+            self._ranking(question, merge(group, part))
+            for question, group, part in zip(questions, rows, parts, strict=True)
+        ]
+
+    def check(self, question: Question) -> None:
+        """See whether the prompts of a question can be written.
+
+        Raises:
+            DataError: titles that are too long for a prompt.
+        """
+        with self._lock:
+            self.scorer.collator.token_ids(self._rows(question))
+
+    def _rows(self, question: Question) -> list[PromptRow]:
+        groups = in_groups(question.shown, self.card.num_candidates)
+        return [PromptRow(question.history, group, group) for group in groups]
+
+    def _ranking(self, question: Question, scores: Mapping[str, float]) -> Ranking:
+        shown = question.shown
+        best = sorted(shown, key=scores.__getitem__, reverse=True)[: question.k]
+        ranked = [Ranked(title, self.catalogue.items(title), scores[title]) for title in best]
+        return Ranking(ranked, question.source, len(shown))
+
+    def _titles(self, name: str, entries: Any, at_least: int) -> list[str]:
         """Return the titles that the entries of an argument stand for."""
-        if isinstance(entries, str) or not isinstance(entries, Sequence) or not entries:
-            raise DataError(f"{name}: got {short(entries)}, wanted a list of at least one title or item id")
+        if isinstance(entries, str) or not isinstance(entries, Sequence) or len(entries) < at_least:
+            some = "of at least one title or item id" if at_least else "of titles and item ids"
+            raise DataError(f"{name}: got {short(entries)}, wanted a list {some}")
         return [self._title(f"{name}[{place}]", entry) for place, entry in enumerate(entries)]
 
     def _title(self, place: str, entry: Any) -> str:
@@ -150,6 +206,43 @@ class Recommender:
         if not isinstance(entry, str) or not entry.strip() or not _encodable(entry):
             raise DataError(f"{place}: got {short(entry)}, wanted a non-empty title or an item id")
         return entry
+
+
+def in_groups(titles: list[str], most: int) -> list[list[str]]:
+    """Return groups of at most ``most`` titles (two, if that is less) that hold all of them.
+
+    More than one group: the same first titles, a tenth of it and at least one, begin all of them.
+    """
+    if len(titles) <= most:
+        return [titles]
+    most = max(2, most)
+    common = titles[: max(1, most // 10)]
+    own = most - len(common)
+    return [[*common, *titles[start : start + own]] for start in range(len(common), len(titles), own)]
+
+
+def merge(groups: Sequence[PromptRow], scores: Tensor) -> dict[str, float]:
+    """Return title -> score, in nats, of titles that were scored in groups.
+
+    A title in every group has the mean of its scores, and the scores of a group are moved so that the mean
+    of those titles is that of all groups.
+
+    Args:
+        groups: of ``in_groups``.
+        scores: (G, C) of each group's titles, -inf where it has fewer.
+    """
+    titles = groups[0].candidates
+    if len(groups) == 1:
+        return dict(zip(titles, scores[0].tolist(), strict=False))
+    common = sum(
+        all(row.candidates[at : at + 1] == [title] for row in groups) for at, title in enumerate(titles)
+    )
+    known = scores[:, :common]
+    moved = scores + (known.mean() - known.mean(dim=1, keepdim=True))
+    found = dict(zip(titles[:common], known.mean(dim=0).tolist(), strict=True))
+    for row, values in zip(groups, moved.tolist(), strict=True):
+        found.update(zip(row.candidates[common:], values[common:], strict=False))
+    return found
 
 
 def _whole(value: Any) -> bool:
