@@ -92,8 +92,8 @@ def check_splits(data: Any, parts: Mapping[str, Any]) -> None:
         leaves_out_two = first and split.get("LS") == "valid_and_test"
         hint = "; it takes 4 for a row in every split" if leaves_out_two else ""
         raise DataError(
-            f"data set '{name}': no {phase} rows; {data.user_num - 1} users are left after filtering, the most "
-            f"active with {most} interactions, and eval_args splits those of a user by {split}{hint}"
+            f"data set '{name}': no {phase} rows; {data.user_num - 1} users are left after filtering, the "
+            f"most active with {most} interactions, and eval_args splits those of a user by {split}{hint}"
         )
     if max(config["topk"]) >= data.item_num:
         raise SettingsError(
