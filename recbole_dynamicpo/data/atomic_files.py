@@ -145,6 +145,7 @@ def check_inter_file(
         for place, name in enumerate(names)
         if columns[name] == "float" and (loaded is None or name in loaded)
     ]
+    number = 1
     for number, cells in rows:
         if any("\0" in cell for cell in cells):
             raise DataError(f"{path}, line {number}: a NUL byte inside a row")
@@ -163,6 +164,8 @@ def check_inter_file(
         for place, name in numbers:
             if not (cells[place].isascii() and cells[place].isdigit() and len(cells[place]) < 30):
                 _check_number(f"{path}, line {number}", name, cells[place], needed=name == time)
+    if number == 1:
+        raise DataError(f"{path}: has a header and no rows")
 
 
 def _columns(path: Path, cells: Sequence[str]) -> dict[str, str]:

@@ -157,7 +157,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def checked_config(
-    model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
+    model: str | type, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
 ) -> PlainConfig:
     """Return the configuration of a run after everything that can be checked without loading data."""
     config = plain_config(model, dataset, config_files, overrides)
@@ -167,7 +167,7 @@ def checked_config(
 
 
 def plain_config(
-    model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
+    model: str | type, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
 ) -> PlainConfig:
     """Return the configuration of a run with its settings checked, before any data file is looked for."""
     register()
@@ -175,19 +175,28 @@ def plain_config(
     return PlainConfig(model, dataset, list(config_files), dict(overrides))
 
 
-def check_model(model: str) -> None:
+def check_model(model: str | type) -> None:
     """Refuse an unknown model by its own name; RecBole would complain about lightgbm instead.
 
     Raises:
-        SettingsError: naming the nearest known model.
+        SettingsError: naming the nearest known model, or a class that is no model of RecBole's.
     """
     from importlib.util import find_spec
 
+    if not isinstance(model, str):
+        if not hasattr(model, "type"):
+            raise SettingsError(f"model: got {model!r}, wanted a class of RecBole's models, or a name")
+        return
     if model in MODEL_NAMES:
         return
     kinds = ("general", "context_aware", "sequential", "knowledge_aware", "exlib")
     packages = [f"recbole.model.{kind}_recommender" for kind in kinds]
-    if model.isidentifier() and any(find_spec(f"{package}.{model.lower()}") for package in packages[:4]):
+    ours = model.lower() in map(str.lower, MODEL_NAMES)  # RecBole looks for the very letters
+    if (
+        model.isidentifier()
+        and not ours
+        and any(find_spec(f"{package}.{model.lower()}") for package in packages[:4])
+    ):
         return
     if model.lower() in ("lightgbm", "xgboost"):
         return

@@ -191,7 +191,7 @@ _OTHERS = "it belongs to others of RecBole's models"
 # program of somebody's with options of its own: RecBole would not read them for our models either.
 NOT_READ: dict[str, str] = {
     "device": "RecBole sets it itself; gpu_id chooses ('' is the CPU)",
-    **_because(_SET, "MODEL_TYPE MODEL_INPUT_TYPE eval_type single_spec"),
+    **_because(_SET, "MODEL_TYPE MODEL_INPUT_TYPE eval_type single_spec verbose"),
     **_because(f"{_SET}, by mode in eval_args", "valid_neg_sample_args test_neg_sample_args"),
     **_because(_ONE, "nproc world_size local_rank offset ip port"),
     **_because("there is no knowledge graph", "entity_kg_num_interval relation_kg_num_interval kg_reverse_r"),

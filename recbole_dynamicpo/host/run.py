@@ -10,15 +10,16 @@ from typing import Any
 
 from recbole.config import Config
 
-from ..errors import SettingsError
+from ..errors import DataError, SettingsError
 from ..names import MODEL_NAMES
 from ..training.data_files import check_splits
 from .config import checked_config
+from .defaults import lineage
 from .registration import MLflowTracking
 
 
 def run(
-    model: str,
+    model: str | type,
     dataset: str,
     config_files: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
@@ -28,7 +29,7 @@ def run(
     """Train and test a model as RecBole's ``run_recbole`` does, and return its result.
 
     Args:
-        model: name of one of our models or of a stock RecBole model.
+        model: name of one of our models or of a stock RecBole model, or a class.
         dataset: name of the data set.
         config_files: YAML files, later ones win.
         overrides: settings that win over the files.
@@ -47,7 +48,8 @@ def run(
     logger.info(loaded.model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, loaded.model)
     show = {"saved": saved, "show_progress": config["show_progress"]}
-    if model in MODEL_NAMES:  # our trainer records itself, and says last what became of its model
+    # Our trainer records itself, and says last what became of its model.
+    if lineage(config.model_class):
         best_score, best_result = trainer.fit(loaded.train, loaded.valid, **show)
         logger.info("best valid: %s", best_result)
         test_result = trainer.evaluate(
@@ -101,7 +103,13 @@ def load(config: Config) -> Loaded:
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
     logging.getLogger().info(data)
-    train, valid, test = data_preparation(config, data)
+    try:
+        train, valid, test = data_preparation(config, data)
+    except ValueError as error:  # torch, of a loader that is to shuffle no rows
+        raise DataError(
+            f"data set '{config['dataset']}': RecBole cannot make training rows with these settings "
+            f"({error}); are there any users with two interactions?"
+        ) from error
     check_splits(data, {"train": train._dataset, "valid": valid._dataset, "test": test._dataset})
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = config.model_class(config, train._dataset).to(config["device"])

@@ -83,21 +83,20 @@ def check_splits(data: Any, parts: Mapping[str, Any]) -> None:
     shares = split.get("RS") or split.get("TS") or [1, 1, 1]
     unasked = shares[1] == 0 or split.get("LS") == "test_only"
     for phase, part in parts.items():
-        if len(part.inter_feat) or (phase == "valid" and unasked and not config["benchmark_filename"]):
+        if len(part.inter_feat) or (phase == "valid" and unasked):
             continue
-        if config["benchmark_filename"]:
-            raise DataError(f"data set '{name}': no {phase} rows; the file of that split has none")
         first = int(config["MODEL_TYPE"] == ModelType.SEQUENTIAL)  # it is history alone, and no row
         most = int(np.bincount(data.inter_feat[data.uid_field].numpy(), minlength=1).max()) + first
         leaves_out_two = first and split.get("LS") == "valid_and_test"
         hint = "; it takes 4 for a row in every split" if leaves_out_two else ""
         raise DataError(
-            f"data set '{name}': no {phase} rows; {data.user_num - 1} users are left after filtering, the "
-            f"most active with {most} interactions, and eval_args splits those of a user by {split}{hint}"
+            f"data set '{name}': no {phase} rows; {data.user_num - 1} users are left, the most "
+            f"active with {most} interactions, and eval_args splits those of a user by {split}{hint}"
         )
-    if max(config["topk"]) >= data.item_num:
+    if max(config["topk"]) > data.item_num:
         raise SettingsError(
-            f"topk: got {max(config['topk'])}, wanted at most {data.item_num - 1}, the items of '{name}'"
+            f"topk: got {max(config['topk'])}, wanted at most {data.item_num}: data set '{name}' has "
+            f"{data.item_num - 1} items"
         )
 
 

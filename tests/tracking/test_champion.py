@@ -205,7 +205,7 @@ def test_of_two_runs_at_once_the_better_one_wins(tmp_path: Path, tiny_backbone: 
 
 
 class Server:
-    """A registry that other machines may ask too: they set the alias when it is looked at for the nth time."""
+    """A registry that other machines may ask too: they set the alias when it is looked at the nth time."""
 
     def __init__(self, *champions: str | None) -> None:
         self.champions, self.looked, self.set = list(champions), 0, []
