@@ -15,14 +15,7 @@ import numpy as np
 from scipy.stats import binom
 
 from .global_order import agreement, chained_pairs, follows_one_order
-from .rules import (
-    CompanyRule,
-    OrderRule,
-    PlaceAndCompanyRule,
-    PlaceRule,
-    Rows,
-    hit_shares,
-)
+from .rules import CompanyRule, OrderRule, PlaceAndCompanyRule, PlaceRule, Rows, hit_shares
 
 RULES = ("place_rule", "company_rule", "place_and_company_rule", "order_rule")
 # A rule is a finding if its hits would come about by its control less often than this.

@@ -18,7 +18,9 @@ import torch
 
 from ..errors import DynamicPOError, TrackingError
 from ..storage import load_json, write_json
-from .recommender import BACKBONE_VARIABLE, Ranked, load_recommender
+from .folder import BACKBONE_VARIABLE
+from .ranking import Ranked
+from .recommender import load_recommender
 
 # Nats that a score may differ; both sides compute on one device, in one dtype, in the same way.
 TOLERANCE = 1e-3
@@ -141,7 +143,8 @@ def _rank(asked: Mapping[str, Any], device: str) -> tuple[str, list[list[Ranked]
         ]
         sides.append([found.ranked for found in recommender.answer(questions)])
         del recommender
-    return dtype, *sides
+    ours, theirs = sides
+    return dtype, ours, theirs
 
 
 if __name__ == "__main__":

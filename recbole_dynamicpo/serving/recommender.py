@@ -6,21 +6,17 @@ limits), ``catalogue.json`` (ids, titles, popularity) and ``templates.json`` (pr
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..data.catalogue import Catalogue
-from ..errors import AdapterError, BackboneError, DataError, short
+from ..errors import AdapterError, DataError, short
 from ..language_model.adapter_folder import WEIGHTS_FILE, adapter_digest, read_lora_shape
-from ..language_model.backbone import Backbone, load_backbone
 from ..language_model.policy import Policy
 from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
@@ -28,59 +24,20 @@ from ..scoring.prompts import Templates
 from ..scoring.scorer import Scorer
 from ..scoring.token_budget import TokenBudget
 from ..storage import atomic_folder, write_json
-from .folder import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, Card, read_card, read_json, write_card
+from .folder import (
+    CATALOGUE_FILE,
+    RECOMMENDER_FILE,
+    TEMPLATES_FILE,
+    Card,
+    load_card_backbone,
+    read_card,
+    read_json,
+    write_card,
+)
 from .mlflow_store import opened_recommender
+from .ranking import Question, Ranked, Ranking, in_groups, merge
 
-# Names the backbone, a folder or a hub id, where that of the card is not to be had under its name.
-BACKBONE_VARIABLE = "RECBOLE_DYNAMICPO_BACKBONE"
 DEFAULT_K = 10
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One ranked title.
-
-    Attributes:
-        title: the title.
-        ids: the catalogue's items of that title; empty for a title that it does not know.
-        score: summed log-probability, nats.
-    """
-
-    title: str
-    ids: tuple[str, ...]
-    score: float
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """The best candidates, and what they were chosen from.
-
-    Attributes:
-        ranked: best first.
-        source: whether the candidates were ``given`` or the ``popular`` ones of the catalogue.
-        num_candidates: distinct titles that were compared.
-    """
-
-    ranked: list[Ranked]
-    source: Literal["given", "popular"]
-    num_candidates: int
-
-
-@dataclass(frozen=True)
-class Question:
-    """A request to rank that was found to be right.
-
-    Attributes:
-        history: titles that the user took, oldest first; none of a user who is new.
-        shown: distinct titles to rank.
-        k: how many to return.
-        source: where the titles come from, as in ``Ranking``.
-    """
-
-    history: list[str]
-    shown: list[str]
-    k: int
-    source: Literal["given", "popular"]
 
 
 class Recommender:
@@ -208,43 +165,6 @@ class Recommender:
         return entry
 
 
-def in_groups(titles: list[str], most: int) -> list[list[str]]:
-    """Return groups of at most ``most`` titles (two, if that is less) that hold all of them.
-
-    More than one group: the same first titles, a tenth of it and at least one, begin all of them.
-    """
-    if len(titles) <= most:
-        return [titles]
-    most = max(2, most)
-    common = titles[: max(1, most // 10)]
-    own = most - len(common)
-    return [[*common, *titles[start : start + own]] for start in range(len(common), len(titles), own)]
-
-
-def merge(groups: Sequence[PromptRow], scores: Tensor) -> dict[str, float]:
-    """Return title -> score, in nats, of titles that were scored in groups.
-
-    A title in every group has the mean of its scores, and the scores of a group are moved so that the mean
-    of those titles is that of all groups.
-
-    Args:
-        groups: of ``in_groups``.
-        scores: (G, C) of each group's titles, -inf where it has fewer.
-    """
-    titles = groups[0].candidates
-    if len(groups) == 1:
-        return dict(zip(titles, scores[0].tolist(), strict=False))
-    common = sum(
-        all(row.candidates[at : at + 1] == [title] for row in groups) for at, title in enumerate(titles)
-    )
-    known = scores[:, :common]
-    moved = scores + (known.mean() - known.mean(dim=1, keepdim=True))
-    found = dict(zip(titles[:common], known.mean(dim=0).tolist(), strict=True))
-    for row, values in zip(groups, moved.tolist(), strict=True):
-        found.update(zip(row.candidates[common:], values[common:], strict=False))
-    return found
-
-
 def _whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -296,29 +216,9 @@ def load_recommender(
         shape = read_lora_shape(folder)
         templates = Templates(read_json(folder / TEMPLATES_FILE), str(folder / TEMPLATES_FILE))
         catalogue = Catalogue.load(folder / CATALOGUE_FILE)
-        policy = Policy(_load_backbone(card, str(source), dtype or card.dtype, device), shape, seed=0)
+        policy = Policy(load_card_backbone(card, str(source), dtype or card.dtype, device), shape, seed=0)
         policy.load(folder)
         if adapter_digest(folder) != card.adapter_sha256:
             weights = folder / WEIGHTS_FILE
             raise AdapterError(f"{weights}: not the file that {RECOMMENDER_FILE} was written for")
     return Recommender(policy, templates, catalogue, card)
-
-
-def _load_backbone(card: Card, source: str, dtype: str, device: torch.device | str) -> Backbone:
-    """Return the backbone of a card, or the one that the environment names, if it has the same weights."""
-    given = os.environ.get(BACKBONE_VARIABLE)
-    try:
-        backbone = load_backbone(given or card.backbone, dtype=dtype, device=device)
-    except BackboneError as error:
-        way = "names it" if given else "may name its folder or hub id"
-        raise BackboneError(
-            f"{error}. Wanted for {source}: backbone '{card.backbone}' with SHA-256 "
-            f"{card.fingerprint[:12]}...; the environment variable {BACKBONE_VARIABLE} {way}"
-        ) from error
-    if backbone.fingerprint != card.fingerprint:
-        here = f"that of {BACKBONE_VARIABLE}, '{given}'," if given else "the backbone of that name here"
-        raise AdapterError(
-            f"{source}: made for backbone '{card.backbone}' with SHA-256 {card.fingerprint[:12]}..., "
-            f"but {here} has {backbone.fingerprint[:12]}..."
-        )
-    return backbone

@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import DataError, nearest, short
-from .recommender import DEFAULT_K, Question, Ranking, Recommender
+from .ranking import Question, Ranking
+from .recommender import DEFAULT_K, Recommender
 
 # Of all requests of one call: a server that ranks so many holds up no other for longer than that takes.
 MOST_TITLES = 10_000

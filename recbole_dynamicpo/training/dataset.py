@@ -42,7 +42,6 @@ from .sampling import (
 
 logger = logging.getLogger(__name__)
 
-
 PHASES = ("train", "valid", "test")
 
 # Scores of one evaluation batch, float32 in a table (rows, items) of which RecBole holds several copies.
@@ -94,10 +93,9 @@ class DynamicPODataset(SequentialDataset):
         # (item_num,) one number a distinct title, from 1 on; 0 for no item.
         self.title_numbers = torch.from_numpy(np.unique(self.titles, return_inverse=True)[1].astype(np.int64))
         self.notes = data_notes(config)
-        # Filled by build(); the splits are shallow copies of this data set and share them.
-        self.built: dict[str, DynamicPODataset] = {}
         self.time_ties: float | None = None
         self.lists_published = False
+        self.built: dict[str, DynamicPODataset] = {}  # by build(); the splits are shallow copies and share it
         self._used: list[tuple[IntArray, IntArray]] = []
         self._total: dict[str, int] = {}
 
@@ -156,8 +154,7 @@ class DynamicPODataset(SequentialDataset):
         """Evaluate fewer rows at once where the scores of all items would take gigabytes."""
         most = max(1, _MOST_SCORES // self.item_num)
         if "full" in str(self.config["eval_args"]["mode"]) and self.config["eval_batch_size"] > most:
-            logger.info("eval_batch_size: %d instead of %d, for there are %d items", most,
-                        self.config["eval_batch_size"], self.item_num - 1)  # fmt: skip
+            logger.info("eval_batch_size: %d, for there are %d items", most, self.item_num - 1)
             self.config["eval_batch_size"] = most
 
     def stage_rows(self, rows: int, skip: int = 0) -> Interaction:

@@ -11,7 +11,7 @@ import torch
 from recbole_dynamicpo.errors import TrackingError
 from recbole_dynamicpo.serving import gate
 from recbole_dynamicpo.serving.gate import TOLERANCE, Verdict, ask, compare
-from recbole_dynamicpo.serving.recommender import Ranked
+from recbole_dynamicpo.serving.ranking import Ranked
 from recbole_dynamicpo.storage import load_json, write_json
 from recbole_dynamicpo.tracking.registry import register_model
 

@@ -20,7 +20,7 @@ from recbole_dynamicpo import Recommender, load_recommender
 from recbole_dynamicpo.errors import AdapterError, BackboneError, DataError
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.scoring.batches import PromptRow
-from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
+from recbole_dynamicpo.serving.folder import BACKBONE_VARIABLE
 
 from ..conftest import make_model, make_tokenizer
 from ..helpers.saved_recommender import BY_POPULARITY, write_recommender

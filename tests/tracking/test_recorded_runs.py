@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.serving import gate
-from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
+from recbole_dynamicpo.serving.folder import BACKBONE_VARIABLE
 
 from ..helpers import near_gate
 

@@ -16,8 +16,8 @@ from recbole_dynamicpo import load_recommender
 from recbole_dynamicpo.cli import main, run_recbole
 from recbole_dynamicpo.errors import TrackingError
 from recbole_dynamicpo.serving import gate
+from recbole_dynamicpo.serving.folder import BACKBONE_VARIABLE
 from recbole_dynamicpo.serving.gate import Verdict
-from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
 from recbole_dynamicpo.storage import sha256_file, write_json
 from recbole_dynamicpo.tracking import registry
 from recbole_dynamicpo.tracking.record import PROBE_FILE, write_record
