@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
 
 from .global_order import agreement, chained_pairs, follows_one_order
 from .rules import CompanyRule, OrderRule, PlaceAndCompanyRule, PlaceRule, Rows, hit_shares
@@ -57,6 +56,8 @@ class Found:
 
         The control's own rate is measured on as many rows, so it is given a doubt of two standard errors.
         """
+        from scipy.stats import binom  # takes long to import
+
         doubt = 2 * np.sqrt(self.chance * (1 - self.chance) / max(self.rows, 1))
         low = binom.ppf(SURE, self.rows, max(self.chance - doubt, 0.0))
         high = binom.isf(SURE, self.rows, min(self.chance + doubt, 1.0))

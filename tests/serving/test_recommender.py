@@ -153,7 +153,6 @@ def test_threads_may_share_a_recommender(recommender: Recommender, monkeypatch: 
 @pytest.mark.parametrize(
     ("history", "candidates", "k", "message"),
     [
-        ([], ["a"], 1, "history: got [], wanted a list of at least one title or item id"),
         ("Bear", ["a"], 1, "history: got 'Bear', wanted a list"),
         (["a"], [], 1, "candidates: got [], wanted a list of at least one title or item id"),
         (["a"], "Bear", 1, "candidates: got 'Bear', wanted a list"),
