@@ -167,12 +167,12 @@ def _configure(
 ) -> BaselineConfig:
     register()
     check_model(model)
+    if model in MODEL_NAMES or get_model(model).type != ModelType.SEQUENTIAL:
+        raise SettingsError(f"model: got '{model}', wanted a sequential model of RecBole such as SASRec")
     # No preference stage runs here, so K may not be what stops a small candidate list.
     config = BaselineConfig(
         model, dataset, list(config_files), {"valid_rows": 0, "num_negatives": 1, **overrides}
     )
-    if model in MODEL_NAMES or config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
-        raise SettingsError(f"model: got '{model}', wanted a sequential model of RecBole such as SASRec")
     refuse_pickles(config)
     return config
 
