@@ -18,15 +18,15 @@ from .recbole_rules import evaluation_problems, problems
 from .recbole_settings import NOT_READ, REFUSED, USED
 
 logger = logging.getLogger(__name__)
-_HOME = "recbole_dynamicpo.training.model"  # the module of our models
+HOME = "recbole_dynamicpo.training.model"  # the module of our models
 
-# Names of our models, and of the classes of others that were made from them and met so far.
-known_models: set[str] = {*MODEL_NAMES}
+# Our models by name, and the classes of others that were made from them and met so far.
+known_models: dict[str, type | None] = dict.fromkeys(MODEL_NAMES)
 
 
 def lineage(model_class: type) -> list[str]:
     """Return the names of our models that a class is or is made from, the most general first."""
-    ours = [base.__name__ for base in model_class.__mro__ if base.__module__ == _HOME]
+    ours = [base.__name__ for base in model_class.__mro__ if base.__module__ == HOME]
     return [name for name in reversed(ours) if name in MODEL_NAMES]
 
 
@@ -41,7 +41,7 @@ def read_our_defaults(config_class: Any) -> None:
         original(self, model, model_class, dataset)
         ancestors = lineage(model_class)
         if ancestors:
-            known_models.add(model)
+            known_models[model] = model_class
             for name in dict.fromkeys([*MODEL_NAMES[:1], *ancestors]):
                 self._update_internal_config_dict(str(properties_folder() / "model" / f"{name}.yaml"))
             _load_times(self.internal_config_dict)

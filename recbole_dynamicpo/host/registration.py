@@ -19,15 +19,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..names import MODEL_NAMES
-from .defaults import known_models, read_our_defaults
+from .defaults import HOME, known_models, read_our_defaults
 from .stock_checkpoints import load_own_checkpoints
 
 if TYPE_CHECKING:
     from ..tracking.live import Tracker
 
 _PACKAGE = "recbole.model.sequential_recommender."
-_MODULES = {_PACKAGE + name.lower() for name in MODEL_NAMES}
 
 
 class _ModelFinder(MetaPathFinder):
@@ -36,7 +34,9 @@ class _ModelFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(fullname, _ModelLoader()) if fullname in _MODULES else None
+        if not any(fullname == _PACKAGE + name.lower() for name in known_models):
+            return None
+        return ModuleSpec(fullname, _ModelLoader())
 
 
 class _ModelLoader(Loader):
@@ -46,9 +46,13 @@ class _ModelLoader(Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        source = importlib.import_module("recbole_dynamicpo.training.model")
-        for name in MODEL_NAMES:
-            setattr(module, name, getattr(source, name))
+        def attribute(name: str) -> Any:
+            if name not in known_models:
+                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+            # The class that was met last: one that is defined anew replaces the old one.
+            return known_models[name] or getattr(importlib.import_module(HOME), name)
+
+        vars(module)["__getattr__"] = attribute
 
 
 class _Patcher(MetaPathFinder):

@@ -64,6 +64,25 @@ def test_a_class_made_from_ours_runs_by_hand_and_by_run(toy_settings: dict[str, 
     assert trainer.run_folder.name.startswith("OwnRec-toy-")
 
 
+@pytest.mark.parametrize("model", [OwnRec, SFTRec, MixedRec])
+def test_quick_start_takes_a_class(model: type, toy_settings: dict[str, Any]) -> None:
+    """RecBole looks the class up again by its name."""
+    from recbole.quick_start import run_recbole as plain
+
+    small = {**toy_settings, "compare_stages": False, "sft_rows": 4, "preference_rows": 4}
+    assert "hit@1" in plain(model, "toy", config_dict=small)["test_result"]
+
+
+def test_a_class_that_is_defined_anew_replaces_the_old_one(toy_settings: dict[str, Any]) -> None:
+    from recbole.config import Config
+    from recbole.utils import get_model
+
+    for _ in range(2):
+        fresh = type("AnewRec", (DynamicPO,), {"__module__": __name__})
+        Config(fresh, "toy", config_dict=toy_settings)
+        assert get_model("AnewRec") is fresh
+
+
 @pytest.mark.parametrize(
     "first",
     [
