@@ -103,7 +103,7 @@ def _run(found: list[Cell], same: dict[str, Any]) -> dict[str, Any]:
             failed.append(cell.name)
     shown = {}
     if rows:
-        params = read_record(Path(rows[0]["run_folder"])).params
+        params = read_record(Path(rows[0]["run"])).params
         shown = compare(rows, same["dataset"], params["mlflow_tracking_uri"])
     if failed:
         raise DynamicPOError(f"{len(failed)} of {len(found)} runs failed: {', '.join(failed)}")

@@ -131,7 +131,7 @@ def test_a_deployment_runs_and_mlflow_has_all_of_it(world: World, first: UUID) -
     assert sorted(nested_runs(world, run_folder(world).name)) == sorted(STAGES)
     with sqlite3.connect(world.work / "mlflow.db") as database:
         aliases = database.execute("select name, alias from registered_model_aliases").fetchall()
-    assert ("dynamicpo-ml-100k", "champion") in aliases
+    assert ("dynamicpo-ml-100k", "candidate") in aliases
 
 
 def test_the_ui_shows_progress_metrics_links_figure_and_logs(world: World, first: UUID) -> None:
@@ -140,7 +140,7 @@ def test_the_ui_shows_progress_metrics_links_figure_and_logs(world: World, first
         logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[first])), limit=200)
     assert [shown[f"progress-ml-100k-{stage}"] for stage in STAGES] == [100] * 4
     lines = json.loads(shown["metrics-ml-100k"])
-    assert [line["rows"] for line in lines] == [8] * 4
+    assert [line["rows"] for line in lines] == [8] * 7
     assert all(re.fullmatch(r"0\.\d{4} to [01]\.\d{4}", line["95 % interval"]) for line in lines)
     assert "/runs/" in shown["mlflow-run-ml-100k"]
     assert "/models/dynamicpo-ml-100k/versions/1" in shown["model-ml-100k"]

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from .resumed import undisturbed, warm  # noqa: F401
+
 FOLDER = Path(__file__).parent
 SHORT, LONG = 40, 800  # damaged files for each reader
 TALLY = pytest.StashKey[dict[str, Counter[str]]]()
