@@ -33,7 +33,7 @@ def make_world(world: Path) -> None:
     import recbole_dynamicpo.pipeline
 
     torch.set_num_threads(1)
-    recbole_dynamicpo.registration.register()
+    recbole_dynamicpo.host.registration.register()
     assert recbole.quick_start
     make_model().save_pretrained(world / "backbone")
     make_tokenizer().save_pretrained(world / "backbone")
