@@ -65,10 +65,11 @@ def _one_a_title(scores: Tensor, draws: Tensor, titles: Tensor, chosen: Tensor) 
     in_order = titles.sort(dim=1).values
     repeated = ((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] > 0)).any(dim=1)
     scores = scores.clone()
-    first = draws.masked_fill(chosen, torch.iinfo(torch.int64).min)
     for row in torch.nonzero(repeated)[:, 0].tolist():
         same = titles[row][:, None] == titles[row]
-        earlier = (first[row] < first[row][:, None]) | (first[row] == first[row][:, None]).tril(-1)
+        draw, kept = draws[row], chosen[row]
+        before = (draw < draw[:, None]) | (draw == draw[:, None]).tril(-1)
+        earlier = ((before & ~kept[:, None]) | kept).fill_diagonal_(False)
         best = scores[row].expand_as(same).masked_fill(~same, -torch.inf).amax(dim=1)
         scores[row] = best.masked_fill((same & earlier).any(dim=1) | (titles[row] == 0), -torch.inf)
     return scores

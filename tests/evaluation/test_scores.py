@@ -76,6 +76,12 @@ def test_the_order_is_that_of_title_score_and_draw(
     assert rank.tolist() == [order.index(place) + 1]
 
 
+def test_the_item_chosen_keeps_its_title_against_the_smallest_draw_there_is() -> None:
+    draws, titles = torch.tensor([[-(1 << 63), 5]]), torch.tensor([[1, 1]])
+    found = settle(torch.tensor([[2.0, 1.0]]), draws, titles, torch.tensor([[False, True]]))
+    assert found.tolist() == [[-torch.inf, 2.0]]
+
+
 def test_scores_move_by_the_least_there_is_and_absent_ones_stay_absent() -> None:
     scores = torch.tensor([[-2.0, -1.0, -2.0, -torch.inf]])
     draws, titles = torch.tensor([[5, 1, 2, 0]]), torch.tensor([[1, 2, 3, 0]])
