@@ -1,7 +1,7 @@
 """Rank titles with a trained adapter: a folder, or a model of MLflow's registry.
 
 python examples/rank.py saved/<run>/preference
-python examples/rank.py models:/dynamicpo-ml-100k@champion
+python examples/rank.py models:/dynamicpo-ml-100k/1
 """
 
 import sys

@@ -12,6 +12,7 @@ import functools
 import io
 import logging
 import re
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -207,4 +208,5 @@ def ui_address(uri: str) -> str:
 def _how_to_see(uri: str) -> str:
     if uri.startswith(("http://", "https://")):
         return f"Recorded at {uri}."
-    return f"Recorded in a local file; see it with: mlflow server --backend-store-uri {uri}"
+    command = f"mlflow server --backend-store-uri {shlex.quote(uri)}"
+    return f"Recorded in a local file; see it with: {command}"

@@ -8,7 +8,6 @@ module knows no orchestrator.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from .job import Job, place_of, stage_config
 from .names import RECORDED, STAGES
 from .settings import Settings, read_settings
 from .stage_results import StageResult, finish, finished, stage_folder, stage_key
-from .storage import load_json, locked, write_json
+from .storage import load_json, locked, set_aside, write_json
 from .tracking.journal import Journal
 from .tracking.live import NullTracker, Tracker
 from .tracking.record import (
@@ -141,8 +140,8 @@ def train(
             try:
                 outputs = _trained(config, folder, prepared, tracker, progress)
             except CheckpointError as error:
-                logger.warning("%s: not gone on with (%s); the stage is begun again", folder, error)
-                shutil.rmtree(folder)
+                aside = set_aside(folder)
+                logger.warning("%s: not gone on with (%s); now %s, and begun again", folder, error, aside)
                 outputs = _trained(config, folder, prepared, tracker, progress)
             result = finish(folder, replace(result, outputs=outputs))
         return result

@@ -31,12 +31,6 @@ from .setting_types import (
     Whole,
 )
 
-# Read by RecBole although they stand in none of its lists or default files.
-_RECBOLE_EXTRAS = {
-    *("model", "dataset", "config_files", "local_rank", "world_size", "nproc", "offset", "ip", "port"),
-    *("embedding_size", "numerical_features", "neg_sampling", "training_neg_sample_num", "single_spec"),
-}
-
 
 def setting(default: Any, help: str, *, decides: str, **limits: Any) -> Any:
     """Declare a setting.
@@ -187,13 +181,18 @@ class Settings:
     )
     register: Flag = setting(True, "register the final adapter as dynamicpo-<dataset>", decides="nothing")
     require_improvement: Flag = setting(
-        True, "champion only where valid_metric is not worse than the present champion's", decides="nothing"
+        True, "champion only where no worse than the present champion on the same rows", decides="nothing"
     )
     seed: Whole = setting(2020, "of everything that is drawn", decides="prepare", ge=0, le=2**32 - 1)
 
     @classmethod
     def from_mapping(
-        cls, values: Mapping[str, Any], *, given: Iterable[str] = (), known: Iterable[str] = ()
+        cls,
+        values: Mapping[str, Any],
+        *,
+        given: Iterable[str] = (),
+        known: Iterable[str] = (),
+        problems: Iterable[str] = (),
     ) -> Settings:
         """Check ``values`` and return the settings in it.
 
@@ -201,13 +200,15 @@ class Settings:
             values: the final configuration; keys of others are passed over.
             given: the keys that the user wrote, in a file, a dictionary or on the command line.
             known: keys that others (RecBole) read.
+            problems: what was found to be wrong already, a line each.
 
         Raises:
             SettingsError: naming every unknown key and every value of wrong type or range.
         """
         fields = fields_of_settings()
         every = {*fields, *known}
-        problems = [f"{key}: unknown setting{nearest(key, every)}" for key in given if key not in every]
+        unknown = [f"{key}: unknown setting{nearest(key, every)}" for key in given if key not in every]
+        problems = [*problems, *unknown]
         try:
             settings = cls(**{name: values[name] for name in fields if name in values})
         except ValidationError as error:
@@ -283,14 +284,12 @@ def read_dataset_defaults(config: Any, dataset: str) -> None:
 
 
 def read_settings(config: Any) -> Settings:
-    """Return the checked settings of a RecBole configuration.
+    """Return the settings of a RecBole configuration, whose keys were checked when it was made.
 
     Args:
-        config: RecBole's configuration, or one with the same four attributes.
+        config: RecBole's configuration, or one with the same ``final_config_dict``.
 
     Raises:
-        SettingsError: naming every unknown key and every wrong value.
+        SettingsError: naming every wrong value.
     """
-    listed = [name for names in config.parameters.values() for name in names]
-    known = [*listed, *config.internal_config_dict, *_RECBOLE_EXTRAS]
-    return Settings.from_mapping(config.final_config_dict, given=config.external_config_dict, known=known)
+    return Settings.from_mapping(config.final_config_dict)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from .ingredients import Ingredients, versions
 from .settings import package_folder, properties_folder
-from .storage import difference, load_json, sha256_files, sha256_json, write_json
+from .storage import difference, load_json, set_aside, sha256_files, sha256_json, write_json
 from .training.checkpoint import CHECKPOINT
 
 logger = logging.getLogger(__name__)
@@ -89,7 +88,10 @@ def finish(folder: Path, result: StageResult) -> StageResult:
 def finished(folder: Path, key: str) -> StageResult | None:
     """Return the result in ``folder`` if it is whole and belongs to ``key``; None otherwise.
 
-    A result that was whole once and is not any more is removed with a warning.
+    A result that was whole once and is not any more is moved aside with a warning.
+
+    Raises:
+        OSError: the disk cannot say whether it is whole.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
@@ -101,10 +103,9 @@ def finished(folder: Path, key: str) -> StageResult | None:
         reason = difference(folder, files) or ("" if manifest["key"] == key else "it has another key")
         if not reason:
             return StageResult(**{**manifest, "cached": True, "folder": str(folder)})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"damaged manifest ({error!r})"
-    logger.warning("%s: not used, %s; the stage is done again", folder, reason)
-    shutil.rmtree(folder)
+    logger.warning("%s: not used, %s; now %s, and the stage is done again", folder, reason, set_aside(folder))
     return None
 
 

@@ -31,7 +31,8 @@ _PARTIAL = ".tmp"  # how the names of files and folders end that are being writt
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Let an error of the system inside the block say which file it is about; a failed write does not."""
+    """Let an error of the system inside the block say which file it is about; a failed read or write does
+    not."""
     try:
         yield
     except OSError as error:
@@ -106,6 +107,15 @@ def remove_partial(path: Path) -> None:
         shutil.rmtree(left)
 
 
+def set_aside(path: Path) -> Path:
+    """Move a damaged file or folder to ``<name>.damaged-<n>`` beside it, and return that place."""
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.damaged-{number}")):
+        number += 1
+    os.replace(path, aside)
+    return aside
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as readable JSON, whole or not at all."""
     with atomic_file(path) as handle:
@@ -120,7 +130,8 @@ def load_json(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is not UTF-8, not JSON, nested too deeply, or holds half of a surrogate pair.
     """
-    text = path.read_text(encoding="utf-8")
+    with named(path):
+        text = path.read_text(encoding="utf-8")
     try:
         value = json.loads(text)
         if "\\ud" in text.lower():
@@ -137,7 +148,7 @@ def is_number(value: Any) -> bool:
 
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal."""
-    with path.open("rb") as handle:
+    with named(path), path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

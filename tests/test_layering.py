@@ -60,6 +60,7 @@ EMBASSIES = {
     "safetensors": "language_model.adapter_folder training.checkpoint",
     "filelock": "storage",
     "packaging": "serving.packaging",
+    "sqlalchemy": "serving.mlflow_uri",
     "numpy": "data evaluation scoring tracking.figures training host",
     "tqdm": "data scoring training host",
     "yaml": "scoring.prompt_lengths training.data_files host.config",

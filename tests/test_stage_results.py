@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.job import Job, check
 from recbole_dynamicpo.pipeline import begin, evaluate, prepare, train
 from recbole_dynamicpo.settings import package_folder, properties_folder
-from recbole_dynamicpo.stage_results import StageResult, digest_of
+from recbole_dynamicpo.stage_results import StageResult, digest_of, finish, finished
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.tracking.record import read_record
 
@@ -196,3 +199,108 @@ def test_every_module_and_shipped_file_decides_a_result(tmp_path: Path) -> None:
     assert len(set(digests)) == len(folders) + 2
     (home / "errors.pyc").write_bytes(b"compiled")
     assert digest_of(home, shipped) == digests[-1]
+
+
+# --- results on a disk that fails, and results that are damaged ---
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A whole result with the key ``key``."""
+    folder = tmp_path / "stages" / "sft-1"
+    (folder / "sft").mkdir(parents=True)
+    (folder / "sft" / "adapter.bin").write_bytes(b"weights")
+    finish(folder, StageResult("sft", "key", str(folder), {"valid": 0.5}))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EACCES])
+@pytest.mark.parametrize("place", ["hash", "manifest", "look"])
+def test_an_error_of_the_disk_comes_out_and_touches_nothing(
+    kept: Path, monkeypatch: pytest.MonkeyPatch, code: int, place: str
+) -> None:
+    """Whether a file is hashed, read or only looked for; the error names the file."""
+    before = contents(kept)
+
+    def fail(*args: object, **how: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        if place == "hash":
+            patch.setattr(hashlib, "file_digest", fail)
+        elif place == "manifest":
+            patch.setattr(Path, "read_text", fail)
+        else:
+            patch.setattr(Path, "is_file", fail)
+        with pytest.raises(OSError, match=os.strerror(code)) as caught:
+            finished(kept, "key")
+        assert caught.value.errno == code
+    named = {"hash": kept / "sft" / "adapter.bin", "manifest": kept / "done.json", "look": None}[place]
+    assert caught.value.filename == (str(named) if named else None)
+    assert contents(kept) == before
+    found = finished(kept, "key")
+    assert found is not None
+    assert found.cached
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("sft/adapter.bin", b"other", "sft/adapter.bin has changed"),
+        ("sft/adapter.bin", None, "sft/adapter.bin is missing"),
+        ("done.json", b'{"key": ', "damaged manifest"),
+        ("done.json", b"[]", "damaged manifest"),
+        ("done.json", b"\xff\xfe", "damaged manifest"),
+        ("done.json", b'{"key": "key", "files": {}}', "damaged manifest"),
+        ("done.json", b'{"key": "another", "files": {}}', "it has another key"),
+    ],
+)
+def test_damage_is_moved_aside_and_kept(
+    kept: Path, caplog: pytest.LogCaptureFixture, file: str, content: bytes | None, reason: str
+) -> None:
+    if content is None:
+        (kept / file).unlink()
+    else:
+        (kept / file).write_bytes(content)
+    before = contents(kept)
+    (kept.parent / "sft-1.damaged-1").mkdir()  # of an earlier time
+    assert finished(kept, "key") is None
+    assert not kept.exists()
+    assert contents(kept.parent / "sft-1.damaged-2") == before
+    (said,) = caplog.messages
+    assert reason in said
+    assert str(kept.parent / "sft-1.damaged-2") in said
+    assert finished(kept, "key") is None
+    assert len(caplog.messages) == 1
+
+
+def test_a_stage_that_cannot_be_gone_on_with_is_moved_aside(
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared = prepare(job)
+    write = Journal.write
+
+    def dying(self: Journal, of: str, step: int, kind: str, values: dict[str, Any]) -> None:
+        write(self, of, step, kind, values)
+        if (of, step, kind) == ("sft", 2, "train"):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", dying)
+        with pytest.raises(Killed):
+            train(job, "sft", prepared)
+    folder = Path(prepared.outputs["places"]["sft"][1])
+    state = folder / "checkpoint" / "state.json"
+    state.write_text("{")
+    with caplog.at_level(logging.WARNING):
+        result = train(job, "sft", prepared)
+    assert (Path(result.folder), result.cached) == (folder, False)
+    aside = folder.with_name(f"{folder.name}.damaged-1")
+    assert (aside / "checkpoint" / "state.json").read_text() == "{"
+    assert str(aside) in caplog.text

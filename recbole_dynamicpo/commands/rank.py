@@ -14,7 +14,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--model", required=True, help="folder of a run, recommender folder in it, models:/... or runs:/..."
     )
-    parser.add_argument("--history", required=True, help="titles, oldest first, separated by |")
+    parser.add_argument("--history", required=True, help="titles, oldest first, separated by |; may be empty")
     parser.add_argument("--candidates", help="titles to rank, separated by |; default: popular ones")
     parser.add_argument("-k", type=int, default=10, help="how many to print")
 
@@ -23,7 +23,8 @@ def _run(options: argparse.Namespace) -> None:
     from ..serving.recommender import load_recommender
 
     candidates = options.candidates.split("|") if options.candidates is not None else None
-    found = load_recommender(options.model).ranking(options.history.split("|"), candidates, options.k)
+    history = options.history.split("|") if options.history else []
+    found = load_recommender(options.model).ranking(history, candidates, options.k)
     if found.source == "popular":
         print(f"candidates: the {found.num_candidates} most popular titles that are not in the history")
     width = max(len(item.title) for item in found.ranked)

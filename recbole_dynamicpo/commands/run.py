@@ -14,9 +14,13 @@ def run(arguments: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--model", "-m", default="BPR", help="DynamicPO, SFTRec, DMPO, MPPO, SDPO or any of RecBole's"
+        "--model",
+        "-m",
+        help="DynamicPO, SFTRec, DMPO, MPPO, SDPO or any of RecBole's; default: that of the files, else BPR",
     )
-    parser.add_argument("--dataset", "-d", default="ml-100k", help="name of the data set")
+    parser.add_argument(
+        "--dataset", "-d", help="name of the data set; default: that of the files, else ml-100k"
+    )
     parser.add_argument("--config_files", default="", help="YAML files, separated by spaces")
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine (stock models)")
     parser.add_argument("--ip", default="localhost", help="address of the first machine")
@@ -24,14 +28,16 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines")
     parser.add_argument("--group_offset", type=int, default=0, help="rank of this machine's first process")
     known, rest = parser.parse_known_args(arguments)
-    from ..host.config import parse_overrides
+    from ..host.config import parse_overrides, read_settings_files
     from ..host.run import run as run_model
     from ..host.run import run_distributed
 
     overrides, files = parse_overrides(rest), known.config_files.split()
+    said = {"model": "BPR", "dataset": "ml-100k", **read_settings_files(files)}
+    model, dataset = known.model or str(said["model"]), known.dataset or str(said["dataset"])
     if known.nproc == 1 and known.world_size <= 0:
-        run_model(known.model, known.dataset, files, overrides)
+        run_model(model, dataset, files, overrides)
         return
     place = {"ip": known.ip, "port": known.port, "nproc": known.nproc, "offset": known.group_offset}
     place["world_size"] = known.nproc if known.world_size == -1 else known.world_size
-    run_distributed(known.model, known.dataset, files, {**overrides, **place})
+    run_distributed(model, dataset, files, {**overrides, **place})

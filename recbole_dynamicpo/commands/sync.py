@@ -28,6 +28,4 @@ def _run(options: argparse.Namespace) -> None:
     run_id = sync(options.run, uri)
     print(f"MLflow has all of {options.run}: run {run_id}")
     if wants_registration(options.run):
-        found = register_model(options.run, uri)
-        state = "champion" if found.champion else "candidate"
-        print(f"registered: {found.uri}, {state}, {found.size_bytes} bytes")
+        print(register_model(options.run, uri).line)

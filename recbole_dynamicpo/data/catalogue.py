@@ -1,8 +1,8 @@
 """Item ids and their titles, read straight from the atomic .item file.
 
 RecBole's own reader treats quotes and words like "NA" specially and would bring every item of the
-file into the experiment, so titles are read here: UTF-8, one line an item, columns split at the
-field separator, nothing else interpreted.
+file into the experiment, so titles are read here, as ``atomic_files`` reads: one line an item, columns
+split at the field separator, nothing else interpreted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..storage import load_json
+from .atomic_files import UTF8, read_columns, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,23 @@ class Catalogue:
         """Return the title of an item id, or None for an unknown id."""
         index = self._by_id.get(item)
         return None if index is None else self.titles[index]
+
+    def named(self, entry: str | int) -> str | None:
+        """Return the title that is meant by a title or an item id.
+
+        Ids are texts, as the data set writes them: ``00001`` is another id than ``1``. A whole number is the
+        id that is written so.
+
+        Args:
+            entry: a text is the title if there is an item of that title, else the id if there is one, else a
+                title that the catalogue lacks.
+
+        Returns:
+            The title; None for a whole number that is no id.
+        """
+        if isinstance(entry, str) and entry in self._by_title:
+            return entry
+        return self.title(str(entry)) or (entry if isinstance(entry, str) else None)
 
     def items(self, title: str) -> tuple[str, ...]:
         """Return the ids of all items that bear ``title``."""
@@ -100,7 +118,7 @@ class Catalogue:
 
 
 def read_titles(
-    path: Path, *, id_field: str, title_field: str | None, separator: str = "\t"
+    path: Path, *, id_field: str, title_field: str | None, separator: str = "\t", encoding: str = UTF8
 ) -> dict[str, str]:
     """Return item id -> title.
 
@@ -109,32 +127,23 @@ def read_titles(
         id_field: name of the id column.
         title_field: name of the title column; None takes the first of ``TITLE_FIELDS`` present.
         separator: between columns.
+        encoding: of the text.
 
     Raises:
-        DataError: no such file, not UTF-8, no such column, a short or repeated row.
+        DataError: no such file, no such column, a row that cannot be read, two titles of one item.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; wanted an .item file with a title column") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    columns = [name.partition(":")[0] for name in lines[0].lstrip("\ufeff").split(separator)]
-    id_column, title_column = _columns(path, columns, id_field, title_field)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; wanted an .item file with a title column")
+    columns = read_columns(path, separator=separator, encoding=encoding)
+    id_column, title_column = _places(path, list(columns), id_field, title_field)
     titles: dict[str, str] = {}
-    for number, whole in enumerate(lines[1:], start=2):
-        line = whole.removesuffix("\r")
-        if not line:
-            continue
-        cells = line.split(separator)
-        if len(cells) <= max(id_column, title_column):
-            raise DataError(f"{path}, line {number}: got {len(cells)} columns, wanted {len(columns)}")
+    for number, cells in islice(read_rows(path, separator=separator, encoding=encoding), 1, None):
         if titles.setdefault(cells[id_column], cells[title_column]) != cells[title_column]:
             raise DataError(f"{path}, line {number}: item '{cells[id_column]}' has two titles")
     return titles
 
 
-def _columns(path: Path, columns: list[str], id_field: str, title_field: str | None) -> tuple[int, int]:
+def _places(path: Path, columns: list[str], id_field: str, title_field: str | None) -> tuple[int, int]:
     wanted = (title_field,) if title_field else TITLE_FIELDS
     found = [name for name in wanted if name in columns]
     if id_field not in columns or not found:

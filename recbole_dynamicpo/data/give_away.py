@@ -12,17 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
 
 from .global_order import agreement, chained_pairs, follows_one_order
-from .rules import (
-    CompanyRule,
-    OrderRule,
-    PlaceAndCompanyRule,
-    PlaceRule,
-    Rows,
-    hit_shares,
-)
+from .rules import CompanyRule, OrderRule, PlaceAndCompanyRule, PlaceRule, Rows, hit_shares
 
 RULES = ("place_rule", "company_rule", "place_and_company_rule", "order_rule")
 # A rule is a finding if its hits would come about by its control less often than this.
@@ -64,6 +56,8 @@ class Found:
 
         The control's own rate is measured on as many rows, so it is given a doubt of two standard errors.
         """
+        from scipy.stats import binom  # takes long to import
+
         doubt = 2 * np.sqrt(self.chance * (1 - self.chance) / max(self.rows, 1))
         low = binom.ppf(SURE, self.rows, max(self.chance - doubt, 0.0))
         high = binom.isf(SURE, self.rows, min(self.chance + doubt, 1.0))

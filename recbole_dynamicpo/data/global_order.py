@@ -6,7 +6,6 @@ from collections import defaultdict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 IntArray = NDArray[np.int64]
 
@@ -132,6 +131,8 @@ def agreement(owner: IntArray, first: IntArray, second: IntArray) -> tuple[float
 
 def _coin(size: int) -> float:
     """Return the expected larger count of ``size`` tosses of a coin."""
+    from scipy.stats import binom  # takes long to import
+
     heads = np.arange(size + 1)
     share = binom.pmf(heads, size, 0.5)
     return float((np.maximum(heads, size - heads) * share).sum())

@@ -17,6 +17,7 @@ from ..errors import DataError
 from ..storage import atomic_file
 
 RANKS_FILE = "ranks.parquet"
+POPULARITY = "popularity"  # whose ranks of validation rows lie beside a model's
 _COLUMNS = ("row_id", "user_id", "rank")
 _HIGHEST_RANK = 2**31 - 1  # of what the file holds
 _ROWS_KEY = b"recbole-dynamicpo.rows"  # of the file's metadata
@@ -37,6 +38,11 @@ class Ranks:
     user_ids: list[str]
     ranks: np.ndarray
     rows: dict[str, str]
+
+
+def valid_ranks_file(name: str) -> str:
+    """Return the name of the file with the ranks of validation rows by a stage, or by ``POPULARITY``."""
+    return f"valid_{name}.parquet"
 
 
 def write_ranks(

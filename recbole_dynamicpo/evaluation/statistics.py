@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
 from ..errors import DataError
-from .ranks import checked_ranks, read_ranks
+from .ranks import Ranks, checked_ranks, read_ranks
 
 __all__ = ["Comparison", "compare_runs"]
 
 Z95 = 1.959963984540054  # the normal quantile of 0.975
 Z80 = 0.8416212335729143  # the normal quantile of 0.80
 _BATCH = 100  # draws held at once: 16 MB for 20,000 rows
+SIGNIFICANT = 0.05  # the p-value below which a difference is taken for one
 MEANINGFUL = 0.02  # in HR@1: about what separates neighbouring methods in the published tables
 
 
@@ -69,7 +71,13 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> 
         )
     if len(values) == 1:  # a row drawn from one row is that row; scipy wants two
         return float(values[0]), float(values[0])
-    found = bootstrap(
+    found = _bootstrap(values, seed, draws).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _bootstrap(values: np.ndarray, seed: int, draws: int) -> Any:
+    """Return scipy's percentile bootstrap of the mean of ``values``, of at least two rows."""
+    return bootstrap(
         (values,),
         np.mean,
         n_resamples=draws,
@@ -77,8 +85,7 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> 
         confidence_level=0.95,
         method="percentile",
         rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    )
 
 
 def paired_bootstrap(
@@ -117,6 +124,55 @@ def ndcg_at(ranks: np.ndarray, k: int) -> np.ndarray:
 def reciprocal_rank(ranks: np.ndarray) -> np.ndarray:
     """Return 1 / rank for each row: shape (n,); their mean is MRR."""
     return 1.0 / np.asarray(ranks, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What one contestant's MRR has over another's on the same rows.
+
+    Attributes:
+        n: rows.
+        mrr, other: of the two.
+        p_better, p_worse: one-sided, of the paired bootstrap: how often rows drawn again show no gain, or no
+            loss; the draw that was observed is one of them, so that neither is below 1 / (draws + 1).
+    """
+
+    n: int
+    mrr: float
+    other: float
+    p_better: float
+    p_worse: float
+
+    @property
+    def better(self) -> bool:
+        """Whether the first contestant ranks better, and not by chance."""
+        return self.p_better < SIGNIFICANT
+
+    @property
+    def worse(self) -> bool:
+        """Whether the first contestant ranks worse, and not by chance."""
+        return self.p_worse < SIGNIFICANT
+
+
+def mrr_gain(ranks: np.ndarray, others: np.ndarray, *, seed: int = 0, draws: int = 10_000) -> Gain:
+    """Compare the 1-based ranks, shape (n,) each, that two contestants gave to the same rows' positives.
+
+    Raises:
+        DataError: if the shapes differ, there are fewer than two rows, or a rank is below 1.
+    """
+    ranks, others = checked_ranks(ranks, "the first contestant"), checked_ranks(others, "the second one")
+    if ranks.shape != others.shape or len(ranks) < 2:
+        raise DataError(f"a paired test needs the same rows twice, got {ranks.shape} and {others.shape}")
+    mine, theirs = reciprocal_rank(ranks), reciprocal_rank(others)
+    means = _bootstrap(mine - theirs, seed, draws).bootstrap_distribution
+    no_gain, no_loss = int((means <= 0).sum()), int((means >= 0).sum())
+    return Gain(
+        n=len(ranks),
+        mrr=float(mine.mean()),
+        other=float(theirs.mean()),
+        p_better=(1 + no_gain) / (1 + draws),
+        p_worse=(1 + no_loss) / (1 + draws),
+    )
 
 
 @dataclass(frozen=True)
@@ -207,20 +263,29 @@ def compare_runs(path_a: Path, path_b: Path, *, seed: int = 0, draws: int = 2000
     Raises:
         DataError: if the two did not evaluate the same rows, or ranked other candidates in them.
     """
-    first, second = read_ranks(path_a), read_ranks(path_b)
+    pair = paired_ranks(read_ranks(path_a), read_ranks(path_b), str(path_a), str(path_b))
+    return compare_ranks(*pair, seed=seed, draws=draws)
+
+
+def paired_ranks(first: Ranks, second: Ranks, name_a: str, name_b: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ranks (n,) of two evaluations of the same rows, in the order of the first.
+
+    Raises:
+        DataError: if the two did not evaluate the same rows, or ranked other candidates in them.
+    """
     place = {row_id: index for index, row_id in enumerate(second.row_ids)}
     shared = sum(row_id in place for row_id in first.row_ids)
     if not shared == len(first.row_ids) == len(second.row_ids):
         raise DataError(
-            f"{path_a} has {len(first.row_ids)} rows and {path_b} has {len(second.row_ids)}, {shared} of "
+            f"{name_a} has {len(first.row_ids)} rows and {name_b} has {len(second.row_ids)}, {shared} of "
             f"them shared: a paired comparison needs both runs evaluated on the same rows"
         )
     if first.rows and second.rows:
         other = [name for name in first.rows if first.rows[name] != second.rows.get(name)]
         if other:
             raise DataError(
-                f"{path_a} and {path_b} ranked rows with other {', '.join(other)}: a paired comparison needs "
+                f"{name_a} and {name_b} ranked rows with other {', '.join(other)}: a paired comparison needs "
                 "the same rows, histories and candidates (data, candidate seed, order and mode)"
             )
     order = [place[row_id] for row_id in first.row_ids]
-    return compare_ranks(first.ranks, second.ranks[order], seed=seed, draws=draws)
+    return first.ranks, second.ranks[order]

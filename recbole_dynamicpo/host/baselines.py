@@ -36,6 +36,7 @@ from ..training.evaluating import (
     score_table,
 )
 from .config import PlainConfig, check_model, refuse_pickles
+from .defaults import check_settings
 from .registration import register
 from .stock_histories import fit_histories
 
@@ -54,6 +55,7 @@ class BaselineConfig(PlainConfig):
         loss = self.external_config_dict.get("loss_type", stock.get("loss_type"))
         if loss == "CE":  # RecBole refuses its own default of one negative with this loss
             self.internal_config_dict["train_neg_sample_args"] = None
+        check_settings(self, stock=True)
 
 
 class BaselineDataset(DynamicPODataset):
@@ -165,12 +167,12 @@ def _configure(
 ) -> BaselineConfig:
     register()
     check_model(model)
+    if model in MODEL_NAMES or get_model(model).type != ModelType.SEQUENTIAL:
+        raise SettingsError(f"model: got '{model}', wanted a sequential model of RecBole such as SASRec")
     # No preference stage runs here, so K may not be what stops a small candidate list.
     config = BaselineConfig(
         model, dataset, list(config_files), {"valid_rows": 0, "num_negatives": 1, **overrides}
     )
-    if model in MODEL_NAMES or config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
-        raise SettingsError(f"model: got '{model}', wanted a sequential model of RecBole such as SASRec")
     refuse_pickles(config)
     return config
 

@@ -16,8 +16,9 @@ from recbole.config import Config
 from ..data.download import check_name
 from ..errors import DataError, SettingsError, nearest
 from ..names import MODEL_NAMES
-from ..settings import read_dataset_defaults, read_settings
+from ..settings import read_dataset_defaults
 from ..training.data_files import require_data
+from .defaults import lineage, read_byte_order_marks
 from .registration import register
 
 _TEACHERS = ("CrossNet", "CIN")  # of RecBole's KD_DAGFM, which evaluates the name
@@ -61,8 +62,9 @@ class PlainConfig(Config):
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         check_name(dataset)
         super()._load_internal_config_dict(model, model_class, dataset)
-        if model not in MODEL_NAMES:
+        if not lineage(model_class):
             read_dataset_defaults(self, dataset)
+            read_byte_order_marks(self)
 
     def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
         return _SafeYaml
@@ -74,28 +76,37 @@ class PlainConfig(Config):
         return config_dict
 
     def _load_config_files(self, file_list: Sequence[str] | None) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        for name in file_list or []:
-            try:
-                content = yaml.load(Path(name).read_text(encoding="utf-8"), Loader=_SafeYaml)
-                size = _expanded_size(content)
-            except OSError as error:
-                raise SettingsError(f"settings file {name}: cannot be read ({error.strerror})") from error
-            except RecursionError as error:
-                raise SettingsError(f"settings file {name}: nested too deeply, or in itself") from error
-            except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError) as error:
-                raise SettingsError(f"settings file {name}: not plain YAML: {error}") from error
-            if size > _MOST_VALUES:
-                raise SettingsError(f"settings file {name}: its aliases expand to {size} values")
-            if content is not None and not isinstance(content, dict):
-                raise SettingsError(
-                    f"settings file {name}: got {type(content).__name__}, wanted key: value lines"
-                )
-            for key in content or {}:
-                if not isinstance(key, str):
-                    raise SettingsError(f"settings file {name}: got the key {key!r}, wanted a name")
-            merged.update(content or {})
-        return merged
+        return read_settings_files(file_list or [])
+
+
+def read_settings_files(names: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of YAML files; later ones win.
+
+    Raises:
+        SettingsError: a file that cannot be read, or is more or else than plain ``key: value`` lines.
+    """
+    merged: dict[str, Any] = {}
+    for name in names:
+        try:
+            content = yaml.load(Path(name).read_text(encoding="utf-8"), Loader=_SafeYaml)
+            size = _expanded_size(content)
+        except OSError as error:
+            raise SettingsError(f"settings file {name}: cannot be read ({error.strerror})") from error
+        except RecursionError as error:
+            raise SettingsError(f"settings file {name}: nested too deeply, or in itself") from error
+        except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+            raise SettingsError(f"settings file {name}: not plain YAML: {error}") from error
+        if size > _MOST_VALUES:
+            raise SettingsError(f"settings file {name}: its aliases expand to {size} values")
+        if content is not None and not isinstance(content, dict):
+            raise SettingsError(
+                f"settings file {name}: got {type(content).__name__}, wanted key: value lines"
+            )
+        for key in content or {}:
+            if not isinstance(key, str):
+                raise SettingsError(f"settings file {name}: got the key {key!r}, wanted a name")
+        merged.update(content or {})
+    return merged
 
 
 def _expanded_size(value: Any) -> int:
@@ -146,7 +157,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def checked_config(
-    model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
+    model: str | type, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
 ) -> PlainConfig:
     """Return the configuration of a run after everything that can be checked without loading data."""
     config = plain_config(model, dataset, config_files, overrides)
@@ -156,30 +167,36 @@ def checked_config(
 
 
 def plain_config(
-    model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
+    model: str | type, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
 ) -> PlainConfig:
     """Return the configuration of a run with its settings checked, before any data file is looked for."""
     register()
     check_model(model)
-    config = PlainConfig(model, dataset, list(config_files), dict(overrides))
-    if model in MODEL_NAMES:
-        read_settings(config)
-    return config
+    return PlainConfig(model, dataset, list(config_files), dict(overrides))
 
 
-def check_model(model: str) -> None:
+def check_model(model: str | type) -> None:
     """Refuse an unknown model by its own name; RecBole would complain about lightgbm instead.
 
     Raises:
-        SettingsError: naming the nearest known model.
+        SettingsError: naming the nearest known model, or a class that is no model of RecBole's.
     """
     from importlib.util import find_spec
 
+    if not isinstance(model, str):
+        if not hasattr(model, "type"):
+            raise SettingsError(f"model: got {model!r}, wanted a class of RecBole's models, or a name")
+        return
     if model in MODEL_NAMES:
         return
     kinds = ("general", "context_aware", "sequential", "knowledge_aware", "exlib")
     packages = [f"recbole.model.{kind}_recommender" for kind in kinds]
-    if model.isidentifier() and any(find_spec(f"{package}.{model.lower()}") for package in packages[:4]):
+    ours = model.lower() in map(str.lower, MODEL_NAMES)  # RecBole looks for the very letters
+    if (
+        model.isidentifier()
+        and not ours
+        and any(find_spec(f"{package}.{model.lower()}") for package in packages[:4])
+    ):
         return
     if model.lower() in ("lightgbm", "xgboost"):
         return

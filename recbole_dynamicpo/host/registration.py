@@ -2,16 +2,17 @@
 
 RecBole looks a model up as a module below ``recbole.model``, a trainer and a data set as attributes
 of its modules, and default settings in its own folder; it has no entry points. ``register`` only
-puts a finder on ``sys.meta_path``. RecBole's Config asks for the model class before it reads
-defaults, data set or trainer, so that is when the rest is attached. A second finder patches RecBole's
-trainer when it is imported, so that stock models load their own checkpoints. No installed file is touched.
+puts two finders on ``sys.meta_path``: one answers for our models, the other patches some of RecBole's
+modules when they are imported (``_PATCHES``), so that trainers, data sets and defaults are found whether a
+model comes by name, as a class or as a class made from ours. No installed file is touched.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -19,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..names import MODEL_NAMES
-from ..settings import properties_folder, read_dataset_defaults
+from .defaults import known_models, read_our_defaults
 from .stock_checkpoints import load_own_checkpoints
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _PACKAGE = "recbole.model.sequential_recommender."
 _MODULES = {_PACKAGE + name.lower() for name in MODEL_NAMES}
-_TRAINER = "recbole.trainer.trainer"
 
 
 class _ModelFinder(MetaPathFinder):
@@ -46,19 +46,18 @@ class _ModelLoader(Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        attach()
         source = importlib.import_module("recbole_dynamicpo.training.model")
         for name in MODEL_NAMES:
             setattr(module, name, getattr(source, name))
 
 
-class _TrainerFinder(MetaPathFinder):
-    """Lets the module of RecBole's trainers be found as ever, and patched once it has run."""
+class _Patcher(MetaPathFinder):
+    """Lets some of RecBole's modules be found as ever, and patched once they have run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _TRAINER:
+        if fullname not in _PATCHES:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -66,7 +65,7 @@ class _TrainerFinder(MetaPathFinder):
 
             def run_and_patch(module: ModuleType) -> None:
                 run(module)
-                load_own_checkpoints(module)
+                _PATCHES[fullname](module)
 
             spec.loader.exec_module = run_and_patch  # type: ignore[method-assign]
         return spec
@@ -76,10 +75,11 @@ def register() -> None:
     """Let RecBole find our models by name; may be called any number of times."""
     if not any(isinstance(finder, _ModelFinder) for finder in sys.meta_path):
         sys.meta_path.append(_ModelFinder())
-    if not any(isinstance(finder, _TrainerFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _TrainerFinder())  # before the finder that would find the real module
-    if _TRAINER in sys.modules:
-        load_own_checkpoints(sys.modules[_TRAINER])
+    if not any(isinstance(finder, _Patcher) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Patcher())  # before the finder that would find the real module
+    for name, patch in _PATCHES.items():
+        if name in sys.modules:
+            patch(sys.modules[name])
 
 
 class MLflowTracking:
@@ -102,48 +102,56 @@ class MLflowTracking:
             register_model(folder, place)
 
 
-def attach() -> None:
-    """Attach trainers, data sets and default settings to RecBole; idempotent."""
-    from functools import partial
+def _give_trainers(module: ModuleType) -> None:
+    """Let RecBole find our trainer where it looks for ``<model>Trainer``."""
 
-    import recbole.data.dataset
-    import recbole.trainer
+    def trainer(name: str) -> Any:
+        from ..training.trainer import DynamicPOTrainer
 
-    from ..training.dataset import DynamicPODataset
-    from ..training.trainer import DynamicPOTrainer
+        return partial(DynamicPOTrainer, tracking=MLflowTracking())  # RecBole only calls it
 
-    # RecBole takes the attribute and calls it.
-    trainer = partial(DynamicPOTrainer, tracking=MLflowTracking())
-    for name in MODEL_NAMES:
-        setattr(recbole.trainer, f"{name}Trainer", trainer)
-        setattr(recbole.data.dataset, f"{name}Dataset", DynamicPODataset)
-    _attach_defaults()
+    _answer(module, "Trainer", trainer)
 
 
-def _attach_defaults() -> None:
-    """Let RecBole's Config read our default files behind its own, for our models only."""
-    from recbole.config import Config
+def _give_data_sets(module: ModuleType) -> None:
+    """Let RecBole find our data set where it looks for ``<model>Dataset``."""
 
-    original = Config._load_internal_config_dict
-    if getattr(original, "reads_dynamicpo_defaults", False):
-        return
+    def data_set(name: str) -> Any:
+        from ..training.dataset import DynamicPODataset
 
-    def load(self: Any, model: str, model_class: type, dataset: str) -> None:
-        original(self, model, model_class, dataset)
-        if model in MODEL_NAMES:
-            for name in dict.fromkeys(["DynamicPO", model]):
-                self._update_internal_config_dict(str(properties_folder() / "model" / f"{name}.yaml"))
-            _load_times(self.internal_config_dict)
-            read_dataset_defaults(self, dataset)
+        return DynamicPODataset
 
-    load.reads_dynamicpo_defaults = True  # type: ignore[attr-defined]
-    Config._load_internal_config_dict = load
+    _answer(module, "Dataset", data_set)
 
 
-def _load_times(values: dict[str, Any]) -> None:
-    """Let the time column be loaded where RecBole's defaults would load users and items only.
+def _answer(module: ModuleType, suffix: str, make: Callable[[str], Any]) -> None:
+    """Let a module have the attribute ``<model><suffix>`` for each of our models, made when first asked."""
 
-    They are meant for models without order; a sequence cannot be made of them.
-    """
-    if values.get("load_col") == {"inter": ["user_id", "item_id"]}:
-        values["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
+    def attribute(name: str) -> Any:
+        if not name.endswith(suffix) or name.removesuffix(suffix) not in known_models:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        value = make(name)
+        setattr(module, name, value)
+        return value
+
+    vars(module)["__getattr__"] = attribute
+
+
+def _read_defaults(module: ModuleType) -> None:
+    read_our_defaults(vars(module)["Config"])
+
+
+def _answer_for_all(module: ModuleType) -> None:
+    from .case_study import answer_for_all
+
+    answer_for_all(module)
+
+
+# What is done to which module of RecBole's once it is imported; each may be done again.
+_PATCHES: dict[str, Callable[[ModuleType], None]] = {
+    "recbole.trainer": _give_trainers,
+    "recbole.trainer.trainer": load_own_checkpoints,
+    "recbole.data.dataset": _give_data_sets,
+    "recbole.config.configurator": _read_defaults,
+    "recbole.utils.case_study": _answer_for_all,
+}

@@ -10,14 +10,16 @@ from typing import Any
 
 from recbole.config import Config
 
-from ..errors import SettingsError
+from ..errors import DataError, SettingsError
 from ..names import MODEL_NAMES
+from ..training.data_files import check_splits
 from .config import checked_config
+from .defaults import lineage
 from .registration import MLflowTracking
 
 
 def run(
-    model: str,
+    model: str | type,
     dataset: str,
     config_files: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
@@ -27,7 +29,7 @@ def run(
     """Train and test a model as RecBole's ``run_recbole`` does, and return its result.
 
     Args:
-        model: name of one of our models or of a stock RecBole model.
+        model: name of one of our models or of a stock RecBole model, or a class.
         dataset: name of the data set.
         config_files: YAML files, later ones win.
         overrides: settings that win over the files.
@@ -46,15 +48,17 @@ def run(
     logger.info(loaded.model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, loaded.model)
     show = {"saved": saved, "show_progress": config["show_progress"]}
-    if model in MODEL_NAMES:  # our trainer records itself
+    # Our trainer records itself, and says last what became of its model.
+    if lineage(config.model_class):
         best_score, best_result = trainer.fit(loaded.train, loaded.valid, **show)
+        logger.info("best valid: %s", best_result)
         test_result = trainer.evaluate(
             loaded.test, load_best_model=saved, show_progress=config["show_progress"]
         )
     else:
         best_score, best_result, test_result = _run_stock(config, loaded, trainer, show)
-    logger.info("best valid: %s", best_result)
-    logger.info("test result: %s", test_result)
+        logger.info("best valid: %s", best_result)
+        logger.info("test result: %s", test_result)
     return {
         "best_valid_score": best_score,
         "valid_score_bigger": config["valid_metric_bigger"],
@@ -92,16 +96,23 @@ class Loaded:
 def load(config: Config) -> Loaded:
     """Load data and model of a configuration, seeded as RecBole does it."""
     from recbole.data import data_preparation
-    from recbole.utils import get_model, init_seed
+    from recbole.utils import init_seed
 
     from .stock_histories import create_dataset
 
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
     logging.getLogger().info(data)
-    train, valid, test = data_preparation(config, data)
+    try:
+        train, valid, test = data_preparation(config, data)
+    except ValueError as error:  # torch, of a loader that is to shuffle no rows
+        raise DataError(
+            f"data set '{config['dataset']}': RecBole cannot make training rows with these settings "
+            f"({error}); are there any users with two interactions?"
+        ) from error
+    check_splits(data, {"train": train._dataset, "valid": valid._dataset, "test": test._dataset})
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = get_model(config["model"])(config, train._dataset).to(config["device"])
+    model = config.model_class(config, train._dataset).to(config["device"])
     return Loaded(train, valid, test, model)
 
 
@@ -109,6 +120,10 @@ def run_distributed(
     model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
 ) -> None:
     """Run a stock model in ``overrides["nproc"]`` processes, one a GPU.
+
+    RecBole 1.2.1 measures wrongly then: rows are doubled until they divide among the processes, each batch
+    weighs the four parts of its tuple instead of its rows, and the name of the saved file has the second of
+    the process that made it. A warning says so at the start.
 
     Raises:
         SettingsError: one of our models; their trainer uses one process and accumulates instead.
@@ -119,6 +134,12 @@ def run_distributed(
         raise SettingsError(
             f"nproc: got {overrides['nproc']} for {model}, wanted 1 (raise accumulation_steps instead)"
         )
+    logging.getLogger(__name__).warning(
+        "%s in %s processes: RecBole 1.2.1's metrics are wrong then (rows are doubled until they divide, and "
+        "every batch weighs the same whatever its rows), and the saved model may not be found, as its name "
+        "holds the second at which each process started; --nproc=1 measures rightly",
+        model, overrides["nproc"],
+    )  # fmt: skip
     arguments = (model, dataset, list(config_files), dict(overrides))
     torch.multiprocessing.spawn(run_rank, args=arguments, nprocs=overrides["nproc"], join=True)
 

@@ -44,15 +44,34 @@ class StockRun:
                 self.journal.write("evaluate", 0, kind, figures)
 
 
+class Unrecorded:
+    """What the other processes of a run have, which the first one records."""
+
+    def epoch(self, number: int, score: float) -> None:
+        """Do nothing."""
+
+    def results(self, valid: Mapping[str, Any] | None, test: Mapping[str, Any] | None) -> None:
+        """Do nothing."""
+
+
+def is_first(config: Any) -> bool:
+    """Say whether this process is the first of a run's, on all machines."""
+    values = config.final_config_dict
+    return int(values.get("local_rank") or 0) + int(values.get("offset") or 0) == 0
+
+
 @contextmanager
-def recorded(config: Any, loaded: Any, tracking: Tracking) -> Iterator[StockRun]:
-    """Record what happens in the block as a run of the stock model of ``config``.
+def recorded(config: Any, loaded: Any, tracking: Tracking) -> Iterator[StockRun | Unrecorded]:
+    """Record what happens in the block as a run of the stock model of ``config``, in its first process.
 
     Args:
         config: RecBole's configuration.
         loaded: the loaders of the three splits.
         tracking: of the run's folder.
     """
+    if not is_first(config):
+        yield Unrecorded()
+        return
     name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
     folder = new_run_folder(Path(config["checkpoint_dir"]), name)
     parts = {"train": loaded.train, "valid": loaded.valid, "test": loaded.test}

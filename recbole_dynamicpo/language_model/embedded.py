@@ -90,7 +90,7 @@ def _damage(folder: Path) -> str:
         if others or not files:
             return f"{SOURCE_FILE} does not list {min(others, default='any file')}"
         return difference(folder, files)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError) as error:
         return f"{SOURCE_FILE} cannot be read ({error!r})"
 
 

@@ -71,7 +71,7 @@ def _able(model: Any, layers: int) -> dict[str, nn.Module]:
     inside = {names[id(m)]: m for layer in chosen for m in layer.modules() if _is_linear(m)}
     refused = {last for last in {full.rpartition(".")[2] for full in inside} if _refused(model, last)}
     able = {full: m for full, m in inside.items() if full.rpartition(".")[2] not in refused}
-    silent = _silent(model, able)
+    silent = _silent(model, able) if able else set()
     return {full: m for full, m in able.items() if _kind(full) not in silent}
 
 

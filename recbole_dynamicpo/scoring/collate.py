@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +19,10 @@ from .batches import PromptRow
 from .prompts import Templates
 
 logger = logging.getLogger(__name__)
+
+# Titles whose tokens are kept, and the most characters of such a title: 20 MB at most, whatever is asked of a
+# server.
+TITLES_KEPT, LONGEST_KEPT = 20_000, 200
 
 
 class Collator:
@@ -48,7 +54,7 @@ class Collator:
         self.max_history = max_history
         self.limited_by = limited_by
         self.truncated_rows = 0  # prompts that lost history, since the start
-        self._titles: dict[str, list[int]] = {}
+        self._kept = lru_cache(TITLES_KEPT)(self._encode)
         special = "|".join(map(re.escape, getattr(tokenizer, "all_special_tokens", ())))
         self._special = re.compile(special) if special else None
 
@@ -91,10 +97,11 @@ class Collator:
 
     def title_ids(self, title: str) -> list[int]:
         """Return the completion's tokens: a space, the title, end of sequence."""
-        ids = self._titles.get(title)
-        if ids is None:
-            ids = self._titles[title] = [*title_tokens(self.tokenizer, title), self.tokenizer.eos_token_id]
-        return ids
+        encode = self._kept if len(title) <= LONGEST_KEPT else self._encode
+        return encode(title).tolist()
+
+    def _encode(self, title: str) -> array[int]:
+        return array("i", [*title_tokens(self.tokenizer, title), self.tokenizer.eos_token_id])
 
     def _spells_special(self, row: PromptRow) -> bool:
         """Say whether a title of the row spells a special token."""

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
+from ..errors import DataError
 from ..language_model.backbone import resolve_backbone
 from ..language_model.embedded import EMBEDDED, embedded_in_cache
 from ..language_model.tokenizer import load_tokenizer
 from ..settings import Settings, properties_folder
+from .batches import PromptRow
 from .collate import Collator
 from .prompts import load_templates
+
+_MARGIN = 1.5  # on a sum of the tokens of parts, which may be more or fewer together
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,33 @@ class PromptLengths:
         longest = [max(len(collator.title_ids(title)) for title in candidates) for _, candidates in prompts]
         tokens = collator.tokenizer(texts).input_ids
         return [len(ids) + more for ids, more in zip(tokens, longest, strict=True)]
+
+
+def too_long(
+    collator: Collator, titles: Sequence[str], candidates: NDArray[np.int64], templates: NDArray[np.int64]
+) -> tuple[int, str] | None:
+    """Return the first row whose prompt does not fit even without its history, and why; None if all do.
+
+    Only rows that come near the limit by the tokens of their titles are written out.
+
+    Args:
+        collator: with the limit.
+        titles: (N,) of the items, by number.
+        candidates: (n, C) numbers of each row's candidates, 0 where there are fewer.
+        templates: (n,) the rows' templates.
+    """
+    written = collator.tokenizer([f" {title}" for title in titles]).input_ids
+    sizes = np.array([len(ids) + 1 for ids in written]) * (np.arange(len(titles)) > 0)
+    bare = collator.templates.render([], [""] * candidates.shape[1])
+    shown = sizes[candidates]
+    needed = len(collator.tokenizer(bare).input_ids) + shown.sum(axis=1) + shown.max(axis=1, initial=0)
+    for row in np.flatnonzero(needed * _MARGIN > collator.max_length):
+        named = [titles[item] for item in candidates[row] if item]
+        try:
+            collator([PromptRow([], named, named, int(templates[row]))])
+        except DataError as error:
+            return int(row), str(error)
+    return None
 
 
 def load_prompt_check(dataset: str, backbone: str | None = None, max_length: int = 0) -> PromptLengths | None:

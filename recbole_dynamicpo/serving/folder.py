@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import AdapterError, short
+import torch
+
+from ..errors import AdapterError, BackboneError, short
 from ..language_model.adapter_folder import adapter_digest
-from ..language_model.backbone import DTYPES
+from ..language_model.backbone import DTYPES, Backbone, load_backbone
 from ..names import STAGES
 from ..storage import load_json, write_json
+
+# Names the backbone, a folder or a hub id, where that of the card is not to be had under its name.
+BACKBONE_VARIABLE = "RECBOLE_DYNAMICPO_BACKBONE"
 
 RECOMMENDER_FILE, CATALOGUE_FILE, TEMPLATES_FILE = "recommender.json", "catalogue.json", "templates.json"
 # Where the packaged recommender lies in a logged model, and what MLflow calls it.
@@ -104,3 +110,23 @@ def recommender_folder(path: Path) -> Path:
     raise AdapterError(
         f"{path}: wanted the folder of a run, or a recommender folder with {RECOMMENDER_FILE} in it"
     )
+
+
+def load_card_backbone(card: Card, source: str, dtype: str, device: torch.device | str) -> Backbone:
+    """Return the backbone of a card, or the one that the environment names, if it has the same weights."""
+    given = os.environ.get(BACKBONE_VARIABLE)
+    try:
+        backbone = load_backbone(given or card.backbone, dtype=dtype, device=device)
+    except BackboneError as error:
+        way = "names it" if given else "may name its folder or hub id"
+        raise BackboneError(
+            f"{error}. Wanted for {source}: backbone '{card.backbone}' with SHA-256 "
+            f"{card.fingerprint[:12]}...; the environment variable {BACKBONE_VARIABLE} {way}"
+        ) from error
+    if backbone.fingerprint != card.fingerprint:
+        here = f"that of {BACKBONE_VARIABLE}, '{given}'," if given else "the backbone of that name here"
+        raise AdapterError(
+            f"{source}: made for backbone '{card.backbone}' with SHA-256 {card.fingerprint[:12]}..., "
+            f"but {here} has {backbone.fingerprint[:12]}..."
+        )
+    return backbone

@@ -1,6 +1,6 @@
 """The test that a registered model has to pass in a fresh process: it ranks as the run's own adapter does.
 
-``python -m recbole_dynamicpo.gate QUESTION ANSWER`` reads a question and writes an answer, both JSON.
+``python -m recbole_dynamicpo.serving.gate QUESTION ANSWER`` reads a question and writes an answer, both JSON.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import DynamicPOError, TrackingError
 from ..storage import load_json, write_json
-from .recommender import BACKBONE_VARIABLE, Ranked, load_recommender
+from .folder import BACKBONE_VARIABLE
+from .ranking import Ranked
+from .recommender import load_recommender
 
-# Nats that a score may differ; both sides compute in float32, in the same way.
+# Nats that a score may differ; both sides compute on one device, in one dtype, in the same way.
 TOLERANCE = 1e-3
 # Seconds for loading two recommenders and ranking some rows.
 GATE_WITHIN = 1800.0
@@ -32,11 +36,15 @@ class Verdict:
         rows: that were ranked.
         largest_difference: between two scores of a title, nats.
         reasons: why they do not rank alike; empty if they do.
+        dtype: of the backbone's weights on both sides: that of the card, with which it is served.
+        device: where both sides computed.
     """
 
     rows: int
     largest_difference: float
     reasons: list[str]
+    dtype: str = ""
+    device: str = ""
 
     @property
     def passed(self) -> bool:
@@ -111,15 +119,32 @@ def compare(ours: Sequence[Sequence[Ranked]], theirs: Sequence[Sequence[Ranked]]
 
 
 def main(question: Path, answer: Path) -> None:
-    """Answer a question; both sides are ranked in float32, one after the other to hold one backbone only."""
+    """Answer a question; both sides rank in the same way, on a GPU where it has room for one more model."""
     asked = load_json(question)
-    rankings = []
+    for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):
+        try:
+            dtype, ours, theirs = _rank(asked, device)
+            break
+        except RuntimeError as error:  # such as memory that the training process holds
+            if device == "cpu":
+                raise
+            print(f"{device}: {error}; the CPU answers instead", file=sys.stderr)
+    write_json(answer, asdict(replace(compare(ours, theirs), dtype=dtype, device=device)))
+
+
+def _rank(asked: Mapping[str, Any], device: str) -> tuple[str, list[list[Ranked]], list[list[Ranked]]]:
+    """Return the dtype and the two rankings, made one after the other to hold one backbone only."""
+    dtype, sides = "", []
     for source in (asked["folder"], asked["model"]):
-        recommender = load_recommender(source, dtype="float32", tracking_uri=asked["tracking_uri"])
-        rows = [(row["history"], row["candidates"]) for row in asked["rows"]]
-        rankings.append([recommender.rank(history, shown, len(shown)) for history, shown in rows])
+        recommender = load_recommender(source, device=device, tracking_uri=asked["tracking_uri"])
+        dtype = recommender.card.dtype
+        questions = [
+            recommender.question(r["history"], r["candidates"], len(r["candidates"])) for r in asked["rows"]
+        ]
+        sides.append([found.ranked for found in recommender.answer(questions)])
         del recommender
-    write_json(answer, asdict(compare(*rankings)))
+    ours, theirs = sides
+    return dtype, ours, theirs
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import AdapterError
-
-if TYPE_CHECKING:
-    pass
+from ..language_model.embedded import cache_folder
+from ..storage import sha256_json
 
 DATABASE = "mlflow.db"  # what a local run keeps its record in
 
@@ -28,17 +27,48 @@ def find_tracking_uri(given: str | None = None) -> str:
             "got no MLflow store to look in; wanted a tracking_uri, the environment variable "
             f"MLFLOW_TRACKING_URI, or {database}"
         )
-    uri = uri or f"sqlite:///{database}"
+    uri = uri or database_uri(database)
     file = local_database(uri)
     if file is not None and not file.is_file():
         raise AdapterError(f"{uri}: no such file; MLflow would make an empty store of it")
     return uri
 
 
+def database_uri(file: Path) -> str:
+    """Return the URI of a local database, whatever the names of its folders hold."""
+    from sqlalchemy import URL
+
+    # Which characters have to be quoted depends on the release that will read it.
+    return URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
+
+
 def local_database(uri: str) -> Path | None:
-    """Return the file of an sqlite URI; None for any other store."""
-    prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix).partition("?")[0]) if uri.startswith(prefix) else None
+    """Return the file of an sqlite URI; None for any other store, and for a database in memory."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    from sqlalchemy import make_url
+
+    file = make_url(uri).database
+    return Path(file) if file and file != ":memory:" else None
+
+
+def lock_place(uri: str, name: str) -> Path:
+    """Return what the processes of this machine lock for what only one of them may do in a store at a time.
+
+    Args:
+        uri: of the store.
+        name: of what is done.
+    """
+    database = local_database(uri)
+    if database is not None:
+        return database.resolve().with_name(f"{database.name}.{name}")
+    return cache_folder() / "locks" / sha256_json([without_password(uri), name])[:16]
+
+
+def sync_command(folder: Path, uri: str) -> str:
+    """Return the command that sends the run in ``folder`` to a store, as a shell takes it."""
+    arguments = ["sync", str(folder), "--mlflow-tracking-uri", without_password(uri)]
+    return shlex.join(["recbole-dynamicpo", *arguments])
 
 
 def without_password(uri: str) -> str:
@@ -53,4 +83,4 @@ def resolve_uri(setting: str | None) -> str | None:
     """
     if setting != "auto":
         return setting
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / DATABASE}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or database_uri(Path.cwd() / DATABASE)

@@ -6,20 +6,17 @@ limits), ``catalogue.json`` (ids, titles, popularity) and ``templates.json`` (pr
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..data.catalogue import Catalogue
-from ..errors import AdapterError, BackboneError, DataError, short
+from ..errors import AdapterError, DataError, short
 from ..language_model.adapter_folder import WEIGHTS_FILE, adapter_digest, read_lora_shape
-from ..language_model.backbone import Backbone, load_backbone
 from ..language_model.policy import Policy
 from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
@@ -27,49 +24,29 @@ from ..scoring.prompts import Templates
 from ..scoring.scorer import Scorer
 from ..scoring.token_budget import TokenBudget
 from ..storage import atomic_folder, write_json
-from .folder import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, Card, read_card, read_json, write_card
+from .folder import (
+    CATALOGUE_FILE,
+    RECOMMENDER_FILE,
+    TEMPLATES_FILE,
+    Card,
+    load_card_backbone,
+    read_card,
+    read_json,
+    write_card,
+)
 from .mlflow_store import opened_recommender
+from .ranking import Question, Ranked, Ranking, in_groups, merge
 
-# Names the backbone, a folder or a hub id, where that of the card is not to be had under its name.
-BACKBONE_VARIABLE = "RECBOLE_DYNAMICPO_BACKBONE"
 DEFAULT_K = 10
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One ranked title.
-
-    Attributes:
-        title: the title.
-        ids: the catalogue's items of that title; empty for a title that it does not know.
-        score: summed log-probability, nats.
-    """
-
-    title: str
-    ids: tuple[str, ...]
-    score: float
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """The best candidates, and what they were chosen from.
-
-    Attributes:
-        ranked: best first.
-        source: whether the candidates were ``given`` or the ``popular`` ones of the catalogue.
-        num_candidates: distinct titles that were compared.
-    """
-
-    ranked: list[Ranked]
-    source: Literal["given", "popular"]
-    num_candidates: int
 
 
 class Recommender:
     """A backbone with an adapter that ranks candidate titles; threads may share it.
 
-    Prompts are those of training. A list of more candidates than in training may use all the
-    length that the backbone has, because the limit of training would not hold it.
+    Prompts are those of training, and show no more candidates. A longer list is ranked in groups, so that
+    time and memory grow with its length and not with the square. Each group holds the same few titles
+    beside its own: if the choice between two titles does not depend on the others (Luce 1959), the scores of
+    all groups can be compared once they are moved by what those few titles differ.
 
     Args:
         policy: backbone and adapter.
@@ -82,15 +59,11 @@ class Recommender:
         self.catalogue = catalogue
         self.card = card
         self._lock = threading.Lock()  # scoring switches the tokenizer's modes to and fro
-        tokenizer = policy.backbone.tokenizer
-        self.scorer, self.wide_scorer = (
-            Scorer(
-                policy,
-                Collator(tokenizer, templates, max_length=length, max_history=card.max_history),
-                TokenBudget(card.tokens_per_batch),
-            )
-            for length in (min(card.max_length, policy.backbone.max_length), policy.backbone.max_length)
+        length = min(card.max_length, policy.backbone.max_length)
+        collator = Collator(
+            policy.backbone.tokenizer, templates, max_length=length, max_history=card.max_history
         )
+        self.scorer = Scorer(policy, collator, TokenBudget(card.tokens_per_batch))
 
     def rank(
         self,
@@ -101,14 +74,15 @@ class Recommender:
         """Return the ``k`` best candidates, best first. A text is a title, a whole number an item id.
 
         Args:
-            history: what the user took, oldest first; unknown titles are allowed.
+            history: what the user took, oldest first; unknown titles are allowed. May be empty.
             candidates: what to rank; an unknown title is scored as text, a title that comes twice
                 or that several items bear is ranked once. None takes the card's
                 ``popular_candidates`` most popular titles that are not in the history.
             k: how many to return.
 
         Raises:
-            DataError: no history, no candidates, an empty title, an unknown id, or k below 1.
+            DataError: no candidates, an empty title, an unknown id, k below 1, or titles that are too
+                long for a prompt.
         """
         return self.ranking(history, candidates, k).ranked
 
@@ -119,26 +93,65 @@ class Recommender:
         k: int = DEFAULT_K,
     ) -> Ranking:
         """Return what ``rank`` returns, together with what the candidates were."""
+        return self.answer([self.question(history, candidates, k)])[0]
+
+    def question(
+        self,
+        history: Sequence[str | int],
+        candidates: Sequence[str | int] | None = None,
+        k: int = DEFAULT_K,
+    ) -> Question:
+        """Return the arguments of ``rank`` as a question; raises what ``rank`` raises of them."""
         if not _whole(k) or k < 1:
             raise DataError(f"k: got {short(k)}, wanted a whole number of at least 1")
-        taken = self._titles("history", history)
-        if candidates is None:
-            shown = self.catalogue.popular(self.card.popular_candidates, without=taken)
-        else:
-            shown = list(dict.fromkeys(self._titles("candidates", candidates)))
-        if not shown:
+        taken = self._titles("history", history, at_least=0)
+        if candidates is not None:
+            shown = list(dict.fromkeys(self._titles("candidates", candidates, at_least=1)))
+            return Question(taken, shown, k, "given")
+        popular = self.catalogue.popular(self.card.popular_candidates, without=taken)
+        if not popular:
             raise DataError("candidates: none given, and every title of the catalogue is in the history")
-        scorer = self.scorer if len(shown) <= self.card.num_candidates else self.wide_scorer
-        with self._lock:
-            scores = scorer([PromptRow(taken, shown, shown)])[0].tolist()
-        order = sorted(range(len(shown)), key=lambda index: (-scores[index], index))[:k]
-        ranked = [Ranked(shown[i], self.catalogue.items(shown[i]), scores[i]) for i in order]
-        return Ranking(ranked, "popular" if candidates is None else "given", len(shown))
+        return Question(taken, popular, k, "popular")
 
-    def _titles(self, name: str, entries: Any) -> list[str]:
+    def answer(self, questions: Sequence[Question]) -> list[Ranking]:
+        """Return the answer to each question; their prompts are scored together.
+
+        Raises:
+            DataError: titles that are too long for a prompt.
+        """
+        rows = [self._rows(question) for question in questions]
+        with self._lock:
+            scores = self.scorer([row for group in rows for row in group]) if rows else torch.empty(0)
+        parts = scores.split([len(group) for group in rows])
+        return [
+            self._ranking(question, merge(group, part))
+            for question, group, part in zip(questions, rows, parts, strict=True)
+        ]
+
+    def check(self, question: Question) -> None:
+        """See whether the prompts of a question can be written.
+
+        Raises:
+            DataError: titles that are too long for a prompt.
+        """
+        with self._lock:
+            self.scorer.collator.token_ids(self._rows(question))
+
+    def _rows(self, question: Question) -> list[PromptRow]:
+        groups = in_groups(question.shown, self.card.num_candidates)
+        return [PromptRow(question.history, group, group) for group in groups]
+
+    def _ranking(self, question: Question, scores: Mapping[str, float]) -> Ranking:
+        shown = question.shown
+        best = sorted(shown, key=scores.__getitem__, reverse=True)[: question.k]
+        ranked = [Ranked(title, self.catalogue.items(title), scores[title]) for title in best]
+        return Ranking(ranked, question.source, len(shown))
+
+    def _titles(self, name: str, entries: Any, at_least: int) -> list[str]:
         """Return the titles that the entries of an argument stand for."""
-        if isinstance(entries, str) or not isinstance(entries, Sequence) or not entries:
-            raise DataError(f"{name}: got {short(entries)}, wanted a list of at least one title or item id")
+        if isinstance(entries, str) or not isinstance(entries, Sequence) or len(entries) < at_least:
+            some = "of at least one title or item id" if at_least else "of titles and item ids"
+            raise DataError(f"{name}: got {short(entries)}, wanted a list {some}")
         return [self._title(f"{name}[{place}]", entry) for place, entry in enumerate(entries)]
 
     def _title(self, place: str, entry: Any) -> str:
@@ -203,29 +216,9 @@ def load_recommender(
         shape = read_lora_shape(folder)
         templates = Templates(read_json(folder / TEMPLATES_FILE), str(folder / TEMPLATES_FILE))
         catalogue = Catalogue.load(folder / CATALOGUE_FILE)
-        policy = Policy(_load_backbone(card, str(source), dtype or card.dtype, device), shape, seed=0)
+        policy = Policy(load_card_backbone(card, str(source), dtype or card.dtype, device), shape, seed=0)
         policy.load(folder)
         if adapter_digest(folder) != card.adapter_sha256:
             weights = folder / WEIGHTS_FILE
             raise AdapterError(f"{weights}: not the file that {RECOMMENDER_FILE} was written for")
     return Recommender(policy, templates, catalogue, card)
-
-
-def _load_backbone(card: Card, source: str, dtype: str, device: torch.device | str) -> Backbone:
-    """Return the backbone of a card, or the one that the environment names, if it has the same weights."""
-    given = os.environ.get(BACKBONE_VARIABLE)
-    try:
-        backbone = load_backbone(given or card.backbone, dtype=dtype, device=device)
-    except BackboneError as error:
-        way = "names it" if given else "may name its folder or hub id"
-        raise BackboneError(
-            f"{error}. Wanted for {source}: backbone '{card.backbone}' with SHA-256 "
-            f"{card.fingerprint[:12]}...; the environment variable {BACKBONE_VARIABLE} {way}"
-        ) from error
-    if backbone.fingerprint != card.fingerprint:
-        here = f"that of {BACKBONE_VARIABLE}, '{given}'," if given else "the backbone of that name here"
-        raise AdapterError(
-            f"{source}: made for backbone '{card.backbone}' with SHA-256 {card.fingerprint[:12]}..., "
-            f"but {here} has {backbone.fingerprint[:12]}..."
-        )
-    return backbone

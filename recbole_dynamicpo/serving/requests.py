@@ -5,20 +5,26 @@ A text in ``history`` or ``candidates`` is a title, a whole number is an item id
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import DataError, nearest, short
+from .ranking import Question, Ranking
 from .recommender import DEFAULT_K, Recommender
+
+# Of all requests of one call: a server that ranks so many holds up no other for longer than that takes.
+MOST_TITLES = 10_000
 
 
 class RankRequest(BaseModel):
     """Whom to rank for and what.
 
     Attributes:
-        history: what the user took, oldest first; titles that the catalogue lacks are allowed.
+        history: what the user took, oldest first; titles that the catalogue lacks are allowed, and so is
+            none at all.
         candidates: what to rank; None takes the most popular titles that are not in the history.
         k: how many to return, 10 where it is left out.
     """
@@ -64,24 +70,43 @@ def answer(recommender: Recommender, requests: object) -> list[RankResponse]:
         requests: a list of ``RankRequest`` or of objects of its form.
 
     Raises:
-        DataError: one of them is wrong; none is answered then.
+        DataError: one of them is wrong, or there is too much to rank; none is answered then.
     """
     if isinstance(requests, str) or not isinstance(requests, Sequence):
         raise DataError(
             f"inputs: got {type(requests).__name__}, wanted a list of objects with the key 'history'"
         )
-    answers = []
+    questions = []
     for index, request in enumerate(requests):
-        try:
-            answers.append(_answer(recommender, _parse(request)))
-        except DataError as error:
-            raise DataError(f"inputs[{index}]: {error}") from error
-    return answers
+        with _numbered(index):
+            questions.append(_question(recommender, _parse(request)))
+    titles = sum(len(question.shown) for question in questions)
+    if titles > MOST_TITLES:
+        raise DataError(f"inputs: got {titles} titles to rank, wanted at most {MOST_TITLES} in one call")
+    try:
+        return [_response(found) for found in recommender.answer(questions)]
+    except DataError:
+        for index, question in enumerate(questions):
+            with _numbered(index):
+                recommender.check(question)
+        raise
 
 
-def _answer(recommender: Recommender, request: RankRequest) -> RankResponse:
+@contextmanager
+def _numbered(index: int) -> Iterator[None]:
+    """Let an error say which request it is about."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"inputs[{index}]: {error}") from error
+
+
+def _question(recommender: Recommender, request: RankRequest) -> Question:
     k = DEFAULT_K if request.k is None else request.k
-    found = recommender.ranking(request.history, request.candidates, k)
+    return recommender.question(request.history, request.candidates, k)
+
+
+def _response(found: Ranking) -> RankResponse:
     ranked = [RankedTitle(title=item.title, ids=list(item.ids), score=item.score) for item in found.ranked]
     return RankResponse(ranked=ranked, candidates=found.source, num_candidates=found.num_candidates)
 

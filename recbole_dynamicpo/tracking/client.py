@@ -23,6 +23,7 @@ ARTIFACTS = "mlartifacts"  # beside a local database
 LOCK_WITHIN = 60.0
 # MLflow's own defaults let one call to a dead server take minutes. Our thread tries again anyway.
 HTTP_BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+NO_BARS = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}  # for files that are small
 
 
 def open_experiment(client: Any, uri: str, dataset: str) -> str:
@@ -79,7 +80,7 @@ class Shown:
 
 def connect(uri: str) -> MlflowClient:
     """Return a client of its own; a new local database is made by one process at a time."""
-    for name, value in HTTP_BOUNDS.items():
+    for name, value in {**HTTP_BOUNDS, **NO_BARS}.items():
         os.environ.setdefault(name, value)
     expect_any_type()
     logging.getLogger("urllib3.connectionpool").addFilter(_is_news)

@@ -1,9 +1,9 @@
-"""Registered models: a version for every final adapter, ``champion`` for one that passed the gate."""
+"""Registered models: a version for every final adapter, ``champion`` for one that earned it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,19 @@ from ..names import STAGES
 from ..serving import gate
 from ..serving.folder import RECOMMENDER_FILE, read_card
 from ..serving.mlflow_store import log_model
-from ..serving.mlflow_uri import without_password
-from ..storage import is_number, load_json, locked, sha256_file, sha256_json
+from ..serving.mlflow_uri import sync_command, without_password
+from ..storage import is_number, locked, sha256_file, sha256_json
+from .champion import DATA, GATE, REASON, SEED, STAGE, champion_of, judge
 from .client import connect, find_runs, open_experiment
 from .live import reason
 from .points import Entry
-from .record import PROBE_FILE, Record, read_record
+from .record import Record, read_record
 from .view import PARENT, model_settings, read_journals, read_parts
 
 logger = logging.getLogger(__name__)
 
-CANDIDATE, CHAMPION = "candidate", "champion"
-# Tags of a version. The first one finds it again.
-CONTENT, GATE, REASON = "recommender_sha256", "gate", "gate_reason"
-METRIC, VALUE, BIGGER = "valid_metric_name", "valid_metric", "valid_metric_bigger"
-# Validation results are compared only where these agree.
-_COMPARABLE = {METRIC: "metric", "data_digest": "data", "num_candidates": "candidates", "valid_rows": "rows"}
+CANDIDATE = "candidate"
+CONTENT = "recommender_sha256"  # the tag of a version that finds it again
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,7 @@ class Registered:
         name: of the registered model.
         version: its number.
         champion: whether it bears that alias now.
+        reason: why it became champion, or did not.
         size_bytes: of everything that the registry holds of it.
         uri: of this version.
     """
@@ -47,8 +45,15 @@ class Registered:
     name: str
     version: str
     champion: bool
+    reason: str
     size_bytes: int
     uri: str
+
+    @property
+    def line(self) -> str:
+        """What to say of it at the end of a run."""
+        state = "champion" if self.champion else "not champion"
+        return f"registered: {self.uri}, {self.size_bytes} bytes, {state}: {self.reason}"
 
 
 def register(folder: Path, uri: str) -> Registered | None:
@@ -62,7 +67,7 @@ def register(folder: Path, uri: str) -> Registered | None:
         StoppedError: the process was asked to end; says how to register the model later.
     """
     shown = without_password(uri)
-    remedy = f"recbole-dynamicpo sync {folder} --mlflow-tracking-uri {shown}"
+    remedy = sync_command(folder, uri)
     try:
         return register_model(folder, uri)
     except StoppedError as error:
@@ -95,7 +100,8 @@ def register_model(folder: Path, uri: str) -> Registered:
     """Register the final adapter of a run as ``dynamicpo-<dataset>``, once.
 
     The version is ``candidate`` at once, and ``champion`` if a fresh process ranks with it as with the
-    run's own folder, and it validates no worse than the present champion (setting ``require_improvement``).
+    run's own folder, and it ranks its validation rows better than popularity and no worse than the present
+    champion (the latter by setting ``require_improvement``).
 
     Raises:
         DynamicPOError: the run has no adapter or is not recorded yet, or the gate could not be asked.
@@ -113,8 +119,10 @@ def register_model(folder: Path, uri: str) -> Registered:
             version = _new_version(client, uri, name, folder, record, result)
         if GATE not in version.tags:
             client.set_registered_model_alias(name, CANDIDATE, version.version)
-            _judge(client, uri, version, folder, record, result[1])
-        return _registered(client, version)
+            judge(client, uri, version, folder, record, result[1])
+        found = _registered(client, name, str(version.version))
+    logger.info("%s", found.line)
+    return found
 
 
 def _new_version(
@@ -175,9 +183,10 @@ def version_tags(folder: Path, record: Record, stage: str, recommender: Path) ->
         "run_key": record.key,
         "run_name": record.name,
         "model_class": record.model,
-        "seed": record.seed,
+        STAGE: stage,
+        SEED: record.seed,
         "config_hash": record.config_hash,
-        "data_digest": record.data.get("digest", ""),
+        DATA: record.data.get("digest", ""),
         "num_candidates": record.params.get("num_candidates", ""),
         "valid_rows": record.data.get("rows", {}).get("valid", ""),
         **_validated(record, journals.get(stage, [])),
@@ -191,8 +200,8 @@ def _validated(record: Record, entries: Sequence[Entry]) -> dict[str, Any]:
     name = metric_name(str(record.params.get("valid_metric", "")))
     bigger = bool(record.params.get("valid_metric_bigger", True))
     values = [entry[name] for entry in entries if entry["kind"] == "valid" and is_number(entry.get(name))]
-    best = {VALUE: max(values) if bigger else min(values)} if values else {}
-    return {METRIC: name, BIGGER: bigger, **best}
+    best = {"valid_metric": max(values) if bigger else min(values)} if values else {}
+    return {"valid_metric_name": name, **best}
 
 
 def _tested(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -206,56 +215,13 @@ def _tested(entries: Sequence[Entry]) -> dict[str, Any]:
     }
 
 
-def _judge(client: Any, uri: str, version: Any, folder: Path, record: Record, recommender: Path) -> None:
-    """Ask the gate, say what it found, and make the version ``champion`` if nothing speaks against it."""
-    name, number = version.name, version.version
-    backbone, probe = read_card(recommender).backbone, load_json(folder / PROBE_FILE)
-    verdict = gate.ask(recommender, f"models:/{name}/{number}", uri, probe, backbone)
-    reasons = list(verdict.reasons)
-    if verdict.passed and record.params.get("require_improvement", True):
-        champion = _champion(client, name)
-        reasons += worse_than(version.tags, champion.tags if champion is not None else {})
-    said = "; ".join(reasons) or f"{verdict.rows} rows ranked alike"
-    client.set_model_version_tag(name, number, "gate_largest_difference", repr(verdict.largest_difference))
-    client.set_model_version_tag(name, number, REASON, said)
-    if not reasons:
-        client.set_registered_model_alias(name, CHAMPION, number)
-    # Last, because a version with it is not judged again.
-    client.set_model_version_tag(name, number, GATE, "failed" if reasons else "passed")
-    state = "stays candidate" if reasons else "is champion"
-    logger.info("models:/%s/%s %s: %s (scores within %.2g nats)", name, number, state, said,
-                verdict.largest_difference)  # fmt: skip
-
-
-def _champion(client: Any, name: str) -> Any:
-    """Return the version that bears the alias ``champion``, or None."""
-    number = client.get_registered_model(name).aliases.get(CHAMPION)
-    return client.get_model_version(name, number) if number else None
-
-
-def worse_than(tags: Mapping[str, str], champion: Mapping[str, str]) -> list[str]:
-    """Return why a version may not replace the champion; empty if it may.
-
-    Args:
-        tags: of the version.
-        champion: tags of the champion; empty where there is none.
-    """
-    if not champion:
-        return []
-    different = [word for key, word in _COMPARABLE.items() if tags.get(key) != champion.get(key)]
-    if different:
-        return [f"validated otherwise than the champion (other {', '.join(different)}), so not comparable"]
-    if VALUE not in tags or VALUE not in champion:
-        return ["it or the champion was not validated, so not comparable"]
-    mine, theirs = float(tags[VALUE]), float(champion[VALUE])
-    worse = mine < theirs if tags.get(BIGGER) == "True" else mine > theirs
-    return [f"valid {tags[METRIC]} {mine:g} is worse than the champion's {theirs:g}"] if worse else []
-
-
-def _registered(client: Any, version: Any) -> Registered:
-    name, number = version.name, str(version.version)
-    champion = client.get_registered_model(name).aliases.get(CHAMPION)
-    size = int(version.tags.get("size_bytes", 0))
-    found = Registered(name, number, str(champion) == number, size, f"models:/{name}/{number}")
-    logger.info("registered: %s, %d bytes%s", found.uri, size, ", champion" if found.champion else "")
-    return found
+def _registered(client: Any, name: str, number: str) -> Registered:
+    version, champion = client.get_model_version(name, number), champion_of(client, name)
+    return Registered(
+        name=name,
+        version=number,
+        champion=champion is not None and str(champion.version) == number,
+        reason=version.tags.get(REASON, ""),
+        size_bytes=int(version.tags.get("size_bytes", 0)),
+        uri=f"models:/{name}/{number}",
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DynamicPOError, TrackingError
-from ..serving.mlflow_uri import resolve_uri, without_password
+from ..serving.mlflow_uri import resolve_uri, sync_command, without_password
 from ..storage import load_json, locked, write_json
 from .client import LOCK_WITHIN, Shown, connect, find_runs, last_step, open_experiment, page
 from .live import LiveTracker, NullTracker, Tracker, reason
@@ -48,9 +48,8 @@ def open_tracker(folder: Path, uri: str | None) -> Tracker:
     if place is None:
         return NullTracker()
     mirror = Mirror(folder.resolve(), place)
-    shown = without_password(place)
-    remedy = f"recbole-dynamicpo sync {folder} --mlflow-tracking-uri {shown}"
-    return LiveTracker(mirror.send, where=f"MLflow at {shown}", remedy=remedy)
+    where = f"MLflow at {without_password(place)}"
+    return LiveTracker(mirror.send, where=where, remedy=sync_command(folder, place))
 
 
 def sync(folder: Path, uri: str) -> str:

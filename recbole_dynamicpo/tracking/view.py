@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.ranks import RANKS_FILE
+from ..evaluation.ranks import POPULARITY, RANKS_FILE, valid_ranks_file
 from ..evaluation.report import REPORT_FILE, metric_name, read_report
 from ..ingredients import describes_run
 from ..names import RECORDED
@@ -110,6 +110,7 @@ def _stage_part(folder: Path, record: Record, stage: str, entries: list[Entry]) 
         uploads = _files(place, REPORT_FILE, RANKS_FILE)
     elif end is not None and (place / stage / RECOMMENDER_FILE).is_file():
         uploads.append(_adapter(place / stage, record))
+        uploads += _files(place, valid_ranks_file(stage), valid_ranks_file(POPULARITY))
     return Part(
         stage=stage,
         name=stage,

@@ -133,7 +133,7 @@ def _read_state(folder: Path) -> tuple[Progress, dict[str, str]]:
         if wrong:
             raise ValueError(f"{wrong[0]} is {state[wrong[0]]!r}")
         return Progress(**state), sums
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{path}: no checkpoint to resume from ({error.strerror})") from error
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint ({error!r})") from error
@@ -179,7 +179,7 @@ def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimiz
     path = folder / OPTIMIZER_FILE
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged optimizer state ({error})") from error
     state: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
@@ -200,5 +200,5 @@ def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimiz
 def _sum_of(path: Path) -> str:
     try:
         return sha256_file(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing, wanted the file that {STATE_FILE} lists") from error

@@ -9,18 +9,38 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 
 from ..data.counting import CoOccurrence, Counting, Ease, Popularity, Sequences, Transitions, next_item
 from ..data.rules import CompanyRule, FloatArray, OrderRule, PlaceRule, Rows
 from .columns import CANDIDATE_IDS
 from .dataset import DynamicPODataset
-from .evaluating import Ranked, rank_candidates
+from .evaluating import Ranked, RankingTrainer, rank_candidates
 
 # Share of popularity in a counting model's guess.
 POPULARITY_SHARE = 0.05
 # Items up to which EASE's matrix is inverted: some seconds and 8 bytes a pair.
 MOST_FOR_EASE = 6000
+
+
+def rank_all(trainer: RankingTrainer, rows: FullSortEvalDataLoader, show_progress: bool) -> dict[str, Ranked]:
+    """Return name -> what is found of each contestant, the final model last.
+
+    Args:
+        trainer: whose model speaks in every voice.
+        rows: of ``rows_to_rank``.
+        show_progress: show RecBole's progress bar.
+    """
+    model, found = trainer.model, {}
+    voices: dict[str, str] = model.voices()
+    with model.scoring_together([voice for voice in voices if voice != "popularity"]):
+        for voice, name in voices.items():
+            with model.speaking_as(voice):
+                found[name] = trainer.rank_rows(rows, show_progress)
+            if voice == "popularity":
+                found |= rank_by_counting(model.dataset, rows._dataset)
+    return found
 
 
 def rank_by_counting(whole: DynamicPODataset, data: DynamicPODataset) -> dict[str, Ranked]:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 import zipfile
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import recbole
 import yaml
 from recbole.utils import ModelType
 from recbole.utils.url import decide_download, download_url, extract_zip
 
-from ..data.atomic_files import MANIFEST_FILE, check_inter_file
+from ..data.atomic_files import MANIFEST_FILE, UTF8, check_inter_file, read_columns
 from ..data.download import HUB_DATA_SETS, check_name
-from ..errors import DataError, nearest
+from ..errors import DataError, SettingsError, nearest
 from ..storage import atomic_folder, load_json, locked, sha256_file, sha256_json
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,39 @@ def require_data(config: Any) -> None:
     _check_columns(config, files[0])
     for path in files:
         _check_rows(config, path)
+
+
+def check_splits(data: Any, parts: Mapping[str, Any]) -> None:
+    """See to it that no split is empty unless the settings ask for that, and that there are enough items.
+
+    Args:
+        data: a built data set of RecBole's.
+        parts: its splits by name.
+
+    Raises:
+        DataError: what is empty and why.
+        SettingsError: ``topk`` asks for more items than there are.
+    """
+    config, name = data.config, data.dataset_name
+    split = dict(config["eval_args"]["split"] or {})
+    shares = split.get("RS") or split.get("TS") or [1, 1, 1]
+    unasked = shares[1] == 0 or split.get("LS") == "test_only"
+    for phase, part in parts.items():
+        if len(part.inter_feat) or (phase == "valid" and unasked):
+            continue
+        first = int(config["MODEL_TYPE"] == ModelType.SEQUENTIAL)  # it is history alone, and no row
+        most = int(np.bincount(data.inter_feat[data.uid_field].numpy(), minlength=1).max()) + first
+        leaves_out_two = first and split.get("LS") == "valid_and_test"
+        hint = "; it takes 4 for a row in every split" if leaves_out_two else ""
+        raise DataError(
+            f"data set '{name}': no {phase} rows; {data.user_num - 1} users are left, the most "
+            f"active with {most} interactions, and eval_args splits those of a user by {split}{hint}"
+        )
+    if max(config["topk"]) > data.item_num:
+        raise SettingsError(
+            f"topk: got {max(config['topk'])}, wanted at most {data.item_num}: data set '{name}' has "
+            f"{data.item_num - 1} items"
+        )
 
 
 def can_be_fetched(name: str) -> bool:
@@ -176,7 +211,7 @@ def _check_rows(config: Any, path: Path) -> None:
     check_inter_file(
         path,
         separator=config["field_separator"],
-        encoding=config["encoding"] or "utf-8",
+        encoding=config["encoding"] or UTF8,
         ids=[config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]],
         time=config["TIME_FIELD"] if sequential else None,
         loaded=None if loaded == "*" else loaded,
@@ -188,9 +223,7 @@ def _check_columns(config: Any, path: Path) -> None:
     wanted = [name for name in (config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]) if name]
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not config["benchmark_filename"]:
         wanted.append(config["TIME_FIELD"])
-    with path.open(encoding="utf-8", errors="replace") as handle:
-        head = handle.readline().removesuffix("\n").split(config["field_separator"])
-    columns = [column.partition(":")[0] for column in head]
+    columns = read_columns(path, separator=config["field_separator"], encoding=config["encoding"] or UTF8)
     settings = "settings USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD"
     for column in wanted:
         if column not in columns:
@@ -199,7 +232,10 @@ def _check_columns(config: Any, path: Path) -> None:
                 f"{nearest(column, columns)}"
             )
     loaded = (config["load_col"] or {"inter": "*"}).get("inter", [])
+    left_out = (config["unload_col"] or {}).get("inter", [])
     for column in wanted:
+        if column in left_out:
+            raise DataError(f"unload_col: got {column!r} of inter, which makes the sequences")
         if loaded != "*" and column not in loaded:
             raise DataError(
                 f"load_col: of the columns of {path.name} it loads {', '.join(loaded) or 'none'}; "

@@ -22,12 +22,13 @@ from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
+from ..data.atomic_files import UTF8
 from ..data.catalogue import Catalogue, build_catalogue, read_titles
 from ..errors import DataError, SettingsError
 from ..scoring.batches import PromptRow
 from ..settings import read_settings
 from .columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
-from .data_files import data_notes, require_data
+from .data_files import check_splits, data_notes, require_data
 from .row_order import goes_on, put_in_order, shuffle_rows
 from .sampling import (
     TEMPLATE_DRAWS,
@@ -41,7 +42,6 @@ from .sampling import (
 
 logger = logging.getLogger(__name__)
 
-
 PHASES = ("train", "valid", "test")
 
 # Scores of one evaluation batch, float32 in a table (rows, items) of which RecBole holds several copies.
@@ -54,9 +54,10 @@ def _reading(config: Config) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+        said = str(error).partition("\n")[0][:200]
         raise DataError(
             f"data set '{config['dataset']}' in {config['data_path']}: RecBole cannot load it with these "
-            f"settings ({type(error).__name__}: {error})"
+            f"settings ({type(error).__name__}: {said})"
         ) from error
 
 
@@ -92,10 +93,9 @@ class DynamicPODataset(SequentialDataset):
         # (item_num,) one number a distinct title, from 1 on; 0 for no item.
         self.title_numbers = torch.from_numpy(np.unique(self.titles, return_inverse=True)[1].astype(np.int64))
         self.notes = data_notes(config)
-        # Filled by build(); the splits are shallow copies of this data set and share them.
-        self.built: dict[str, DynamicPODataset] = {}
         self.time_ties: float | None = None
         self.lists_published = False
+        self.built: dict[str, DynamicPODataset] = {}  # by build(); the splits are shallow copies and share it
         self._used: list[tuple[IntArray, IntArray]] = []
         self._total: dict[str, int] = {}
 
@@ -110,6 +110,7 @@ class DynamicPODataset(SequentialDataset):
         self._limit_evaluation()
         with _reading(self.config):
             parts: list[DynamicPODataset] = super().build()
+        check_splits(self, dict(zip(PHASES, parts, strict=True)))
         start = 0
         for part in parts:
             ids = torch.arange(start, start + len(part.inter_feat))
@@ -153,8 +154,7 @@ class DynamicPODataset(SequentialDataset):
         """Evaluate fewer rows at once where the scores of all items would take gigabytes."""
         most = max(1, _MOST_SCORES // self.item_num)
         if "full" in str(self.config["eval_args"]["mode"]) and self.config["eval_batch_size"] > most:
-            logger.info("eval_batch_size: %d instead of %d, for there are %d items", most,
-                        self.config["eval_batch_size"], self.item_num - 1)  # fmt: skip
+            logger.info("eval_batch_size: %d, for there are %d items", most, self.item_num - 1)
             self.config["eval_batch_size"] = most
 
     def stage_rows(self, rows: int, skip: int = 0) -> Interaction:
@@ -294,6 +294,7 @@ class DynamicPODataset(SequentialDataset):
             id_field=self.settings.item_file_id_field or self.iid_field,
             title_field=self.settings.item_title_field,
             separator=self.config["field_separator"],
+            encoding=self.config["encoding"] or UTF8,
         )
         tokens = [str(token) for token in self.field2id_token[self.iid_field][1:]]
         return build_catalogue(titles, tokens, [0] * len(tokens), path)

@@ -20,7 +20,7 @@ from recbole.evaluator import Collector
 from recbole.trainer import Trainer
 from torch import Tensor
 
-from ..evaluation.ranks import RANKS_FILE, write_ranks
+from ..evaluation.ranks import POPULARITY, RANKS_FILE, valid_ranks_file, write_ranks
 from ..evaluation.report import REPORT_FILE, Contestant, metric_name, render, summarize
 from ..evaluation.scores import popularity_scores, ranks_of, settle, tie_draws
 from ..storage import sha256_json, write_json
@@ -167,6 +167,23 @@ def rank_by_popularity(data: DynamicPODataset) -> Ranked:
     return rank_candidates(data, popularity_scores(counts[candidates], candidates > 0))
 
 
+def keep_valid_ranks(
+    folder: Path, stage: str, whole: DynamicPODataset, rows: DynamicPODataset, ranked: Ranked
+) -> None:
+    """Write the ranks by which a stage's adapter was chosen, and those of popularity on the same rows.
+
+    Args:
+        folder: where the stage's adapter lies.
+        stage: that was validated.
+        whole: the built data set.
+        rows: what was ranked.
+        ranked: what the validation found.
+    """
+    for name, found in ((stage, ranked), (POPULARITY, rank_by_popularity(rows))):
+        names = row_names(whole, found.row_ids)
+        write_ranks(folder / valid_ranks_file(name), *names, found.ranks, found.rows)
+
+
 def write_report(
     journal: Journal,
     model: Any,
@@ -191,6 +208,7 @@ def write_report(
     about += [f"prompts that lost old history: {cut}"] if cut else []
     table = render(contestants, chance=final.chance, seconds=seconds, notes=[*about, *notes])
     logger.info("final result\n%s", table)
+    logger.info("test result: %s", final.result)
     summaries = [summarize(contestant) for contestant in contestants]
     write_json(folder / REPORT_FILE, {"contestants": summaries, "seconds": dict(seconds)})
     write_ranks(folder / RANKS_FILE, *row_names(dataset, final.row_ids), final.ranks, final.rows)

@@ -39,6 +39,7 @@ from ..settings import Settings, properties_folder
 from .columns import CANDIDATE_IDS, REFERENCE_LOGPS, ROW_ID, SCORED
 from .dataset import DynamicPODataset
 from .evaluating import score_table
+from .plan import check_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class DynamicPO(SequentialRecommender):
             max_history=self.settings.max_history,
             limited_by=name,
         )
+        check_prompts(dataset, self.collator)
         self.budget = TokenBudget(self.settings.tokens_per_batch, self.settings.max_memory)
         self.scorer = Scorer(self.policy, self.collator, self.budget)
         self.stage = "preference"

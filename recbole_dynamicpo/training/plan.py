@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+from ..errors import DataError, short
 from ..names import STAGES
+from ..scoring.collate import Collator
+from ..scoring.prompt_lengths import too_long
 from ..settings import Settings
+from .columns import CANDIDATE_IDS, TEMPLATE
 
 
 @dataclass(frozen=True)
@@ -81,3 +86,34 @@ def plan_stages(settings: Settings) -> list[StagePlan]:
         ),
     ]
     return [plan for plan in plans if plan.epochs > 0]
+
+
+def check_prompts(dataset: Any, collator: Collator) -> None:
+    """See before training that the prompt of every row of a run fits.
+
+    Rows of RecBole's sampled evaluation are not known yet, and checked with their own candidates.
+
+    Args:
+        dataset: a built ``DynamicPODataset``.
+        collator: that writes its prompts.
+
+    Raises:
+        DataError: naming the row, and the item with its longest title.
+    """
+    parts = {phase: dataset.built[phase].inter_feat for phase in ("valid", "test")}
+    for plan in plan_stages(dataset.settings):
+        parts[plan.name] = dataset.stage_rows(plan.rows, plan.skip)
+    for name, rows in parts.items():
+        if not len(rows):
+            continue
+        candidates = rows[CANDIDATE_IDS].numpy()
+        found = too_long(collator, dataset.titles.tolist(), candidates, rows[TEMPLATE].numpy())
+        if found is not None:
+            row, reason = found
+            longest = max(candidates[row].tolist(), key=lambda item: len(dataset.titles[item]))
+            item, title = dataset.field2id_token[dataset.iid_field][longest], dataset.titles[longest]
+            user = dataset.id2token(dataset.uid_field, [int(rows[dataset.uid_field][row])])[0]
+            raise DataError(
+                f"data set '{dataset.dataset_name}', a {name} row of user '{user}': {reason}; its longest "
+                f"title, of item '{item}', has {len(title)} letters: {short(title)}"
+            )

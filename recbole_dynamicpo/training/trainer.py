@@ -30,8 +30,8 @@ from ..tracking.live import NoTracking, Tracking
 from ..tracking.run_folder import new_run_folder, write_identity
 from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, resume_run, save_checkpoint
 from .columns import REFERENCE_LOGPS, ROW_ID
-from .contestants import rank_by_counting
-from .evaluating import Ranked, RankingTrainer, rows_to_rank, where_to_go_on, write_report
+from .contestants import rank_all
+from .evaluating import RankingTrainer, keep_valid_ranks, rows_to_rank, where_to_go_on, write_report
 from .model import DynamicPO
 from .plan import StagePlan, plan_stages
 from .recording import Recorder, gather
@@ -228,7 +228,8 @@ class DynamicPOTrainer(RankingTrainer):
     def _validate(self, plan: StagePlan, epoch: int) -> bool:
         """Validate, keep the adapter if it is the best of its stage, and return whether to stop."""
         with self.progress.timed("validation"):
-            ranked = self.rank_rows(rows_to_rank(self.valid_data, self.settings.seed))
+            rows = rows_to_rank(self.valid_data, self.settings.seed)
+            ranked = self.rank_rows(rows)
         result = {name: float(value) for name, value in ranked.result.items()}  # some are numpy numbers
         score = float(calculate_valid_score(result, self.valid_metric))
         best = self.progress.best_score
@@ -240,6 +241,8 @@ class DynamicPOTrainer(RankingTrainer):
         if better:
             self.progress.best_score, self.progress.best_result = score, result
             self._save_adapter(plan.name)
+            place, whole = self.adapters[plan.name].parent, self.model.dataset
+            keep_valid_ranks(place, plan.name, whole, rows._dataset, ranked)
         self.recorder.note(plan.name, self.progress.step, "valid", result)
         logger.info("%s step %d: valid %s", plan.name, self.progress.step, dict2str(result))
         if self.callback:
@@ -285,16 +288,11 @@ class DynamicPOTrainer(RankingTrainer):
             folder = Path(model_file or self.adapters[self.final_stage])
             self.model.policy.load(folder)
             logger.info("evaluating the adapter in %s", folder)
-        rows, voices = rows_to_rank(eval_data, self.settings.seed), self.model.voices()
+        rows = rows_to_rank(eval_data, self.settings.seed)
         with self.recorder.stage("evaluate", lambda: 0):
-            found: dict[str, Ranked] = {}
-            with self.model.scoring_together([voice for voice in voices if voice != "popularity"]):
-                for voice, name in voices.items():
-                    with self.model.speaking_as(voice):
-                        found[name] = self.rank_rows(rows, show_progress)
-                    if voice == "popularity":
-                        found |= rank_by_counting(self.model.dataset, rows._dataset)
+            found = rank_all(self, rows, show_progress)
             notes = where_to_go_on(self.adapters["sft"], self.adapters[self.final_stage])
             write_report(self.recorder.journal, self.model, found, self.progress.seconds, notes)
         self.recorder.publish()
-        return found[name].result
+        *_, final = found.values()
+        return final.result

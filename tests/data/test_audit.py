@@ -150,15 +150,19 @@ def test_contained_titles_of_many_that_begin_alike() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("toy.item", "item_id\tname\n", r"toy\.item: has the columns item_id, name; wanted 'item_id' and a"),
+        (
+            "toy.item",
+            "item_id:token\tname:token\n",
+            r"toy\.item: has the columns item_id, name; wanted 'item_id' and a",
+        ),
         ("toy.item", ITEMS + "1\tAgain\n", r"toy\.item, line 8: item '1' has two titles"),
-        ("toy.item", ITEMS + "7\n", r"toy\.item, line 8: got 1 columns"),
+        ("toy.item", ITEMS + "7\n", r"toy\.item, line 8: wanted 2 cells"),
         (
             "toy.test.inter",
             HEADER + "d\t1\t9\t9 1\n",
             r"toy\.test\.inter, row 1: wanted 4 cells with known item",
         ),
-        ("toy.test.inter", HEADER + "d\t1\n", r"toy\.test\.inter, row 1"),
+        ("toy.test.inter", HEADER + "d\t1\n", r"toy\.test\.inter, line 2: wanted 4 cells"),
         ("toy.test.inter", HEADER, r"toy\.test\.inter: wanted at least one row"),
     ],
 )

@@ -92,7 +92,7 @@ def test_missing_columns_are_named(tmp_path: Path, field: str | None, wanted: st
 
 
 def test_a_short_line_and_a_contradiction_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"toy\.item, line 3: got 1 columns, wanted 3"):
+    with pytest.raises(DataError, match=r"toy\.item, line 3: wanted 3 cells as in the header, got 1"):
         titles(item_file(tmp_path, HEADER + "1\tOne\t1999\n2\n"))
     with pytest.raises(DataError, match=r"toy\.item, line 3: item '1' has two titles"):
         titles(item_file(tmp_path, HEADER + "1\tOne\t1999\n1\tUno\t1999\n"))
@@ -100,9 +100,9 @@ def test_a_short_line_and_a_contradiction_are_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
-    """0xE9 at byte 52 + 4: the header and "1", tab, "A", "m"."""
+    """0xE9 at byte 4 of the line: behind "1", tab, "A", "m"."""
     path = item_file(tmp_path, HEADER.encode() + b"1\tAm\xe9lie\t2001\n")
-    with pytest.raises(DataError, match=rf"toy\.item: not UTF-8 .*byte {len(HEADER) + 4}\)"):
+    with pytest.raises(DataError, match=r"toy\.item, line 2: not utf-8 .*byte 4\)"):
         titles(path)
 
 
@@ -142,6 +142,31 @@ def test_popular_titles_fall_in_popularity() -> None:
     assert catalogue.popular(2) == ["B", "D"]
     assert catalogue.popular(2, without=["B", "A", "unknown"]) == ["D", "C"]
     assert catalogue.popular(0) == []
+
+
+IDS = Catalogue(
+    ("00001", "1", "2", "x y", "1984", "7"), ("One", "2", "Two", "Ex", "Orwell", "1984"), (0,) * 6
+)
+
+
+@pytest.mark.parametrize(
+    ("entry", "title"),
+    [
+        ("00001", "One"),  # an id is a text, and keeps its zeros
+        (1, "2"),  # the item whose id is written 1
+        ("1", "2"),
+        ("2", "2"),  # a title before an id
+        (2, "Two"),
+        ("x y", "Ex"),
+        ("1984", "1984"),
+        (1984, "Orwell"),
+        ("0001", "0001"),  # neither: a title that the catalogue lacks
+        ("Nothing", "Nothing"),
+        (3, None),
+    ],
+)
+def test_ids_are_what_the_data_set_says(entry: str | int, title: str | None) -> None:
+    assert IDS.named(entry) == title
 
 
 def test_save_and_load(tmp_path: Path) -> None:

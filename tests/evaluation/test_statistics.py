@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from recbole_dynamicpo.errors import DataError
 from recbole_dynamicpo.evaluation.ranks import read_ranks, write_ranks
 from recbole_dynamicpo.evaluation.statistics import (
+    Gain,
     bootstrap_interval,
     compare_ranks,
     compare_runs,
     detectable_difference,
     hit_at,
     mcnemar,
+    mrr_gain,
     ndcg_at,
     paired_bootstrap,
     reciprocal_rank,
@@ -228,3 +230,46 @@ def test_unusable_rank_files_are_named(tmp_path: Path) -> None:
     parquet.write_table(holes, tmp_path / "holes.parquet")
     with pytest.raises(DataError, match="missing in some row"):
         read_ranks(tmp_path / "holes.parquet")
+
+
+# --- the paired test of MRR ---
+
+
+def test_a_gain_by_hand() -> None:
+    """Every row gains 1/2: no draw of rows can turn that, so p is the least that the draws can show."""
+    gain = mrr_gain(np.ones(10, int), np.full(10, 2), draws=99)
+    assert gain == Gain(n=10, mrr=1.0, other=0.5, p_better=0.01, p_worse=1.0)
+    assert (gain.better, gain.worse) == (True, False)
+    turned = mrr_gain(np.full(10, 2), np.ones(10, int), draws=99)
+    assert turned == Gain(n=10, mrr=0.5, other=1.0, p_better=1.0, p_worse=0.01)
+    assert (turned.better, turned.worse) == (False, True)
+    equal = mrr_gain(np.ones(10, int), np.ones(10, int))
+    assert equal == Gain(10, 1.0, 1.0, 1.0, 1.0)
+    assert not equal.better
+    assert not equal.worse
+
+
+def test_a_gain_in_one_row_of_few_proves_nothing() -> None:
+    """A draw of n rows misses the one that gains with probability (1 - 1/n)^n, about a third."""
+    for n in (4, 20):
+        ranks = np.array([1] + [2] * (n - 1))
+        gain = mrr_gain(ranks, np.full(n, 2), draws=20_000)
+        assert gain.p_better == pytest.approx((1 - 1 / n) ** n, abs=0.01)
+        assert not gain.better
+
+
+def test_a_gain_needs_the_same_rows() -> None:
+    for other in ([1], [1, 2, 3]):
+        with pytest.raises(DataError, match="the same rows twice"):
+            mrr_gain(np.array([1, 2]), np.array(other))
+    with pytest.raises(DataError, match="the same rows twice"):
+        mrr_gain(np.array([1]), np.array([2]))
+    with pytest.raises(DataError, match="minimum 0"):
+        mrr_gain(np.array([1, 0]), np.array([1, 1]))
+
+
+def test_chance_seldom_passes_for_a_gain() -> None:
+    """Two contestants that guess among 20: of 300 tests about one in twenty finds the first one better."""
+    draw = np.random.default_rng(0)
+    found = [mrr_gain(*draw.integers(1, 21, (2, 60)), draws=500).better for _ in range(300)]
+    assert 6 <= sum(found) <= 27

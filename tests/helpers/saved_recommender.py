@@ -12,7 +12,7 @@ from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import load_backbone
 from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.serving.folder import CATALOGUE_FILE, TEMPLATES_FILE, Card, write_card
-from recbole_dynamicpo.serving.recommender import Ranked
+from recbole_dynamicpo.serving.ranking import Ranked
 from recbole_dynamicpo.storage import write_json
 
 # Items 3 and 5 bear one title. By falling popularity: Delta 9, Amber 8 (item 5; item 3 has 2), Bear 7, ...

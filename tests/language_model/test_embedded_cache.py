@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -84,3 +87,22 @@ def test_a_damaged_folder_is_made_again(
     assert not (folder / "adapter_config.json").exists()
     for path in tiny_backbone.iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_an_error_of_the_disk_replaces_nothing(
+    conversions: list[Path], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A folder that cannot be read now may be whole."""
+    folder = embedded.embedded_folder()
+
+    def fail(*args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", fail)
+        with pytest.raises(OSError, match=os.strerror(code)) as caught:
+            embedded.embedded_folder()
+    assert Path(caught.value.filename).parent == folder
+    assert embedded.embedded_in_cache() == folder
+    assert len(conversions) == 1

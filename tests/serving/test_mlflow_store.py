@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from recbole_dynamicpo import Recommender, load_recommender
-from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
+from recbole_dynamicpo.serving.folder import BACKBONE_VARIABLE
 
 from ..helpers.mlflow_world import Store, make_store
 from ..helpers.saved_recommender import BY_POPULARITY, as_json

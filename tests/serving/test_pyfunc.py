@@ -17,10 +17,10 @@ from recbole_dynamicpo import Recommender, load_recommender
 from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.errors import AdapterError, BackboneError
 from recbole_dynamicpo.serving import mlflow_store as model_store
+from recbole_dynamicpo.serving.folder import BACKBONE_VARIABLE
 from recbole_dynamicpo.serving.mlflow_store import log_model
 from recbole_dynamicpo.serving.mlflow_uri import find_tracking_uri
 from recbole_dynamicpo.serving.packaging import package_recommender, portable_backbone, requirements
-from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
 from recbole_dynamicpo.storage import sha256_file
 
 from ..conftest import make_model, make_tokenizer

@@ -20,7 +20,7 @@ from recbole_dynamicpo import Recommender, load_recommender
 from recbole_dynamicpo.errors import AdapterError, BackboneError, DataError
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.scoring.batches import PromptRow
-from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
+from recbole_dynamicpo.serving.folder import BACKBONE_VARIABLE
 
 from ..conftest import make_model, make_tokenizer
 from ..helpers.saved_recommender import BY_POPULARITY, write_recommender
@@ -153,7 +153,6 @@ def test_threads_may_share_a_recommender(recommender: Recommender, monkeypatch: 
 @pytest.mark.parametrize(
     ("history", "candidates", "k", "message"),
     [
-        ([], ["a"], 1, "history: got [], wanted a list of at least one title or item id"),
         ("Bear", ["a"], 1, "history: got 'Bear', wanted a list"),
         (["a"], [], 1, "candidates: got [], wanted a list of at least one title or item id"),
         (["a"], "Bear", 1, "candidates: got 'Bear', wanted a list"),

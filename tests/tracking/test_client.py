@@ -21,7 +21,7 @@ from mlflow.entities import Run
 
 from recbole_dynamicpo import load_recommender
 from recbole_dynamicpo.host.run import run
-from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
+from recbole_dynamicpo.serving.folder import BACKBONE_VARIABLE
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.tracking.record import JOURNAL_FILE, read_record
 from recbole_dynamicpo.tracking.registry import register_model

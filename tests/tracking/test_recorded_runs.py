@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.serving import gate
-from recbole_dynamicpo.serving.recommender import BACKBONE_VARIABLE
+from recbole_dynamicpo.serving.folder import BACKBONE_VARIABLE
 
 from ..helpers import near_gate
 
@@ -32,7 +32,7 @@ def runs_of(uri: str, dataset: str) -> dict[str, Any]:
     return {found.data.tags["stage"]: found for found in client.search_runs([experiment.experiment_id])}
 
 
-def test_a_champion_reproduces_its_test_figures(
+def test_a_version_reproduces_its_test_figures(
     toy_settings: dict[str, Any],
     known_uri: str,
     tmp_path: Path,
@@ -46,7 +46,7 @@ def test_a_champion_reproduces_its_test_figures(
     logged = runs_of(known_uri, "toy")["evaluate"].data.metrics
     monkeypatch.setenv(BACKBONE_VARIABLE, own["backbone"])
     out = tmp_path / "again"
-    command = ["evaluate", "--model", "models:/dynamicpo-toy@champion", "--dataset", "toy", "--out", str(out)]
+    command = ["evaluate", "--model", "models:/dynamicpo-toy/1", "--dataset", "toy", "--out", str(out)]
     assert main([*command, "--data-path", own["data_path"]]) == 0
     assert "test rows: 9 of 12" in capsys.readouterr().out
     found = json.loads((out / "report.json").read_text())["likelihood"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from recbole_dynamicpo.errors import CheckpointError, LockedError
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.storage import locked
 from recbole_dynamicpo.tracking.journal import Journal
+from recbole_dynamicpo.training.checkpoint import load_progress
 
 # Two stages of two epochs with three steps each.
 STEPS = 12
@@ -183,3 +185,21 @@ def test_a_damaged_checkpoint_is_named(file: str, finished: tuple[dict[str, Any]
     with pytest.raises(Exception, match=file) as caught:
         run("DynamicPO", "toy", overrides={**own, "resume": str(folder)})
     assert type(caught.value).__module__ == "recbole_dynamicpo.errors"
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_an_error_of_the_disk_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Damage lets a stage be begun again; a disk that fails now does not."""
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_progress(tmp_path)
+
+    def fail(*args: object, **how: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        load_progress(tmp_path)
+    assert caught.value.filename == str(tmp_path / "state.json")

@@ -83,9 +83,9 @@ def test_precedence_default_data_set_file_dictionary(model: str, tmp_path: Path)
     assert (config["benchmark_filename"], config["topk"]) == (["train", "valid", "test"], [1, 5, 10])
     assert config["prompt"] == "music"
     file = tmp_path / "own.yaml"
-    file.write_text("topk: [3]\nprompt: book\nmetrics: [Hit]\n")
+    file.write_text("topk: [3, 5]\nprompt: book\nmetrics: [NDCG]\n")
     config = PlainConfig(model, "lastfm", [str(file)], {**given, "prompt": "game"})
-    assert (config["topk"], config["prompt"], config["metrics"]) == ([3], "game", ["Hit"])
+    assert (config["topk"], config["prompt"], config["metrics"]) == ([3, 5], "game", ["NDCG"])
     assert config["valid_metric"] == "NDCG@5"
 
 

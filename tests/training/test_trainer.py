@@ -181,6 +181,7 @@ def test_hit_at_1_equals_the_rate_by_hand(mode: str, settings: dict[str, Any]) -
         **settings,
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": mode},
         "metrics": [name for name, kind in metric_types.items() if kind == EvaluatorType.RANKING],
+        "topk": [1, 5],
     }
     result = run("SDPO", "toy", overrides=own)["test_result"]
     assert len({name.partition("@")[0] for name in result}) == len(own["metrics"])

@@ -1,0 +1,111 @@
+"""RecBole's Config for our models: their default files behind RecBole's own, and every setting checked.
+
+Config asks for its defaults once it knows the model, by name or as a class, and before it works on any value.
+This module imports nothing of RecBole: it is handed the class to patch.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import logging
+from typing import Any
+
+from ..errors import nearest
+from ..names import MODEL_NAMES
+from ..settings import Settings, fields_of_settings, properties_folder, read_dataset_defaults
+from .recbole_rules import evaluation_problems, problems
+from .recbole_settings import NOT_READ, REFUSED, USED
+
+logger = logging.getLogger(__name__)
+_HOME = "recbole_dynamicpo.training.model"  # the module of our models
+
+# Names of our models, and of the classes of others that were made from them and met so far.
+known_models: set[str] = {*MODEL_NAMES}
+
+
+def lineage(model_class: type) -> list[str]:
+    """Return the names of our models that a class is or is made from, the most general first."""
+    ours = [base.__name__ for base in model_class.__mro__ if base.__module__ == _HOME]
+    return [name for name in reversed(ours) if name in MODEL_NAMES]
+
+
+def read_our_defaults(config_class: Any) -> None:
+    """Patch RecBole's ``Config``; may be called any number of times."""
+    original = config_class._load_internal_config_dict
+    if getattr(original, "reads_dynamicpo_defaults", False):
+        return
+
+    @functools.wraps(original)
+    def load(self: Any, model: str, model_class: type, dataset: str) -> None:
+        original(self, model, model_class, dataset)
+        ancestors = lineage(model_class)
+        if ancestors:
+            known_models.add(model)
+            for name in dict.fromkeys([*MODEL_NAMES[:1], *ancestors]):
+                self._update_internal_config_dict(str(properties_folder() / "model" / f"{name}.yaml"))
+            _load_times(self.internal_config_dict)
+            read_dataset_defaults(self, dataset)
+            _leave_out_foreign_options(self)
+            read_byte_order_marks(self)
+            check_settings(self)
+            if not {**self.internal_config_dict, **self.external_config_dict}["use_gpu"]:
+                self.external_config_dict["gpu_id"] = ""  # RecBole 1.2.1 would take the GPU all the same
+
+    load.reads_dynamicpo_defaults = True  # type: ignore[attr-defined]
+    config_class._load_internal_config_dict = load
+
+
+def check_settings(config: Any, *, stock: bool = False) -> None:
+    """Check every setting of a configuration that knows its defaults and has not worked on them yet.
+
+    Args:
+        config: RecBole's.
+        stock: a model of RecBole's own is trained on our rows: only evaluation is checked as ours.
+
+    Raises:
+        SettingsError: naming all that is wrong.
+    """
+    given, defaults = config.external_config_dict, config.internal_config_dict
+    values = {**defaults, **given}
+    found = evaluation_problems(values, given) if stock else problems(values, given, defaults)
+    listed = [name for names in config.parameters.values() for name in names]
+    known = [*listed, *defaults, *USED, *REFUSED, *NOT_READ]
+    Settings.from_mapping(values, given=given, known=known, problems=found)
+
+
+def read_byte_order_marks(config: Any) -> None:
+    """Let UTF-8 be read with or without a byte order mark, which RecBole would take for a part of a name."""
+    given = config.external_config_dict.get("encoding")
+    if given is None or _codec(given) == "utf-8":
+        config.external_config_dict.pop("encoding", None)
+        config.internal_config_dict["encoding"] = "utf-8-sig"
+
+
+def _codec(name: Any) -> str | None:
+    try:
+        return codecs.lookup(name).name
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+def _leave_out_foreign_options(config: Any) -> None:
+    """Pass over what only the command line of the process says and nobody reads.
+
+    Config reads the command line of whatever program it runs in, which may have options of its own.
+    """
+    said_to_us = {**config.file_config_dict, **config.variable_config_dict}
+    listed = {name for names in config.parameters.values() for name in names}
+    known = {*fields_of_settings(), *listed, *config.internal_config_dict, *USED, *REFUSED} - {*NOT_READ}
+    for key in [key for key in config.external_config_dict if key not in known and key not in said_to_us]:
+        del config.external_config_dict[key]
+        logger.warning("command line: --%s is no setting, passed over%s", key, nearest(key, known))
+
+
+def _load_times(values: dict[str, Any]) -> None:
+    """Let the time column be loaded where RecBole's defaults would load users and items only.
+
+    They are meant for models without order; a sequence cannot be made of them.
+    """
+    if values.get("load_col") == {"inter": ["user_id", "item_id"]}:
+        values["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}

@@ -1,0 +1,95 @@
+"""What is asked and answered in a ranking, and lists that are longer than a prompt shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ..scoring.batches import PromptRow
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One ranked title.
+
+    Attributes:
+        title: the title.
+        ids: the catalogue's items of that title; empty for a title that it does not know.
+        score: summed log-probability, nats.
+    """
+
+    title: str
+    ids: tuple[str, ...]
+    score: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best candidates, and what they were chosen from.
+
+    Attributes:
+        ranked: best first.
+        source: whether the candidates were ``given`` or the ``popular`` ones of the catalogue.
+        num_candidates: distinct titles that were compared.
+    """
+
+    ranked: list[Ranked]
+    source: Literal["given", "popular"]
+    num_candidates: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request to rank that was found to be right.
+
+    Attributes:
+        history: titles that the user took, oldest first; none of a user who is new.
+        shown: distinct titles to rank.
+        k: how many to return.
+        source: where the titles come from, as in ``Ranking``.
+    """
+
+    history: list[str]
+    shown: list[str]
+    k: int
+    source: Literal["given", "popular"]
+
+
+def in_groups(titles: list[str], most: int) -> list[list[str]]:
+    """Return groups of at most ``most`` titles (two, if that is less) that hold all of them.
+
+    More than one group: the same first titles, a tenth of it and at least one, begin all of them.
+    """
+    if len(titles) <= most:
+        return [titles]
+    most = max(2, most)
+    common = titles[: max(1, most // 10)]
+    own = most - len(common)
+    return [[*common, *titles[start : start + own]] for start in range(len(common), len(titles), own)]
+
+
+def merge(groups: Sequence[PromptRow], scores: Tensor) -> dict[str, float]:
+    """Return title -> score, in nats, of titles that were scored in groups.
+
+    A title in every group has the mean of its scores, and the scores of a group are moved so that the mean
+    of those titles is that of all groups.
+
+    Args:
+        groups: of ``in_groups``.
+        scores: (G, C) of each group's titles, -inf where it has fewer.
+    """
+    titles = groups[0].candidates
+    if len(groups) == 1:
+        return dict(zip(titles, scores[0].tolist(), strict=False))
+    common = sum(
+        all(row.candidates[at : at + 1] == [title] for row in groups) for at, title in enumerate(titles)
+    )
+    known = scores[:, :common]
+    moved = scores + (known.mean() - known.mean(dim=1, keepdim=True))
+    found = dict(zip(titles[:common], known.mean(dim=0).tolist(), strict=True))
+    for row, values in zip(groups, moved.tolist(), strict=True):
+        found.update(zip(row.candidates[common:], values[common:], strict=False))
+    return found
