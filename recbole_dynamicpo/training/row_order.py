@@ -44,16 +44,18 @@ def put_in_order(data: Any) -> list[str]:
             users, items = (data.id2token(field, ids) for field, ids in columns.items())
             keys = order_keys(users, items, settings.seed)
             data.inter_feat = data.inter_feat.iloc[np.argsort(keys, kind="stable")]
-            if shuffled:
-                notes.append(f"no order in time: each user's titles are shuffled (seed {settings.seed})")
-            elif tied:
-                notes.append(
-                    f"neighbours of a user with equal times: {tied} of {neighbours} "
-                    f"({tied / neighbours:.0%}), ordered by a hash of user, item and seed"
-                )
         if shuffled:
+            notes.append(f"no order in time: each user's titles are shuffled (seed {settings.seed})")
             order = np.arange(len(data.inter_feat))
         else:
+            how = (
+                "ordered by a hash of user, item and seed"
+                if settings.time_ties == "hash"
+                else "in file order"
+            )
+            if tied:
+                share = f"{tied} of {neighbours} ({tied / neighbours:.0%})"
+                notes.append(f"neighbours of a user with equal times: {share}, {how}")
             order = data.inter_feat[time_field].rank(method="dense").to_numpy().astype(np.int64) - 1
     data.inter_feat[time_field] = np.minimum(order, _EXACT_FLOAT32).astype("float64")
     data.inter_feat = data.inter_feat.iloc[np.argsort(order, kind="stable")]

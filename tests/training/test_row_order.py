@@ -89,6 +89,8 @@ def test_ties_are_counted_and_said(tied: dict[str, Any]) -> None:
     assert data.notes == [
         "neighbours of a user with equal times: 84 of 84 (100%), ordered by a hash of user, item and seed"
     ]
+    by_file = build({**tied, "time_ties": "file"})
+    assert by_file.notes == ["neighbours of a user with equal times: 84 of 84 (100%), in file order"]
 
 
 def test_time_ties_by_hand() -> None:
