@@ -94,7 +94,8 @@ def _silent(model: Any, able: dict[str, nn.Module]) -> set[str]:
 
     handles = [part.register_forward_hook(marked(full)) for full, part in able.items()]
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        quiet = torch.autograd.set_detect_anomaly(False)  # which RecBole's SINE module turns on when imported
+        with quiet, torch.enable_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             ids = torch.randint(1, min(200, model.get_input_embeddings().weight.shape[0]), (2, 16)).to(
                 model.device

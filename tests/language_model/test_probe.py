@@ -24,7 +24,7 @@ from .test_logps import make_gpt2, one_by_one, ragged_batch
 def test_an_ordinary_model_can_do_everything() -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         found = find_abilities(make_model(dtype), "tiny")
-        assert found == (True, True, True, 0, "", True)
+        assert found == (True, True, True, 0, "")
 
 
 def _hide(model: Any, change: Callable[[dict[str, Any]], None]) -> Any:

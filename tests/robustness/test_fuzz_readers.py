@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_dynamicpo.language_model.backbone import Backbone, load_backbone
-from recbole_dynamicpo.serving import recommender
+from recbole_dynamicpo.serving import folder
 
 from .harness import fuzz, judge, quiet
 from .run_targets import RECORDS, WITH_BACKBONE, copied
@@ -45,9 +45,9 @@ def test_damaged_files_around_a_backbone(
     tally: dict[str, Counter[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    load = recommender.load_backbone
+    load = folder.load_backbone
     monkeypatch.setattr(  # the backbone itself is whole and need not be read a thousand times
-        recommender,
+        folder,
         "load_backbone",
         lambda place, **more: copied(backbone) if place == backbone.name else load(place, **more),
     )

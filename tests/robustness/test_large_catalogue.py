@@ -41,16 +41,16 @@ def test_fewer_rows_at_once_rank_alike(
     """40 items and a padding: 100 scores hold two rows, where eight were asked for."""
     settings = {**toy_settings, "epochs": 0, "compare_stages": False, "eval_batch_size": 8}
     sizes, ranks = [], []
-    read = dataset.DynamicPODataset.history
+    write = dataset.DynamicPODataset.prompt_rows
     for name, most in (("all", 1 << 24), ("two", 100)):
         seen: list[int] = []
 
-        def history(self: Any, rows: Any, seen: list[int] = seen) -> Any:
+        def prompt_rows(self: Any, rows: Any, scored: Any, seen: list[int] = seen) -> Any:
             seen.append(len(rows))
-            return read(self, rows)
+            return write(self, rows, scored)
 
         monkeypatch.setattr(dataset, "_MOST_SCORES", most)
-        monkeypatch.setattr(dataset.DynamicPODataset, "history", history)
+        monkeypatch.setattr(dataset.DynamicPODataset, "prompt_rows", prompt_rows)
         run("SFTRec", "toy", overrides={**settings, "checkpoint_dir": str(tmp_path / name)})
         (folder,) = (tmp_path / name).iterdir()
         sizes.append(seen[-1])

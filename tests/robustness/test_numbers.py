@@ -286,7 +286,7 @@ def test_titles_of_all_planes_are_scored_as_they_are(title: str, recommender: Re
     ranked = recommender.rank([title, "b"], names, k=5)
     assert {item.title for item in ranked} == set(names)
     assert all(math.isfinite(item.score) for item in ranked)
-    collator: Collator = recommender.wide_scorer.collator
+    collator: Collator = recommender.scorer.collator
     ids = collator.title_ids(title)
     tokenizer = collator.tokenizer
     assert tokenizer.decode(ids[:-1]) == f" {title}"

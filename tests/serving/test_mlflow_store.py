@@ -124,7 +124,6 @@ def test_without_candidates_popular_ones_are_ranked_and_the_answer_says_so(
 
 _WRONG = [
     ({"candidates": ["Bear"]}, "history: missing, wanted a list of titles (texts) and item ids"),
-    ({"history": []}, "history: got [], wanted a list of at least one title or item id"),
     ({"history": ["Bear"], "candidates": []}, "candidates: got [], wanted a list of at least one title"),
     ({"history": ["Bear", 99]}, "history[1]: got item id 99, which the catalogue does not have"),
     ({"history": ["Bear"], "candidates": [8]}, "candidates[0]: got item id 8, which the catalogue does not"),

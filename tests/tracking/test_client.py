@@ -175,13 +175,13 @@ def test_a_whole_run_and_its_model(
     folder = only_folder(settings)
     assert_complete(server.uri, folder)
     found = register_model(folder, server.uri)
-    assert found.champion
+    assert not found.champion
+    assert "not compared with popularity" in found.reason
     assert register_model(folder, server.uri) == found
     monkeypatch.setenv(BACKBONE_VARIABLE, str(tiny_backbone))
     row = json.loads((folder / "probe.json").read_text())[0]
     ours, theirs = (
-        load_recommender(source, tracking_uri=server.uri).rank(**row)
-        for source in (folder, "models:/dynamicpo-toy@champion")
+        load_recommender(source, tracking_uri=server.uri).rank(**row) for source in (folder, found.uri)
     )
     assert ours == theirs
 

@@ -95,7 +95,9 @@ def lengthen(settings: dict[str, Any], items: list[str], letters: int) -> None:
     path = Path(settings["data_path"]) / "toy" / "toy.item"
     lines = path.read_text().splitlines()
     cells = [line.split("\t") for line in lines]
-    path.write_text("".join(f"{i}\t{'x' * letters if i in items else title}\n" for i, title in cells))
+    path.write_text(
+        "".join(f"{i}\t{i + 'x' * (letters - len(i)) if i in items else title}\n" for i, title in cells)
+    )
 
 
 @pytest.mark.parametrize("letters", [2600, 300, 10_000])
