@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recbole_dynamicpo.scoring.best_first import TopTitles, top_titles
-from recbole_dynamicpo.scoring.title_layout import lay_out
-from recbole_dynamicpo.scoring.trie import Trie
-from recbole_dynamicpo.scoring.trie_builder import build_trie
+from recbole_dynamicpo.title_trie.best_first import TopTitles, top_titles
+from recbole_dynamicpo.title_trie.title_layout import lay_out
+from recbole_dynamicpo.title_trie.trie import Trie
+from recbole_dynamicpo.title_trie.trie_builder import build_trie
 
 VOCABULARY = 49_152
 ZIPF = 1.3

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_dynamicpo.dataset.columns import CANDIDATE_IDS
+from recbole_dynamicpo.dataset.dataset import DynamicPODataset
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import DTYPES, Backbone, load_backbone, resolve_backbone
@@ -21,8 +23,6 @@ from recbole_dynamicpo.scoring.prompts import load_templates
 from recbole_dynamicpo.scoring.scorer import Scorer
 from recbole_dynamicpo.scoring.token_budget import TokenBudget
 from recbole_dynamicpo.settings import Settings, properties_folder
-from recbole_dynamicpo.training.columns import CANDIDATE_IDS
-from recbole_dynamicpo.training.dataset import DynamicPODataset
 from recbole_dynamicpo.training.rows import scored_columns
 
 # Standard deviation of the adapters' B matrices: enough to move a title by about a nat, so that the

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .dataset.data_files import can_be_fetched, require_data
 from .host.config import PlainConfig, plain_config, refuse_pickles
 from .ingredients import decides
 from .language_model.adapter_folder import adapter_digest
@@ -14,7 +15,6 @@ from .language_model.backbone import check_backbone
 from .names import RECORDED, STAGES
 from .settings import Settings, fields_of_settings, read_settings
 from .stage_results import StageResult
-from .training.data_files import can_be_fetched, require_data
 
 __all__ = ["Job", "check"]
 

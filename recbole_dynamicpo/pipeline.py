@@ -15,6 +15,8 @@ from typing import Any
 
 from .data.download import HUB_DATA_SETS
 from .data.prepare import prepare as write_data
+from .dataset.data_files import require_data
+from .dataset.dataset import DynamicPODataset
 from .errors import CheckpointError
 from .evaluation.report import read_report
 from .host.config import PlainConfig
@@ -37,8 +39,6 @@ from .tracking.record import (
     run_tags,
     write_record,
 )
-from .training.data_files import require_data
-from .training.dataset import DynamicPODataset
 from .training.recording import data_audit, gather, params_of, probe_rows
 from .training.trainer import DynamicPOTrainer, OnProgress
 

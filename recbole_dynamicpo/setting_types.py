@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from .errors import nearest
-from .names import CANDIDATE_DISTRIBUTIONS, CANDIDATE_SOURCES, HISTORY_ORDERS, OBJECTIVES, TIME_TIES
+from .names import (
+    CANDIDATE_DISTRIBUTIONS,
+    CANDIDATE_SOURCES,
+    HISTORY_ORDERS,
+    LIKELIHOODS,
+    OBJECTIVES,
+    PRIORS,
+    RANKED_AMONG,
+    TIME_TIES,
+)
 
 _Value = TypeVar("_Value")
 
@@ -57,6 +66,23 @@ def _one_of(choices: tuple[str, ...]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _some_of(choices: tuple[str, ...], least: int) -> BeforeValidator:
+    """Return a check that takes a list of ``choices``, each once; fewer than ``least`` are too few."""
+
+    wanted = f"a list of some of {', '.join(choices)}, each once"
+
+    def check(value: Any) -> tuple[str, ...]:
+        value = [] if _absent(value) is None else value
+        if not isinstance(value, str | list | tuple):
+            raise ValueError(wanted)
+        listed = _texts(value)
+        if len(listed) < least or len(set(listed)) < len(listed) or not set(listed) <= set(choices):
+            raise ValueError(wanted)
+        return listed
+
+    return BeforeValidator(check)
+
+
 DTYPES = ("auto", "float32", "bfloat16", "float64")
 
 
@@ -64,11 +90,18 @@ def _schema(choices: tuple[str, ...]) -> WithJsonSchema:
     return WithJsonSchema({"enum": list(choices)})
 
 
+def _list_schema(choices: tuple[str, ...]) -> WithJsonSchema:
+    return WithJsonSchema({"type": "array", "items": {"enum": list(choices)}, "uniqueItems": True})
+
+
 Objective = Annotated[str, _one_of(OBJECTIVES), _schema(OBJECTIVES)]
 Dtype = Annotated[str, _one_of(DTYPES), _schema(DTYPES)]
 CandidateSource = Annotated[str, _one_of(CANDIDATE_SOURCES), _schema(CANDIDATE_SOURCES)]
 Distribution = Annotated[str, _one_of(CANDIDATE_DISTRIBUTIONS), _schema(CANDIDATE_DISTRIBUTIONS)]
 HistoryOrder = Annotated[str, _one_of(HISTORY_ORDERS), _schema(HISTORY_ORDERS)]
+Likelihood = Annotated[str, _one_of(LIKELIHOODS), _schema(LIKELIHOODS)]
+RankedAmong = Annotated[tuple[str, ...], _some_of(RANKED_AMONG, 1), _list_schema(RANKED_AMONG)]
+Priors = Annotated[tuple[str, ...], _some_of(PRIORS, 0), _list_schema(PRIORS)]
 TimeTies = Annotated[str, _one_of(TIME_TIES), _schema(TIME_TIES)]
 Flag = Annotated[bool, _wanted("true or false", lambda value: isinstance(value, bool), bool)]
 Whole = Annotated[
@@ -85,3 +118,23 @@ Texts = Annotated[
 ]
 PerhapsWhole = Annotated[Whole | None, BeforeValidator(_absent)]
 Perhaps = Annotated[Text | None, BeforeValidator(_absent)]
+
+
+# What to say of pydantic's own kinds of error; ``{0}`` is the limit.
+_LIMITS = {
+    "greater_than_equal": ("ge", "at least {0:g}"),
+    "less_than_equal": ("le", "at most {0:g}"),
+    "greater_than": ("gt", "more than {0:g}"),
+}
+
+
+def problem_of(error: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """Return one line for an error of pydantic's: the setting, what was got, what was wanted."""
+    name, kind, context = str(error["loc"][0]), error["type"], error.get("ctx", {})
+    got = values[name]
+    if kind in _LIMITS:
+        limit, words = _LIMITS[kind]
+        wanted = words.format(context[limit])
+    else:
+        wanted = str(context["error"]) if "error" in context else str(error["msg"])
+    return f"{name}: got {got!r}, wanted {wanted}"

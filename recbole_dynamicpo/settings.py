@@ -21,14 +21,18 @@ from .setting_types import (
     Dtype,
     Flag,
     HistoryOrder,
+    Likelihood,
     Number,
     Objective,
     Perhaps,
     PerhapsWhole,
+    Priors,
+    RankedAmong,
     Text,
     Texts,
     TimeTies,
     Whole,
+    problem_of,
 )
 
 
@@ -58,6 +62,18 @@ class Settings:
     margin: Number = setting(6.0, "gamma of the dual margin, nats", decides="preference")
     num_clusters: Whole = setting(3, "groups that the negatives are cut into", decides="preference", ge=1)
     num_negatives: Whole = setting(15, "K: negatives that enter the objective", decides="preference", ge=1)
+
+    # what a title's log-probability is
+    likelihood: Likelihood = setting(
+        "vocabulary",
+        "of a title: normalised over the vocabulary, or over the catalogue's titles",
+        decides="sft",
+    )
+    catalogue_prior: Priors = setting(
+        (), "cheap models below the catalogue likelihood, each with a trained weight", decides="sft"
+    )
+    lm_scale: Number = setting(1.0, "the language model's weight to begin with", decides="sft")
+    prior_weight: Number = setting(1.0, "each prior's weight to begin with", decides="sft")
 
     # data and prompt
     num_candidates: Whole = setting(20, "candidates of a row, the positive included", decides="prepare", ge=0)
@@ -155,6 +171,14 @@ class Settings:
     resume: Perhaps = setting(None, "run folder to continue", decides="nothing")
 
     # evaluation
+    rank_among: RankedAmong = setting(
+        ("candidates",),
+        "what is ranked: a row's candidates, all titles of the catalogue, or both",
+        decides="evaluate",
+    )
+    exclude_history: Flag = setting(
+        True, "leave the history out of all titles, but for the item chosen", decides="evaluate"
+    )
     eval_batch_size: Whole = setting(64, "rows that RecBole hands over at once", decides="evaluate", ge=1)
     tokens_per_batch: Whole = setting(4096, "most padded tokens of a forward pass", decides="sft", ge=1)
     threads: Whole = setting(
@@ -212,7 +236,7 @@ class Settings:
         try:
             settings = cls(**{name: values[name] for name in fields if name in values})
         except ValidationError as error:
-            problems += [_problem(found, values) for found in error.errors()]
+            problems += [problem_of(found, values) for found in error.errors()]
         if not problems:
             problems = settings._contradictions()
         if problems:
@@ -222,15 +246,16 @@ class Settings:
     def _contradictions(self) -> list[str]:
         problems = []
         if self.num_candidates == 0:
-            problems.append(
-                "num_candidates: got 0; ranking the whole catalogue by a language model is not "
-                "supported yet, wanted at least 2 (20 in the paper)"
-            )
+            problems.append("num_candidates: got 0, wanted at least 2 (20 in the paper)")
         elif self.num_negatives > self.num_candidates - 1:
             problems.append(
                 f"num_negatives: got {self.num_negatives}, wanted at most num_candidates - 1 = "
                 f"{self.num_candidates - 1}"
             )
+        if self.catalogue_prior and self.likelihood != "catalogue":
+            problems.append("catalogue_prior: wanted none, as likelihood is not catalogue")
+        if "all" in self.rank_among and self.likelihood != "catalogue":
+            problems.append("rank_among: wanted candidates alone, as likelihood is not catalogue")
         if self.epochs and not self.sft_epochs and not self.sft_adapter and self.objective != "mppo":
             problems.append(
                 "sft_epochs: got 0 without sft_adapter; the reference must be an SFT policy, never the bare "
@@ -243,26 +268,6 @@ def fields_of_settings() -> dict[str, FieldInfo]:
     """Return name -> default, meaning and limits of every setting."""
     fields: dict[str, FieldInfo] = Settings.__pydantic_fields__  # type: ignore[attr-defined]
     return fields
-
-
-# What to say of pydantic's own kinds of error; ``{0}`` is the limit.
-_LIMITS = {
-    "greater_than_equal": ("ge", "at least {0:g}"),
-    "less_than_equal": ("le", "at most {0:g}"),
-    "greater_than": ("gt", "more than {0:g}"),
-}
-
-
-def _problem(error: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    """Return one line for an error of pydantic's: the setting, what was got, what was wanted."""
-    name, kind, context = str(error["loc"][0]), error["type"], error.get("ctx", {})
-    got = values[name]
-    if kind in _LIMITS:
-        limit, words = _LIMITS[kind]
-        wanted = words.format(context[limit])
-    else:
-        wanted = str(context["error"]) if "error" in context else str(error["msg"])
-    return f"{name}: got {got!r}, wanted {wanted}"
 
 
 def package_folder() -> Path:

@@ -25,19 +25,23 @@ NAME = PACKAGE.name
 GROUND = "errors names settings setting_types ingredients storage interrupt version"
 PILLARS = "data language_model objectives evaluation"
 
+BELOW_HOST = f"{PILLARS} scoring title_trie dataset serving tracking training"
+
 # What a package may import beside itself and the ground; a place is a package or one module of it.
 MAY_IMPORT = {
     **dict.fromkeys(f"{GROUND} {PILLARS}".split(), ""),
     "scoring": "language_model",
-    "serving": "data language_model scoring",
+    "title_trie": "language_model scoring",
+    "serving": "data language_model scoring title_trie",
     "tracking": "serving evaluation objectives.boundary",
-    "training": f"{PILLARS} scoring serving tracking.run_folder tracking.record tracking.journal "
-    "tracking.system tracking.live",
-    "host": f"{PILLARS} scoring serving tracking training",
+    "dataset": "data evaluation scoring",
+    "training": f"{PILLARS} scoring title_trie dataset serving tracking.run_folder tracking.record "
+    "tracking.journal tracking.system tracking.live",
+    "host": BELOW_HOST,
     "stage_results": "training.checkpoint",
-    "job": f"{PILLARS} scoring serving tracking training host stage_results",
-    "pipeline": f"{PILLARS} scoring serving tracking training host stage_results job",
-    "commands": f"{PILLARS} scoring serving tracking training host stage_results job pipeline",
+    "job": f"{BELOW_HOST} host stage_results",
+    "pipeline": f"{BELOW_HOST} host stage_results job",
+    "commands": f"{BELOW_HOST} host stage_results job pipeline",
     "cli": "commands",
     "": "host serving",  # the face, __init__
 }
@@ -46,10 +50,11 @@ KNOWS_FLOWS = "commands.bootstrap"
 
 # Where a library may be imported; one that is not here may be imported nowhere.
 EMBASSIES = {
-    "torch": "language_model objectives scoring evaluation.scores serving tracking.system training host",
+    "torch": "language_model objectives scoring title_trie evaluation.scores serving tracking.system "
+    "dataset training host",
     "transformers": "language_model",
     "peft": "language_model",
-    "recbole": "training host",
+    "recbole": "dataset training host",
     "mlflow": "serving.mlflow_store serving.pyfunc tracking.client tracking.sync",
     "pydantic": "settings setting_types serving.requests",
     "scipy": "data.counting data.give_away data.global_order evaluation.statistics",
@@ -61,9 +66,9 @@ EMBASSIES = {
     "filelock": "storage",
     "packaging": "serving.packaging",
     "sqlalchemy": "serving.mlflow_uri",
-    "numpy": "data evaluation scoring tracking.figures training host",
+    "numpy": "data evaluation scoring title_trie dataset serving tracking.figures training host",
     "tqdm": "data scoring training host",
-    "yaml": "scoring.prompt_lengths training.data_files host.config",
+    "yaml": "scoring.prompt_lengths dataset.data_files host.config",
 }
 
 MOST_LINES, MOST_MODULES = 300, 15

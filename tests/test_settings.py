@@ -147,7 +147,10 @@ def test_contradictions() -> None:
     message = complaint({"num_candidates": 15})
     assert "num_negatives: got 15, wanted at most num_candidates - 1 = 14" in message
     assert "at most num_candidates - 1 = 0" in complaint({"num_candidates": 1, "num_negatives": 1})
-    assert "whole catalogue" in complaint({"num_candidates": 0})
+    assert "num_candidates: got 0, wanted at least 2" in complaint({"num_candidates": 0})
+    assert "catalogue_prior: wanted none" in complaint({"catalogue_prior": ["popularity"]})
+    assert "rank_among: wanted candidates alone" in complaint({"rank_among": ["all"]})
+    assert "some of popularity" in complaint({"catalogue_prior": ["taste"], "likelihood": "catalogue"})
 
 
 def test_settings_do_not_change() -> None:

@@ -15,7 +15,12 @@ def add(commands: Any) -> None:
         "--model", required=True, help="folder of a run, recommender folder in it, models:/... or runs:/..."
     )
     parser.add_argument("--history", required=True, help="titles, oldest first, separated by |; may be empty")
-    parser.add_argument("--candidates", help="titles to rank, separated by |; default: popular ones")
+    parser.add_argument("--candidates", help="titles to rank, separated by |; default: the whole catalogue")
+    parser.add_argument(
+        "--keep-history",
+        action="store_true",
+        help="rank the history's titles too, where no candidates are given",
+    )
     parser.add_argument("-k", type=int, default=10, help="how many to print")
 
 
@@ -24,7 +29,12 @@ def _run(options: argparse.Namespace) -> None:
 
     candidates = options.candidates.split("|") if options.candidates is not None else None
     history = options.history.split("|") if options.history else []
-    found = load_recommender(options.model).ranking(history, candidates, options.k)
+    found = load_recommender(options.model).ranking(
+        history, candidates, options.k, exclude_history=not options.keep_history
+    )
+    if found.source == "catalogue":
+        kept = "" if options.keep_history else " that are not in the history"
+        print(f"candidates: all {found.num_candidates} titles of the catalogue{kept}")
     if found.source == "popular":
         print(f"candidates: the {found.num_candidates} most popular titles that are not in the history")
     width = max(len(item.title) for item in found.ranked)

@@ -52,6 +52,11 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @cached_property
+    def distinct_titles(self) -> tuple[str, ...]:
+        """Return the titles without repeats, by first appearance."""
+        return tuple(self._by_title)
+
     def title(self, item: str) -> str | None:
         """Return the title of an item id, or None for an unknown id."""
         index = self._by_id.get(item)

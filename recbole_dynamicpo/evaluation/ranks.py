@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import DataError
 from ..storage import atomic_file
 
-RANKS_FILE = "ranks.parquet"
+RANKS_FILE, ALL_RANKS_FILE = "ranks.parquet", "ranks_all.parquet"  # among candidates, among all titles
 POPULARITY = "popularity"  # whose ranks of validation rows lie beside a model's
 _COLUMNS = ("row_id", "user_id", "rank")
 _HIGHEST_RANK = 2**31 - 1  # of what the file holds

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..storage import load_json
+from .ranks import ALL_RANKS_FILE, RANKS_FILE
 from .statistics import hit_at, mcnemar, ndcg_at, reciprocal_rank, wilson_interval
 
 REPORT_FILE = "report.json"
@@ -34,20 +35,51 @@ def metric_name(name: str) -> str:
     return name.lower().replace("@", "_at_")
 
 
-def summarize(contestant: Contestant) -> dict[str, Any]:
-    """Return HR@1 with its 95 % interval, NDCG@5 and MRR, as plain numbers."""
+@dataclass(frozen=True)
+class View:
+    """What a table shows of ranks.
+
+    Attributes:
+        among: what was ranked, in words.
+        hits: of the hit rate with an interval, HR@hits.
+        depth: of NDCG.
+        key: of its lines in the report.
+        file: of the ranks.
+        prefix: of its figures' names in records.
+    """
+
+    among: str
+    hits: int
+    depth: int
+    key: str
+    file: str
+    prefix: str
+
+
+# By what setting ``rank_among`` calls them.
+VIEWS = {
+    "candidates": View("the candidates of each row", 1, 5, "contestants", RANKS_FILE, ""),
+    "all": View("all titles of the catalogue", 10, 10, "all", ALL_RANKS_FILE, "all_"),
+}
+
+
+def summarize(contestant: Contestant, view: View = VIEWS["candidates"]) -> dict[str, Any]:
+    """Return the hit rate with its 95 % interval, NDCG and MRR, as plain numbers."""
     ranks = contestant.ranks
-    hits = int(hit_at(ranks, 1).sum())
+    hits = int(hit_at(ranks, view.hits).sum())
     low, high = wilson_interval(hits, len(ranks))
-    return {
+    rate = f"hr_at_{view.hits}"
+    found = {
         "name": contestant.name,
         "rows": len(ranks),
-        "hr_at_1": hits / len(ranks),
-        "hr_at_1_low": low,
-        "hr_at_1_high": high,
-        "ndcg_at_5": float(ndcg_at(ranks, 5).mean()),
+        "hr_at_1": float(hit_at(ranks, 1).mean()),
+        rate: hits / len(ranks),
+        f"{rate}_low": low,
+        f"{rate}_high": high,
+        f"ndcg_at_{view.depth}": float(ndcg_at(ranks, view.depth).mean()),
         "mrr": float(reciprocal_rank(ranks).mean()),
     }
+    return found
 
 
 def read_report(folder: Path) -> list[dict[str, Any]]:
@@ -64,9 +96,9 @@ def read_report(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def paired_p(first: Contestant, second: Contestant) -> tuple[int, int, float]:
-    """Return rows that only the first and only the second ranks first, and McNemar's exact p."""
-    a, b = hit_at(first.ranks, 1) > 0, hit_at(second.ranks, 1) > 0
+def paired_p(first: Contestant, second: Contestant, hits: int = 1) -> tuple[int, int, float]:
+    """Return rows that only the first and only the second has at ``hits``, and McNemar's exact p."""
+    a, b = hit_at(first.ranks, hits) > 0, hit_at(second.ranks, hits) > 0
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return only_a, only_b, mcnemar(only_a, only_b)
 
@@ -77,6 +109,7 @@ def render(
     chance: float,
     seconds: Mapping[str, float],
     notes: Sequence[str],
+    view: View = VIEWS["candidates"],
 ) -> str:
     """Return the table as text.
 
@@ -85,23 +118,26 @@ def render(
         chance: hit rate of a random choice; 0: not shown.
         seconds: training or evaluation time by name.
         notes: further lines: what was subsampled, where things lie.
+        view: what to show.
     """
     width = max(len(c.name) for c in contestants) + 2
-    lines = [f"{'':{width}}{'HR@1':>7}  {'95 % interval':^17}{'NDCG@5':>8}{'MRR':>8}{'rows':>7}"]
+    rate, ndcg = f"hr_at_{view.hits}", f"ndcg_at_{view.depth}"
+    titles = (f"HR@{view.hits}", f"NDCG@{view.depth}")
+    lines = [f"{'':{width}}{titles[0]:>7}  {'95 % interval':^17}{titles[1]:>8}{'MRR':>8}{'rows':>7}"]
     for contestant in contestants:
-        s = summarize(contestant)
-        interval = f"[{s['hr_at_1_low']:.4f}, {s['hr_at_1_high']:.4f}]"
+        s = summarize(contestant, view)
+        interval = f"[{s[rate + '_low']:.4f}, {s[rate + '_high']:.4f}]"
         lines.append(
-            f"{s['name']:{width}}{s['hr_at_1']:7.4f}  {interval:^17}"
-            f"{s['ndcg_at_5']:8.4f}{s['mrr']:8.4f}{s['rows']:7d}"
+            f"{s['name']:{width}}{s[rate]:7.4f}  {interval:^17}{s[ndcg]:8.4f}{s['mrr']:8.4f}{s['rows']:7d}"
         )
     if chance:
-        lines.append(f"{'random choice':{width}}{chance:7.4f}")
+        lines.append(f"{'random choice':{width}}{min(1.0, chance * view.hits):7.4f}")
     final = contestants[-1]
     for other in contestants[:-1]:
-        ours, theirs, p = paired_p(final, other)
+        ours, theirs, p = paired_p(final, other, view.hits)
+        place = "first" if view.hits == 1 else f"in the first {view.hits}"
         lines.append(
-            f"{final.name} against {other.name}: first in {ours} rows that the other misses, "
+            f"{final.name} against {other.name}: {place} in {ours} rows that the other misses, "
             f"{theirs} the other way round, McNemar p = {p:.2g}"
         )
     if seconds:

@@ -101,3 +101,26 @@ def ranks_of(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         for start in range(0, len(rows), some)
     ]
     return 1 + torch.cat(better) if better else rows
+
+
+def rank_of_titles(scores: Tensor, draws: Tensor, target: Tensor, left_out: Tensor) -> Tensor:
+    """Return (B,) 1 + how many titles come before the target: by score, then by the smaller draw.
+
+    Args:
+        scores: (B, Y) of titles.
+        draws: (B, Y) of ``tie_draws``, one a title.
+        target: (B,) numbers of titles.
+        left_out: (B, Y) bool: titles that do not count; never the target.
+    """
+    mine, draw = scores.gather(1, target[:, None]), draws.gather(1, target[:, None])
+    before = (scores > mine) | ((scores == mine) & (draws < draw))
+    return 1 + (before & ~left_out).sum(dim=1)
+
+
+def best_of_titles(scores: Tensor, draws: Tensor, left_out: Tensor, count: int) -> Tensor:
+    """Return (B, count) the best titles in the order of ``rank_of_titles``; the left out last."""
+    by_draw = draws.argsort(dim=1)
+    by_score = scores.gather(1, by_draw).argsort(dim=1, descending=True, stable=True)
+    order = by_draw.gather(1, by_score)
+    kept = left_out.gather(1, order).to(torch.uint8).argsort(dim=1, stable=True)
+    return order.gather(1, kept)[:, :count]

@@ -8,8 +8,8 @@ from typing import Any
 from recbole.data import data_preparation
 
 from ..data.give_away import GiveAway, audit_give_away
+from ..dataset.dataset import DynamicPODataset
 from ..training.contestants import rows_of, train_rows
-from ..training.dataset import DynamicPODataset
 from ..training.evaluating import rows_to_rank
 from .config import PlainConfig, refuse_pickles
 

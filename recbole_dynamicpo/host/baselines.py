@@ -18,15 +18,15 @@ from recbole.data import data_preparation
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType, get_local_time, get_model, init_logger, init_seed
 
+from ..dataset.columns import CANDIDATE_IDS
+from ..dataset.dataset import DynamicPODataset
 from ..errors import SettingsError
 from ..evaluation.ranks import RANKS_FILE, write_ranks
 from ..evaluation.report import REPORT_FILE, Contestant, render, summarize
 from ..names import MODEL_NAMES
 from ..settings import properties_folder, read_dataset_defaults
 from ..storage import write_json
-from ..training.columns import CANDIDATE_IDS
 from ..training.contestants import rank_by_counting
-from ..training.dataset import DynamicPODataset
 from ..training.evaluating import (
     Ranked,
     RankingTrainer,

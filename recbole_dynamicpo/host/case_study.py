@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..dataset.columns import CANDIDATE_IDS
 from ..errors import DataError, short
-from ..training.columns import CANDIDATE_IDS
 
 
 def answer_for_all(module: ModuleType) -> None:

@@ -14,10 +14,10 @@ import yaml
 from recbole.config import Config
 
 from ..data.download import check_name
+from ..dataset.data_files import require_data
 from ..errors import DataError, SettingsError, nearest
 from ..names import MODEL_NAMES
 from ..settings import read_dataset_defaults
-from ..training.data_files import require_data
 from .defaults import lineage, read_byte_order_marks
 from .registration import register
 

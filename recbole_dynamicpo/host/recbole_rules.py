@@ -75,7 +75,9 @@ def _metrics(values: Mapping[str, Any], given: Collection[str]) -> Iterator[str]
     if valid.lower() not in map(str.lower, known):
         default = "" if "valid_metric" in given else " (the default)"
         yield f"valid_metric: got {valid}{default}, wanted one that metrics and topk hold: {', '.join(known)}"
-    shown = values.get("num_candidates")
+    shown = (
+        values.get("num_candidates") if "candidates" in (values.get("rank_among") or "candidates") else None
+    )
     counting = [name for name in names if name.lower() in METRICS_OF_ITEMS]
     if counting and isinstance(shown, int) and max(places) > shown and not values.get("benchmark_filename"):
         yield (

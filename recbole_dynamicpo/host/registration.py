@@ -121,7 +121,7 @@ def _give_data_sets(module: ModuleType) -> None:
     """Let RecBole find our data set where it looks for ``<model>Dataset``."""
 
     def data_set(name: str) -> Any:
-        from ..training.dataset import DynamicPODataset
+        from ..dataset.dataset import DynamicPODataset
 
         return DynamicPODataset
 

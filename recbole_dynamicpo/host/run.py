@@ -10,9 +10,9 @@ from typing import Any
 
 from recbole.config import Config
 
+from ..dataset.data_files import check_splits
 from ..errors import DataError, SettingsError
 from ..names import MODEL_NAMES
-from ..training.data_files import check_splits
 from .config import checked_config
 from .defaults import lineage
 from .registration import MLflowTracking

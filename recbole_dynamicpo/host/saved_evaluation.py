@@ -13,6 +13,8 @@ from recbole.data import data_preparation
 from torch import Tensor
 from tqdm import tqdm
 
+from ..dataset.columns import CANDIDATE_IDS, ROW_ID
+from ..dataset.dataset import DynamicPODataset
 from ..errors import AdapterError
 from ..evaluation.protocols import ANSWER_TOKENS, Protocols, compare_protocols
 from ..evaluation.ranks import RANKS_FILE, write_ranks
@@ -27,8 +29,6 @@ from ..serving.recommender import Recommender, load_recommender
 from ..settings import fields_of_settings
 from ..storage import atomic_file, load_json, write_json
 from ..tracking.record import RECORD_FILE
-from ..training.columns import CANDIDATE_IDS, ROW_ID
-from ..training.dataset import DynamicPODataset
 from ..training.evaluating import rank_candidates, row_names, rows_to_rank, settled
 from .config import PlainConfig, refuse_pickles
 

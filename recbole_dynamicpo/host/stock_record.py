@@ -9,13 +9,13 @@ from typing import Any
 
 from recbole.utils import get_local_time
 
+from ..dataset.data_files import data_digest
 from ..evaluation.report import metric_name
 from ..ingredients import Ingredients, flat_settings
 from ..tracking.journal import Journal
 from ..tracking.live import Tracker, Tracking
 from ..tracking.record import JOURNAL_FILE, describe, write_record
 from ..tracking.run_folder import new_run_folder
-from ..training.data_files import data_digest
 from ..version import __version__
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import AdapterError, NumericsError
+from ..errors import AdapterError, NumericsError, short
 from ..settings import Settings
-from ..storage import load_json, named, sha256_file
+from ..storage import load_json, named, sha256_file, write_json
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+SCALARS_FILE = "scalars.json"  # what is trained beside the adapter, where there is such a thing
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HIGHEST_RANK = 1 << 14  # a damaged number must not ask for all of the memory
@@ -134,6 +135,33 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
         if not torch.isfinite(value).all():
             raise NumericsError(f"{path}: tensor {name} holds NaN or infinity")
     return weights
+
+
+def write_scalars(folder: Path, values: Mapping[str, Tensor]) -> None:
+    """Write what is trained beside an adapter, a handful of numbers, into ``folder``, which exists."""
+    write_json(folder / SCALARS_FILE, {name: value.tolist() for name, value in values.items()})
+
+
+def read_scalars(folder: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what ``write_scalars`` wrote.
+
+    Args:
+        folder: of the adapter.
+        wanted: tensors of the names and shapes that there must be.
+
+    Raises:
+        AdapterError: the file is missing or damaged, or holds others.
+    """
+    path = folder / SCALARS_FILE
+    try:
+        values = load_json(path)
+        found = {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise AdapterError(f"{path}: not readable numbers ({error!r})") from error
+    shapes, ours = ({name: tuple(v.shape) for name, v in group.items()} for group in (found, wanted))
+    if shapes != ours or not all(torch.isfinite(value).all() for value in found.values()):
+        raise AdapterError(f"{path}: got {short(values)}, wanted finite numbers of the shapes {ours}")
+    return found
 
 
 def adapter_digest(folder: Path) -> str:

@@ -1,12 +1,19 @@
-"""Where a Hugging Face causal language model keeps its decoder and the decoder's layers."""
+"""Where a causal language model keeps its decoder and the layers, and what the lower ones need not do.
+
+Layers below the lowest adapter carry none, so policy, reference and bare backbone get the same hidden states
+out of them: where several voices score the same batch, they run once. And no gradient flows through them, so
+that only the layers above are worth recomputing in the backward pass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def decoder_of(model: Any) -> Any:
@@ -45,3 +52,51 @@ def decoder_returns(model: Any, output: Any) -> Iterator[None]:
         del decoder.forward
         if own is not None:
             decoder.forward = own
+
+
+@contextmanager
+def lower_layers_once(model: Any, count: int) -> Iterator[None]:
+    """Let the first of several passes over one batch run the lowest ``count`` layers, and the others not.
+
+    Every pass inside the block must have the same input. Layers that return more than hidden states run each
+    time. The layers stay where they are, as some decoders ask them for their kind and their place.
+
+    Args:
+        model: a Hugging Face causal language model.
+        count: layers without an adapter; 0 changes nothing.
+    """
+    layers = list(decoder_layers(model)[:count])
+    if not layers:
+        yield
+        return
+
+    def remember(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            for layer in layers:
+                layer.forward = lambda *args, **kwargs: output
+
+    own = [layer.__dict__.get("forward") for layer in layers]
+    handle = layers[-1].register_forward_hook(remember)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for layer, forward in zip(layers, own, strict=True):
+            layer.__dict__.pop("forward", None)
+            if forward is not None:
+                layer.forward = forward
+
+
+def recompute_layers(model: Any, lowest: int) -> None:
+    """Let the layers from ``lowest`` on compute their activations again in each backward pass."""
+    for layer in decoder_layers(model)[lowest:]:
+        layer.forward = _recomputed(layer.forward)
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run

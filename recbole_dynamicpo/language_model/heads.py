@@ -96,7 +96,7 @@ def own_token_logps(model: Any, output: Any, states: Tensor, source_of: Tensor, 
     rows = max(1, OWN_HEAD_LOGITS // model.get_output_embeddings().weight.shape[0])
 
     def part(states: Tensor, targets: Tensor) -> Tensor:
-        logits = _own_logits(model, output, states)
+        logits = _own_logits(model, type(output), states)
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return wide.gather(1, targets[:, None]).squeeze(1) - wide.logsumexp(dim=1)
 
@@ -106,9 +106,35 @@ def own_token_logps(model: Any, output: Any, states: Tensor, source_of: Tensor, 
     return torch.cat([part(*pair) for pair in pairs])
 
 
-def _own_logits(model: Any, output: Any, states: Tensor) -> Tensor:
+def own_child_logits(model: Any, kind: Any, states: Tensor, source: Tensor, token: Tensor) -> Tensor:
+    """Return (E,) logits of chosen tokens by the head of ``model``, whatever it is, at least float32.
+
+    Args:
+        model: a Hugging Face causal language model.
+        kind: of its decoder's output.
+        states: (S, D) outputs of the decoder.
+        source: (E,) ascending: the state that each logit is read from.
+        token: (E,) the tokens.
+    """
+    rows = max(1, OWN_HEAD_LOGITS // model.get_output_embeddings().weight.shape[0])
+
+    def part(states: Tensor, source: Tensor, token: Tensor) -> Tensor:
+        logits = _own_logits(model, kind, states)[source, token]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    starts = torch.arange(0, len(states), rows, device=source.device)
+    cuts = torch.searchsorted(source, torch.cat([starts, starts.new_full((1,), len(states))])).tolist()
+    found = []
+    for start, first, last in zip(starts.tolist(), cuts[:-1], cuts[1:], strict=True):
+        own = (states[start : start + rows], source[first:last] - start, token[first:last])
+        again = torch.is_grad_enabled()
+        found.append(checkpoint(part, *own, use_reentrant=False) if again else part(*own))
+    return torch.cat(found) if found else states.new_zeros(0)
+
+
+def _own_logits(model: Any, kind: Any, states: Tensor) -> Tensor:
     """Return (n, V) logits that the model makes of (n, D) states, its decoder passed over."""
-    with decoder_returns(model, type(output)(last_hidden_state=states[None])):
+    with decoder_returns(model, kind(last_hidden_state=states[None])):
         ids = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
         logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits[0]

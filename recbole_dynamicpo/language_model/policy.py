@@ -11,19 +11,30 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError, BackboneError
-from .adapter_folder import CONFIG_FILE, WEIGHTS_FILE, LoraShape, read_adapter, read_lora_shape, write_adapter
+from .adapter_folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    LoraShape,
+    read_adapter,
+    read_lora_shape,
+    read_scalars,
+    write_adapter,
+    write_scalars,
+)
 from .backbone import Backbone
+from .decoder import lower_layers_once, recompute_layers
+from .heads import own_child_logits
 from .logps import separate_logps, shared_logps
-from .lower_layers import lower_layers_once, recompute_layers
 from .packed import TokenBatch
-from .targets import choose_targets, describe, lowest_layer
+from .targets import choose_targets, describe, lowest_layer, multiply_as_activations
+from .tree import KeptKeys, TreeBatch, TreeStates, separate_states, shared_states
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +74,11 @@ class Policy(nn.Module):
                     task_type="CAUSAL_LM",
                 )
                 self.peft = get_peft_model(backbone.model, config, adapter_name=POLICY)
-                _multiply_as_activations(self.peft)
+                multiply_as_activations(self.peft)
             except (ValueError, TypeError, NotImplementedError) as error:
                 there = f"backbone '{backbone.name}' cannot carry LoRA on {describe(chosen)}"
                 raise BackboneError(f"lora_targets: {there}: {error}") from error
+        self.beside = nn.ModuleDict()
         self.targets = sorted(chosen)
         trained = sum(parameter.numel() for parameter in self.trainable())
         logger.info("LoRA on %s: %s parameters", describe(chosen), f"{trained:,}")
@@ -82,6 +94,32 @@ class Policy(nn.Module):
         if self.backbone.shares_prompt:
             return shared_logps(model, batch, plain_head=plain)
         return separate_logps(model, batch, plain_head=plain, most_tokens=most_tokens)
+
+    def tree_states(self, batch: TreeBatch, most_tokens: int | None = None) -> TreeStates:
+        """Return the hidden states at the places that a batch of token trees wants read.
+
+        Args:
+            batch: on the CPU.
+            most_tokens: of a pass where each leaf is a sequence of its own; see ``separate_states``.
+        """
+        model = self.peft.get_base_model()
+        if self.backbone.shares_prompt:
+            return shared_states(model, batch)
+        return separate_states(model, batch, most_tokens)
+
+    @property
+    def output_layer(self) -> Tensor | None:
+        """Return (V, D) the plain output layer; None where the model has another head."""
+        weight: Tensor = self.peft.get_base_model().get_output_embeddings().weight
+        return weight if self.backbone.plain_head else None
+
+    def own_logits(self, found: TreeStates, source: Tensor, token: Tensor) -> Tensor:
+        """Return (E,) logits of tokens by the model's own head; see ``own_child_logits``."""
+        return own_child_logits(self.peft.get_base_model(), found.kind, found.states, source, token)
+
+    def keeps(self) -> KeptKeys | None:
+        """Return a place for one history's keys and values; None where a backbone cannot share a prompt."""
+        return KeptKeys(self.peft.get_base_model()) if self.backbone.shares_prompt else None
 
     def pass_size(self, batch: TokenBatch) -> tuple[int, int]:
         """Return into how many parts a pass over ``batch`` could be split, and its padded tokens."""
@@ -129,9 +167,14 @@ class Policy(nn.Module):
         )
         return written[:, width:]
 
+    def train_beside(self, scalars: nn.Module) -> None:
+        """Let a few numbers be trained, frozen as reference, saved and loaded with the adapter."""
+        self.beside[POLICY] = scalars
+
     def trainable(self) -> list[nn.Parameter]:
-        """Return the parameters of the adapter ``policy``."""
-        return [p for name, p in self.peft.named_parameters() if f".{POLICY}." in name]
+        """Return the parameters of the adapter ``policy``, and those beside it."""
+        own = [p for name, p in self.peft.named_parameters() if f".{POLICY}." in name]
+        return [*own, *(p for name, p in self.beside.named_parameters() if name.startswith(POLICY))]
 
     @property
     def has_reference(self) -> bool:
@@ -163,6 +206,8 @@ class Policy(nn.Module):
     def freeze_reference(self) -> None:
         """Make the present policy the reference; an older reference is replaced."""
         self._put(REFERENCE, self._weights(POLICY))
+        if POLICY in self.beside:
+            self.beside[REFERENCE] = deepcopy(self.beside[POLICY]).requires_grad_(False)
 
     def save(self, folder: Path) -> None:
         """Write the policy adapter into ``folder``, which exists."""
@@ -172,11 +217,14 @@ class Policy(nn.Module):
             "target_modules": self.targets,  # peft may have shortened the names
         }
         write_adapter(folder, self._weights(POLICY), config)
+        if POLICY in self.beside:
+            write_scalars(folder, self.beside[POLICY].state_dict())
 
     def digest(self) -> str:
         """Return the SHA-256 of the policy's weights and scale."""
         digest = hashlib.sha256(repr(self.peft.peft_config[POLICY].lora_alpha).encode())
-        for name, value in sorted(self._weights(POLICY).items()):
+        beside = self.beside[POLICY].state_dict() if POLICY in self.beside else {}
+        for name, value in sorted({**self._weights(POLICY), **beside}.items()):
             digest.update(name.encode())
             digest.update(value.cpu().float().numpy().tobytes())
         return digest.hexdigest()
@@ -196,6 +244,8 @@ class Policy(nn.Module):
                     f"{path}: lora_alpha is {scale:g}, but this run's is {ours:g} (setting lora_alpha)"
                 )
         self._put(adapter, read_adapter(folder), str(folder / WEIGHTS_FILE))
+        if adapter in self.beside:
+            self.beside[adapter].load_state_dict(read_scalars(folder, self.beside[adapter].state_dict()))
 
     def _weights(self, adapter: str) -> dict[str, Tensor]:
         from peft import get_peft_model_state_dict
@@ -219,29 +269,9 @@ class Policy(nn.Module):
         if adapter not in self.peft.peft_config:
             with _old_name_of_peft():
                 self.peft.add_adapter(adapter, self.peft.peft_config[POLICY])
-            _multiply_as_activations(self.peft)
+            multiply_as_activations(self.peft)
             self.peft.set_adapter(POLICY)
         set_peft_model_state_dict(self.peft, weights, adapter_name=adapter)
-
-
-class _AdapterLinear(nn.Linear):
-    """A matrix of the adapter: float32 weights, which multiply in the dtype of the activations."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return (..., out) products."""
-        return nn.functional.linear(input, self.weight.to(input.dtype))
-
-
-def _multiply_as_activations(model: Any) -> None:
-    """Let adapters multiply in the backbone's dtype, as in mixed precision.
-
-    Peft widens every activation to the adapter's float32 instead, which costs some 8 % of a bfloat16 step.
-    """
-    for layer in model.modules():
-        if hasattr(layer, "lora_A"):
-            layer.cast_input_dtype_enabled = False
-            for part in (*layer.lora_A.values(), *layer.lora_B.values()):
-                part.__class__ = _AdapterLinear
 
 
 @contextmanager

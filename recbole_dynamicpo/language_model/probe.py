@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BackboneError
-from .decoder import decoder_layers
+from .decoder import decoder_layers, lower_layers_once
 from .logps import separate_logps, shared_logps
-from .lower_layers import lower_layers_once
 from .miniature import VOCABULARY, WINDOWS, miniatures
 from .packed import TokenBatch
 

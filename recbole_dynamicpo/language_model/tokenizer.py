@@ -38,18 +38,23 @@ def load_tokenizer(place: str, name: str) -> Any:
 
 
 def title_tokens(tokenizer: Any, title: str) -> list[int]:
-    """Return the tokens of a space and a title behind a prompt; special tokens in it are spelled out.
+    """Return the tokens of a space and a title behind a prompt; special tokens in it are spelled out."""
+    return text_tokens(tokenizer, f" {title}")
 
-    Some normalisers begin every text with a mark of their own, so the title is not tokenized alone.
+
+def text_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text behind another; special tokens in it are spelled out.
+
+    Some normalisers begin every text with a mark of their own, so it is not tokenized alone.
     """
 
     def plain(text: str) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         return ids
 
-    before, whole = plain(_ANCHOR), plain(f"{_ANCHOR} {title}")
-    # Where the title swallows the anchor, it is tokenized alone; check_tokenizer sees whether that is right.
-    return whole[len(before) :] if whole[: len(before)] == before else plain(f" {title}")
+    before, whole = plain(_ANCHOR), plain(f"{_ANCHOR}{text}")
+    # Where the text swallows the anchor, it is tokenized alone; check_tokenizer sees whether that is right.
+    return whole[len(before) :] if whole[: len(before)] == before else plain(text)
 
 
 def check_tokenizer(tokenizer: Any, name: str, rows: int) -> None:

@@ -12,3 +12,4 @@ class PromptRow(NamedTuple):
     candidates: list[str]  # titles in prompt order
     completions: list[str]  # the titles to score
     template: int = 0  # which template to write the prompt with
+    user: int = -1  # whose own share is taken out of counts, in training; -1: nobody's

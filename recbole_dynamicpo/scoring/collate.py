@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..language_model.packed import TokenBatch
-from ..language_model.tokenizer import title_tokens
+from ..language_model.tokenizer import text_tokens, title_tokens
 from .batches import PromptRow
 from .prompts import Templates
 
@@ -29,7 +29,12 @@ class Collator:
     """Writes prompts and tokenizes them together with the titles to score.
 
     A prompt that does not fit loses its oldest history titles first, never a part of a title and
-    never a candidate.
+    never a candidate. Where a template ends with the history (``Templates.sequence``), a prompt is its
+    head and then each title as it is scored: with a space before it and the terminator behind it.
+
+    Attributes:
+        terminator: the token behind every title: that of a sequence's separator, where it is one token, else
+            the end of sequence.
 
     Args:
         tokenizer: a Hugging Face tokenizer with an end-of-sequence token.
@@ -54,6 +59,14 @@ class Collator:
         self.max_history = max_history
         self.limited_by = limited_by
         self.truncated_rows = 0  # prompts that lost history, since the start
+        self.terminator: int = tokenizer.eos_token_id
+        self._heads: dict[int, list[int]] = {}  # of the templates that are sequences
+        for number in range(len(templates)):
+            if (sequence := templates.sequence(number)) is not None:
+                head, separator = sequence
+                self._heads[number] = tokenizer(head).input_ids
+                tokens = text_tokens(tokenizer, separator)
+                self.terminator = tokens[0] if len(tokens) == 1 else tokenizer.eos_token_id
         self._kept = lru_cache(TITLES_KEPT)(self._encode)
         special = "|".join(map(re.escape, getattr(tokenizer, "all_special_tokens", ())))
         self._special = re.compile(special) if special else None
@@ -74,21 +87,51 @@ class Collator:
             DataError: a row does not fit even without its history.
         """
         completions = [[self.title_ids(title) for title in row.completions] for row in rows]
-        histories = [row.history[-self.max_history :] for row in rows]
-        texts = [
-            self.templates.render(history, row.candidates, row.template)
-            for history, row in zip(histories, rows, strict=True)
+        # Whatever is scored of a row, its prompt is the same: any title shown could be.
+        longest = [
+            max(len(self.title_ids(title)) for title in [*row.candidates, *row.completions]) for row in rows
         ]
-        prompts: list[list[int]] = self.tokenizer(texts).input_ids
-        for index, row in enumerate(rows):
-            if self._spells_special(row):
-                prompts[index] = self._prompt_ids(texts[index], row)
-            # Whatever is scored of a row, its prompt is the same: any title shown could be.
-            titles = [len(self.title_ids(title)) for title in row.candidates]
-            room = self.max_length - max([*titles, *map(len, completions[index])])
-            if len(prompts[index]) > room:
-                prompts[index] = self._shorten(row, histories[index], room)
-        return prompts, completions
+        return self.prompt_ids(rows, [self.max_length - tokens for tokens in longest]), completions
+
+    def prompt_ids(self, rows: Sequence[PromptRow], rooms: Sequence[int]) -> list[list[int]]:
+        """Return the tokens of each row's prompt.
+
+        Args:
+            rows: histories and candidates.
+            rooms: most tokens of each prompt.
+
+        Raises:
+            DataError: a row does not fit even without its history.
+        """
+        histories = [row.history[-self.max_history :] for row in rows]
+        written = [index for index, row in enumerate(rows) if self._head(row) is None]
+        texts = [
+            self.templates.render(histories[index], rows[index].candidates, rows[index].template)
+            for index in written
+        ]
+        tokens = iter(self.tokenizer(texts).input_ids if texts else ())
+        prompts: list[list[int]] = []
+        for row, history, room in zip(rows, histories, rooms, strict=True):
+            plain = next(tokens) if self._head(row) is None else None
+            ids = self._write(row, history) if plain is None or self._spells_special(row) else plain
+            prompts.append(ids if len(ids) <= room else self._shorten(row, history, room))
+        return prompts
+
+    def _head(self, row: PromptRow) -> list[int] | None:
+        """Return the tokens before the history, where the row's template ends with it."""
+        return self._heads.get(row.template % len(self.templates))
+
+    def _write(self, row: PromptRow, history: list[str]) -> list[int]:
+        """Return the tokens of a prompt; a title that spells a special token stays text.
+
+        The special tokens of a template count, except in a row with such a title.
+        """
+        if (head := self._head(row)) is not None:
+            return [*head, *(token for title in history for token in self.title_ids(title))]
+        text = self.templates.render(history, row.candidates, row.template)
+        as_text = {"split_special_tokens": True} if self._spells_special(row) else {}
+        ids: list[int] = self.tokenizer(text, **as_text).input_ids
+        return ids
 
     def title_tokens(self, row: PromptRow) -> int:
         """Return about how many tokens the row packs into: those of its titles, without the template's."""
@@ -96,25 +139,16 @@ class Collator:
         return sum(len(self.title_ids(title)) for title in shown)
 
     def title_ids(self, title: str) -> list[int]:
-        """Return the completion's tokens: a space, the title, end of sequence."""
+        """Return the completion's tokens: a space, the title, the terminator."""
         encode = self._kept if len(title) <= LONGEST_KEPT else self._encode
-        return encode(title).tolist()
+        return [*encode(title), self.terminator]
 
     def _encode(self, title: str) -> array[int]:
-        return array("i", [*title_tokens(self.tokenizer, title), self.tokenizer.eos_token_id])
+        return array("i", title_tokens(self.tokenizer, title))
 
     def _spells_special(self, row: PromptRow) -> bool:
         """Say whether a title of the row spells a special token."""
         return self._special is not None and any(map(self._special.search, [*row.history, *row.candidates]))
-
-    def _prompt_ids(self, text: str, row: PromptRow) -> list[int]:
-        """Return the tokens of a prompt; a title that spells a special token stays text.
-
-        The special tokens of a template count, except in a row with such a title.
-        """
-        as_text = {"split_special_tokens": True} if self._spells_special(row) else {}
-        ids: list[int] = self.tokenizer(text, **as_text).input_ids
-        return ids
 
     def _way_out(self) -> str:
         raised = "raise max_length or " if self.limited_by == "max_length" else ""
@@ -130,11 +164,9 @@ class Collator:
                 self.max_length,
             )
         self.truncated_rows += 1
-        ids = self._prompt_ids(self.templates.render(history, row.candidates, row.template), row)
+        ids = self._write(row, history)
         for kept in range(len(history) - 1, -1, -1):
-            newest = history[len(history) - kept :]
-            text = self.templates.render(newest, row.candidates, row.template)
-            ids = self._prompt_ids(text, row)
+            ids = self._write(row, history[len(history) - kept :])
             if len(ids) <= room:
                 return ids
         raise DataError(

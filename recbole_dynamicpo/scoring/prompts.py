@@ -3,8 +3,8 @@
 A template file holds one or more templates, separated by lines that consist of ``---``. The first
 one is what evaluation uses. Placeholders: ``{history}`` and ``{candidates}`` (titles, one a line
 behind a dash, or on one line as ``{history:, }`` with the separator behind the colon),
-``{num_history}`` and ``{num_candidates}``. Which template a row gets is the caller's choice: nothing
-here is random.
+``{num_history}`` and ``{num_candidates}``. A separator ``\\n`` is a line break. Which template a row gets
+is the caller's choice: nothing here is random.
 
 A prompt ends without white space and a completion starts with a space, so that prompt and title
 fall into the tokens that the model itself would write. The published code ends its prompt with a
@@ -20,6 +20,7 @@ from ..errors import DataError, SettingsError, nearest
 
 _PLACEHOLDER = re.compile(r"\{(\w+)(?::([^}\n]*))?\}")
 _KNOWN = ("history", "candidates", "num_history", "num_candidates")
+_SEQUENCE = re.compile(r"(.*)\{history:([^}\n]+)\}", re.DOTALL)
 _SEPARATOR = re.compile(r"^---[ \t]*$", re.MULTILINE)
 
 
@@ -55,6 +56,17 @@ class Templates:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def sequence(self, template: int = 0) -> tuple[str, str] | None:
+        """Return the head and the separator of a template that shows the history last, and nothing else.
+
+        Such a prompt goes on as its history does: a title behind it is one more title of the sequence.
+        None for any other template.
+        """
+        found = _SEQUENCE.fullmatch(self.texts[template % len(self.texts)])
+        if found is None or not found[1].strip() or _PLACEHOLDER.search(found[1]):
+            return None
+        return found[1].rstrip(), _separator(found[2])
+
     def render(self, history: list[str], candidates: list[str], template: int = 0) -> str:
         """Return the prompt text; ``template`` is taken modulo the number of templates."""
         lists = {"history": history, "candidates": candidates}
@@ -65,10 +77,14 @@ class Templates:
                 return str(len(lists[name.removeprefix("num_")]))
             titles = lists[name]
             if separator is not None:
-                return separator.join(titles)
+                return _separator(separator).join(titles)
             return "\n".join(f"- {title}" for title in titles)
 
         return _PLACEHOLDER.sub(fill, self.texts[template % len(self.texts)]).rstrip()
+
+
+def _separator(written: str) -> str:
+    return written.replace("\\n", "\n")
 
 
 def load_templates(name: str, folder: Path) -> Templates:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from ..language_model.policy import Policy
 from .batches import PromptRow
 from .collate import Collator
 from .token_budget import Shortage, TokenBudget, if_memory_allows
+
+Found = TypeVar("Found")
 
 
 class Scorer:
@@ -46,17 +49,13 @@ class Scorer:
         kept = torch.promote_types(self.policy.backbone.dtype, torch.float32)
         scores = {voice: torch.full((len(rows), most), -torch.inf, dtype=kept) for voice in voices}
         sizes = [self.collator.title_tokens(row) for row in rows]
-        # The longest rows first, so that a lack of memory shows at once.
-        left = sorted(range(len(rows)), key=lambda index: (-sizes[index], index))
         training = self.policy.training
         self.policy.eval()
-        while left:
-            chosen = [left[place] for place in self.budget.split([sizes[index] for index in left])[0]]
-            found = self._score([rows[index] for index in chosen], voices)
-            if found is not None:
-                for voice, logps in found.items():
-                    scores[voice][chosen, : logps.shape[1]] = logps
-                left = left[len(chosen) :]
+        for chosen, found in in_passes(
+            sizes, self.budget, lambda at: self._score([rows[i] for i in at], voices)
+        ):
+            for voice, logps in found.items():
+                scores[voice][chosen, : logps.shape[1]] = logps
         self.policy.train(training)
         return scores
 
@@ -64,23 +63,83 @@ class Scorer:
         """Return (B, C) scores of one batch; None where memory ran out and the budget shrank."""
         batch = self.collator(rows)
         present = batch.completion_length > 0
-        parts, tokens = self.policy.pass_size(batch)
-
-        def score() -> dict[str, Tensor]:
-            found = {}
-            with self.policy.same_batch():
-                for voice in voices:
-                    with self.policy.speaking_as(voice):
-                        found[voice] = self.policy.logps(batch, self.budget.tokens).cpu()
-            return found
-
-        found = if_memory_allows(score)
-        if isinstance(found, Shortage):
-            if not self.budget.shrink(parts, tokens, "out of memory"):
-                raise found.error()
+        found = speak(
+            self.policy, voices, lambda _: self.policy.logps(batch, self.budget.tokens).cpu(),
+            self.budget, self.policy.pass_size(batch),
+        )  # fmt: skip
+        if found is None:
             return None
-        self.budget.check(parts, tokens)
-        for voice, logps in found.items():
-            if not torch.isfinite(logps[present]).all():
-                raise NumericsError(f"{voice}: log-probabilities are not finite in {len(rows)} rows")
+        check_finite(found, present)
         return {voice: logps.masked_fill(~present, -torch.inf) for voice, logps in found.items()}
+
+
+def in_passes(
+    sizes: Sequence[int], budget: TokenBudget, score: Callable[[list[int]], Found | None]
+) -> Iterator[tuple[list[int], Found]]:
+    """Yield groups of rows, the longest first, with what is found of them.
+
+    Args:
+        sizes: (n,) tokens of each row, at least about.
+        budget: of one pass.
+        score: asked for some rows; None where memory ran out and the budget shrank, and the rows come again.
+    """
+    # The longest rows first, so that a lack of memory shows at once.
+    left = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
+    while left:
+        chosen = [left[place] for place in budget.split([sizes[index] for index in left])[0]]
+        found = score(chosen)
+        if found is not None:
+            yield chosen, found
+            left = left[len(chosen) :]
+
+
+def speak(
+    policy: Policy,
+    voices: Sequence[str],
+    score: Callable[[str], Tensor],
+    budget: TokenBudget,
+    size: tuple[int, int],
+) -> dict[str, Tensor] | None:
+    """Return what each voice says of one batch; None where memory ran out and the budget shrank.
+
+    Args:
+        policy: speaks.
+        voices: which; layers without an adapter run once for all of them.
+        score: asked once a voice, while the policy speaks as that.
+        budget: to shrink.
+        size: into how many parts the batch could be split, and its padded tokens.
+
+    Raises:
+        torch.OutOfMemoryError: for a batch that cannot be split.
+    """
+
+    def in_turn() -> dict[str, Tensor]:
+        found = {}
+        with policy.same_batch():
+            for voice in voices:
+                with policy.speaking_as(voice):
+                    found[voice] = score(voice)
+        return found
+
+    found = if_memory_allows(in_turn)
+    if isinstance(found, Shortage):
+        if not budget.shrink(*size, "out of memory"):
+            raise found.error()
+        return None
+    budget.check(*size)
+    return found
+
+
+def check_finite(found: Mapping[str, Tensor], present: Tensor) -> None:
+    """See that every log-probability is a number.
+
+    Args:
+        found: (B, C) of each voice.
+        present: (B, C) where there is one.
+
+    Raises:
+        NumericsError: naming the voice.
+    """
+    for voice, logps in found.items():
+        if not torch.isfinite(logps[present]).all():
+            raise NumericsError(f"{voice}: log-probabilities are not finite in {len(present)} rows")

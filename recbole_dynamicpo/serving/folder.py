@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from ..errors import AdapterError, BackboneError, short
 from ..language_model.adapter_folder import adapter_digest
 from ..language_model.backbone import DTYPES, Backbone, load_backbone
-from ..names import STAGES
+from ..names import LIKELIHOODS, PRIORS, STAGES
 from ..storage import load_json, write_json
 
 # Names the backbone, a folder or a hub id, where that of the card is not to be had under its name.
@@ -38,6 +39,9 @@ class Card:
         made_by: model and stage.
         popular_candidates: titles that are ranked where the caller names none.
         adapter_sha256: of the adapter's weights file beside the card.
+        likelihood: of a title, as setting ``likelihood`` calls it; ``vocabulary`` in cards of 0.1.0.
+        priors: below a catalogue likelihood, as setting ``catalogue_prior`` calls them.
+        trie_sha256: of the catalogue's title trie, which all scores depend on; empty without one.
     """
 
     backbone: str
@@ -50,6 +54,9 @@ class Card:
     made_by: dict[str, str]
     popular_candidates: int
     adapter_sha256: str = ""
+    likelihood: str = "vocabulary"
+    priors: list[str] = dataclasses.field(default_factory=list)
+    trie_sha256: str = ""
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -71,12 +78,18 @@ def read_card(folder: Path) -> Card:
     for field in fields(Card):
         value = getattr(card, field.name)
         valid = {
-            "str": isinstance(value, str) and bool(value),
+            "str": isinstance(value, str) and (bool(value) or field.name == "trie_sha256"),
             "int": type(value) is int and value >= 1,
             "dict[str, str]": isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
+            "list[str]": isinstance(value, list)
+            and all(value.count(name) == 1 and name in PRIORS for name in value),
         }[str(field.type)]
         if not valid:
             raise AdapterError(f"{path}: {field.name} is {short(value)}, wanted {field.type}")
+    if card.likelihood not in LIKELIHOODS:
+        raise AdapterError(
+            f"{path}: likelihood is {short(card.likelihood)}, wanted one of {', '.join(LIKELIHOODS)}"
+        )
     if card.dtype not in DTYPES:
         raise AdapterError(f"{path}: dtype is {short(card.dtype)}, wanted one of {', '.join(DTYPES)}")
     return card

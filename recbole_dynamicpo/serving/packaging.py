@@ -13,7 +13,7 @@ from typing import Any
 
 from ..data.catalogue import Catalogue
 from ..errors import AdapterError
-from ..language_model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
+from ..language_model.adapter_folder import CONFIG_FILE, SCALARS_FILE, WEIGHTS_FILE
 from ..language_model.embedded import EMBEDDED
 from ..storage import write_json
 from .folder import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json
@@ -37,7 +37,8 @@ def package_recommender(folder: Path, target: Path, settings: Mapping[str, Any])
         AdapterError: a file of the folder is missing or damaged.
     """
     target.mkdir(parents=True)
-    for name in (WEIGHTS_FILE, CATALOGUE_FILE, TEMPLATES_FILE):
+    beside = [SCALARS_FILE] if (folder / SCALARS_FILE).is_file() else []
+    for name in (WEIGHTS_FILE, *beside, CATALOGUE_FILE, TEMPLATES_FILE):
         try:
             shutil.copyfile(folder / name, target / name)
         except OSError as error:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..scoring.batches import PromptRow
 
+Source = Literal["given", "popular", "catalogue"]
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -32,13 +34,15 @@ class Ranking:
 
     Attributes:
         ranked: best first.
-        source: whether the candidates were ``given`` or the ``popular`` ones of the catalogue.
+        source: whether the candidates were ``given``, the ``popular`` ones, or the whole ``catalogue``.
         num_candidates: distinct titles that were compared.
+        likelihood: what their scores are normalised over: ``vocabulary``, or ``catalogue``.
     """
 
     ranked: list[Ranked]
-    source: Literal["given", "popular"]
+    source: Source
     num_candidates: int
+    likelihood: str = "vocabulary"
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,17 @@ class Question:
 
     Attributes:
         history: titles that the user took, oldest first; none of a user who is new.
-        shown: distinct titles to rank.
+        shown: distinct titles to rank; none where the whole catalogue is.
         k: how many to return.
         source: where the titles come from, as in ``Ranking``.
+        left_out: titles of the catalogue that are not ranked.
     """
 
     history: list[str]
     shown: list[str]
     k: int
-    source: Literal["given", "popular"]
+    source: Source
+    left_out: frozenset[str] = frozenset()
 
 
 def in_groups(titles: list[str], most: int) -> list[list[str]]:

@@ -12,7 +12,9 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..data.catalogue import Catalogue
 from ..errors import AdapterError, DataError, short
@@ -24,6 +26,8 @@ from ..scoring.prompts import Templates
 from ..scoring.scorer import Scorer
 from ..scoring.token_budget import TokenBudget
 from ..storage import atomic_folder, write_json
+from ..title_trie.catalogue_likelihood import Mixture
+from .catalogue_ranking import CatalogueRanker
 from .folder import (
     CATALOGUE_FILE,
     RECOMMENDER_FILE,
@@ -63,43 +67,75 @@ class Recommender:
         collator = Collator(
             policy.backbone.tokenizer, templates, max_length=length, max_history=card.max_history
         )
-        self.scorer = Scorer(policy, collator, TokenBudget(card.tokens_per_batch))
+        budget = TokenBudget(card.tokens_per_batch)
+        self.ranker: CatalogueRanker | None = None
+        if card.likelihood == "catalogue":
+            self.ranker = CatalogueRanker(policy, collator, catalogue, card.priors, budget)
+            if card.trie_sha256 and card.trie_sha256 != self.ranker.scorer.trie.digest:
+                raise AdapterError(
+                    f"{RECOMMENDER_FILE}: its trie_sha256 is {card.trie_sha256[:12]}..., but the catalogue's "
+                    f"titles make the trie {self.ranker.scorer.trie.digest[:12]}..."
+                )
+        self.scorer = Scorer(policy, collator, budget)
 
     def rank(
         self,
         history: Sequence[str | int],
         candidates: Sequence[str | int] | None = None,
         k: int = DEFAULT_K,
+        *,
+        exclude_history: bool = True,
     ) -> list[Ranked]:
-        """Return the ``k`` best candidates, best first. A text is a title, a whole number an item id.
+        """Return the ``k`` best titles, best first. A text is a title, a whole number an item id.
+
+        A recommender of catalogue likelihood gives candidates that are all in the catalogue their shares of
+        it; a list with one that is not is scored as a whole by the vocabulary, without priors.
 
         Args:
             history: what the user took, oldest first; unknown titles are allowed. May be empty.
             candidates: what to rank; an unknown title is scored as text, a title that comes twice
-                or that several items bear is ranked once. None takes the card's
-                ``popular_candidates`` most popular titles that are not in the history.
+                or that several items bear is ranked once. None takes the whole catalogue, or, where
+                the likelihood is the vocabulary's, the card's ``popular_candidates`` most popular titles.
             k: how many to return.
+            exclude_history: leave the history's titles out, where no candidates are given.
 
         Raises:
             DataError: no candidates, an empty title, an unknown id, k below 1, or titles that are too
                 long for a prompt.
         """
-        return self.ranking(history, candidates, k).ranked
+        return self.ranking(history, candidates, k, exclude_history=exclude_history).ranked
 
     def ranking(
         self,
         history: Sequence[str | int],
         candidates: Sequence[str | int] | None = None,
         k: int = DEFAULT_K,
+        *,
+        exclude_history: bool = True,
     ) -> Ranking:
         """Return what ``rank`` returns, together with what the candidates were."""
-        return self.answer([self.question(history, candidates, k)])[0]
+        question = self.question(history, candidates, k, exclude_history=exclude_history)
+        return self.answer([question])[0]
+
+    def catalogue_logps(self, history: Sequence[str | int]) -> NDArray[np.floating]:
+        """Return (Y,) log-probabilities of ``catalogue.distinct_titles`` in nats; they sum to 1.
+
+        Raises:
+            DataError: the likelihood is the vocabulary's, or see ``rank``.
+        """
+        if self.ranker is None:
+            raise DataError("catalogue_logps: wanted a model with likelihood catalogue, got vocabulary")
+        taken = self._titles("history", history, at_least=0)
+        with self._lock:
+            return self.ranker.all_logps([Question(taken, [], 1, "catalogue")])[0].numpy()
 
     def question(
         self,
         history: Sequence[str | int],
         candidates: Sequence[str | int] | None = None,
         k: int = DEFAULT_K,
+        *,
+        exclude_history: bool = True,
     ) -> Question:
         """Return the arguments of ``rank`` as a question; raises what ``rank`` raises of them."""
         if not _whole(k) or k < 1:
@@ -108,10 +144,15 @@ class Recommender:
         if candidates is not None:
             shown = list(dict.fromkeys(self._titles("candidates", candidates, at_least=1)))
             return Question(taken, shown, k, "given")
-        popular = self.catalogue.popular(self.card.popular_candidates, without=taken)
+        left_out = frozenset(taken) if exclude_history else frozenset()
+        if self.ranker is not None:
+            if left_out >= set(self.catalogue.distinct_titles):
+                raise DataError("candidates: none given, and every title of the catalogue is in the history")
+            return Question(taken, [], k, "catalogue", left_out)
+        popular = self.catalogue.popular(self.card.popular_candidates, without=sorted(left_out))
         if not popular:
             raise DataError("candidates: none given, and every title of the catalogue is in the history")
-        return Question(taken, popular, k, "popular")
+        return Question(taken, popular, k, "popular", left_out)
 
     def answer(self, questions: Sequence[Question]) -> list[Ranking]:
         """Return the answer to each question; their prompts are scored together.
@@ -119,14 +160,27 @@ class Recommender:
         Raises:
             DataError: titles that are too long for a prompt.
         """
-        rows = [self._rows(question) for question in questions]
+        by_catalogue = [place for place, question in enumerate(questions) if self._is_shares(question)]
+        by_words = [place for place in range(len(questions)) if place not in set(by_catalogue)]
+        scores: dict[int, Mapping[str, float]] = {}
         with self._lock:
-            scores = self.scorer([row for group in rows for row in group]) if rows else torch.empty(0)
+            if self.ranker is not None and by_catalogue:
+                shares = self.ranker.scores([questions[place] for place in by_catalogue])
+                scores.update(zip(by_catalogue, shares, strict=True))
+            if by_words:
+                words = self._by_vocabulary([questions[place] for place in by_words])
+                scores.update(zip(by_words, words, strict=True))
+        return [self._ranking(question, scores[place]) for place, question in enumerate(questions)]
+
+    def _is_shares(self, question: Question) -> bool:
+        """Say whether a question is answered by shares of the catalogue."""
+        return self.ranker is not None and self.ranker.knows(question.shown)
+
+    def _by_vocabulary(self, questions: Sequence[Question]) -> list[Mapping[str, float]]:
+        rows = [self._rows(question) for question in questions]
+        scores = self.scorer([row for group in rows for row in group])
         parts = scores.split([len(group) for group in rows])
-        return [
-            self._ranking(question, merge(group, part))
-            for question, group, part in zip(questions, rows, parts, strict=True)
-        ]
+        return [merge(group, part) for group, part in zip(rows, parts, strict=True)]
 
     def check(self, question: Question) -> None:
         """See whether the prompts of a question can be written.
@@ -135,17 +189,23 @@ class Recommender:
             DataError: titles that are too long for a prompt.
         """
         with self._lock:
-            self.scorer.collator.token_ids(self._rows(question))
+            if self.ranker is not None and self._is_shares(question):
+                self.ranker.check(question)
+            else:
+                self.scorer.collator.token_ids(self._rows(question))
 
     def _rows(self, question: Question) -> list[PromptRow]:
         groups = in_groups(question.shown, self.card.num_candidates)
         return [PromptRow(question.history, group, group) for group in groups]
 
     def _ranking(self, question: Question, scores: Mapping[str, float]) -> Ranking:
-        shown = question.shown
-        best = sorted(shown, key=scores.__getitem__, reverse=True)[: question.k]
+        best = sorted(scores, key=scores.__getitem__, reverse=True)[: question.k]
         ranked = [Ranked(title, self.catalogue.items(title), scores[title]) for title in best]
-        return Ranking(ranked, question.source, len(shown))
+        compared = len(question.shown)
+        if question.source == "catalogue":
+            compared = len(set(self.catalogue.distinct_titles) - question.left_out)
+        likelihood = "catalogue" if self._is_shares(question) else "vocabulary"
+        return Ranking(ranked, question.source, compared, likelihood)
 
     def _titles(self, name: str, entries: Any, at_least: int) -> list[str]:
         """Return the titles that the entries of an argument stand for."""
@@ -217,6 +277,8 @@ def load_recommender(
         templates = Templates(read_json(folder / TEMPLATES_FILE), str(folder / TEMPLATES_FILE))
         catalogue = Catalogue.load(folder / CATALOGUE_FILE)
         policy = Policy(load_card_backbone(card, str(source), dtype or card.dtype, device), shape, seed=0)
+        if card.likelihood == "catalogue":
+            policy.train_beside(Mixture(1.0, [1.0] * len(card.priors)))
         policy.load(folder)
         if adapter_digest(folder) != card.adapter_sha256:
             weights = folder / WEIGHTS_FILE

@@ -17,6 +17,8 @@ from .recommender import DEFAULT_K, Recommender
 
 # Of all requests of one call: a server that ranks so many holds up no other for longer than that takes.
 MOST_TITLES = 10_000
+# What a request for the whole catalogue counts as: it costs about as much as so many titles.
+WHOLE_CATALOGUE = 100
 
 
 class RankRequest(BaseModel):
@@ -25,8 +27,10 @@ class RankRequest(BaseModel):
     Attributes:
         history: what the user took, oldest first; titles that the catalogue lacks are allowed, and so is
             none at all.
-        candidates: what to rank; None takes the most popular titles that are not in the history.
+        candidates: what to rank; None takes the whole catalogue, or its most popular titles where the
+            model's likelihood is the vocabulary's.
         k: how many to return, 10 where it is left out.
+        exclude_history: leave the history's titles out, where no candidates are given; so where left out.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -34,6 +38,7 @@ class RankRequest(BaseModel):
     history: list[str | int]
     candidates: list[str | int] | None = None
     k: int | None = None
+    exclude_history: bool = True
 
 
 class RankedTitle(BaseModel):
@@ -49,17 +54,24 @@ class RankResponse(BaseModel):
 
     Attributes:
         ranked: the best titles, best first.
-        candidates: ``given`` by the request, or the ``popular`` ones of the catalogue.
+        candidates: ``given`` by the request, the ``popular`` ones, or the whole ``catalogue``.
         num_candidates: distinct titles that were compared.
+        likelihood: what scores are normalised over: ``vocabulary`` or ``catalogue``.
     """
 
     ranked: list[RankedTitle]
     candidates: str
     num_candidates: int
+    likelihood: str
 
 
 _ENTRIES = "a list of titles (texts) and item ids (whole numbers)"
-_WANTED = {"history": _ENTRIES, "candidates": _ENTRIES, "k": "a whole number of at least 1"}
+_WANTED = {
+    "history": _ENTRIES,
+    "candidates": _ENTRIES,
+    "k": "a whole number of at least 1",
+    "exclude_history": "true or false",
+}
 
 
 def answer(recommender: Recommender, requests: object) -> list[RankResponse]:
@@ -80,7 +92,7 @@ def answer(recommender: Recommender, requests: object) -> list[RankResponse]:
     for index, request in enumerate(requests):
         with _numbered(index):
             questions.append(_question(recommender, _parse(request)))
-    titles = sum(len(question.shown) for question in questions)
+    titles = sum(len(question.shown) or WHOLE_CATALOGUE for question in questions)
     if titles > MOST_TITLES:
         raise DataError(f"inputs: got {titles} titles to rank, wanted at most {MOST_TITLES} in one call")
     try:
@@ -103,12 +115,19 @@ def _numbered(index: int) -> Iterator[None]:
 
 def _question(recommender: Recommender, request: RankRequest) -> Question:
     k = DEFAULT_K if request.k is None else request.k
-    return recommender.question(request.history, request.candidates, k)
+    return recommender.question(
+        request.history, request.candidates, k, exclude_history=request.exclude_history
+    )
 
 
 def _response(found: Ranking) -> RankResponse:
     ranked = [RankedTitle(title=item.title, ids=list(item.ids), score=item.score) for item in found.ranked]
-    return RankResponse(ranked=ranked, candidates=found.source, num_candidates=found.num_candidates)
+    return RankResponse(
+        ranked=ranked,
+        candidates=found.source,
+        num_candidates=found.num_candidates,
+        likelihood=found.likelihood,
+    )
 
 
 def _parse(request: object) -> RankRequest:

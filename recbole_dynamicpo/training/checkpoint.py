@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from ..language_model.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, write_tensors
+from ..language_model.adapter_folder import CONFIG_FILE, SCALARS_FILE, WEIGHTS_FILE, write_tensors
 from ..language_model.policy import Policy
 from ..names import STAGES
 from ..storage import (
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
 CHECKPOINT = "checkpoint"  # folder within the folder of a run
-_SUMMED = (WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE)  # files whose SHA-256 the state records
+_SUMMED = (WEIGHTS_FILE, CONFIG_FILE, SCALARS_FILE, OPTIMIZER_FILE)  # files whose SHA-256 the state records
 
 
 @dataclass
@@ -85,7 +85,7 @@ def save_checkpoint(
     with atomic_folder(folder) as work:
         policy.save(work)
         write_tensors(work / OPTIMIZER_FILE, tensors)
-        sums = sha256_files(work, _SUMMED)
+        sums = sha256_files(work, [name for name in _SUMMED if (work / name).is_file()])
         write_json(work / STATE_FILE, {**asdict(progress), "sha256": sums})
 
 

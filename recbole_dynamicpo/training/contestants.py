@@ -6,6 +6,7 @@ They rank the very rows that a model ranks, from training rows alone, and so say
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from recbole.data.interaction import Interaction
 
 from ..data.counting import CoOccurrence, Counting, Ease, Popularity, Sequences, Transitions, next_item
 from ..data.rules import CompanyRule, FloatArray, OrderRule, PlaceRule, Rows
-from .columns import CANDIDATE_IDS
-from .dataset import DynamicPODataset
+from ..dataset.columns import CANDIDATE_IDS
+from ..dataset.dataset import DynamicPODataset
+from ..evaluation.ranks import POPULARITY
 from .evaluating import Ranked, RankingTrainer, rank_candidates
+from .whole_catalogue import Scores, WholeCatalogue, as_scores
 
 # Share of popularity in a counting model's guess.
 POPULARITY_SHARE = 0.05
@@ -24,23 +27,61 @@ POPULARITY_SHARE = 0.05
 MOST_FOR_EASE = 6000
 
 
-def rank_all(trainer: RankingTrainer, rows: FullSortEvalDataLoader, show_progress: bool) -> dict[str, Ranked]:
-    """Return name -> what is found of each contestant, the final model last.
+def rank_all(
+    trainer: RankingTrainer, rows: FullSortEvalDataLoader, show_progress: bool
+) -> dict[str, dict[str, Ranked]]:
+    """Return what setting ``rank_among`` asks for -> name -> what is found, the final model last.
 
     Args:
         trainer: whose model speaks in every voice.
         rows: of ``rows_to_rank``.
         show_progress: show RecBole's progress bar.
     """
-    model, found = trainer.model, {}
-    voices: dict[str, str] = model.voices()
-    with model.scoring_together([voice for voice in voices if voice != "popularity"]):
-        for voice, name in voices.items():
-            with model.speaking_as(voice):
-                found[name] = trainer.rank_rows(rows, show_progress)
-            if voice == "popularity":
-                found |= rank_by_counting(model.dataset, rows._dataset)
+    model = trainer.model
+    found: dict[str, dict[str, Ranked]] = {}
+    for among in model.settings.rank_among:
+        ranked: dict[str, Ranked] = {}
+        rank = _among_candidates if among == "candidates" else _among_all
+        with model.scoring_together([voice for voice in model.voices() if voice != POPULARITY]):
+            for name, one in rank(trainer, rows, show_progress):
+                ranked[name] = one
+        found[among] = ranked
     return found
+
+
+def _among_candidates(
+    trainer: RankingTrainer, rows: FullSortEvalDataLoader, show_progress: bool
+) -> Iterator[tuple[str, Ranked]]:
+    model = trainer.model
+    for voice, name in model.voices().items():
+        with model.speaking_as(voice):
+            yield name, trainer.rank_rows(rows, show_progress)
+        if voice == POPULARITY:
+            yield from rank_by_counting(model.dataset, rows._dataset).items()
+
+
+def _among_all(
+    trainer: RankingTrainer, rows: FullSortEvalDataLoader, show_progress: bool
+) -> Iterator[tuple[str, Ranked]]:
+    model = trainer.model
+    catalogue = WholeCatalogue(model.dataset)
+    for voice, name in model.voices().items():
+        if voice != POPULARITY:
+            with model.speaking_as(voice):
+                yield name, trainer.rank_among_all(rows, catalogue, model.title_scores)
+            continue
+        for counted, scores in all_by_counting(catalogue):
+            yield counted, trainer.rank_among_all(rows, catalogue, scores)
+
+
+def all_by_counting(catalogue: WholeCatalogue) -> Iterator[tuple[str, Scores]]:
+    """Yield each counting model and what it gives all titles; popularity first."""
+    counted = train_sequences(catalogue.data)
+    popularity = Popularity(counted)
+    yield POPULARITY, as_scores(popularity.scores, catalogue)
+    for name, count in counting_models(catalogue.data.item_num):
+        model = count(counted)
+        yield name, as_scores(partial(next_item, model, popularity, share=POPULARITY_SHARE), catalogue)
 
 
 def rank_by_counting(whole: DynamicPODataset, data: DynamicPODataset) -> dict[str, Ranked]:
@@ -72,17 +113,20 @@ def _scores(whole: DynamicPODataset, rows: Rows) -> Iterator[tuple[str, FloatArr
             yield name, learn(train, items).scores(rows)
     counted = train_sequences(whole)
     popularity = Popularity(counted)
-    models: list[tuple[str, Callable[[Sequences], Counting]]] = [
-        ("co-occurrence", CoOccurrence),
-        ("transitions", Transitions),
-    ]
-    if items <= MOST_FOR_EASE:
-        models.append(("EASE", Ease))
-    for name, count in models:
+    for name, count in counting_models(items):
         model = count(counted)
         found = [next_item(model, popularity, history, POPULARITY_SHARE) for history in rows.histories]
         chosen = [guess[ids] for guess, ids in zip(found, rows.candidates, strict=True)]
         yield name, np.stack(chosen) if chosen else np.zeros(rows.candidates.shape)
+
+
+def counting_models(items: int) -> list[tuple[str, Callable[[Sequences], Counting]]]:
+    """Return the counting models beside popularity that a catalogue of so many items allows."""
+    models: list[tuple[str, Callable[[Sequences], Counting]]] = [
+        ("co-occurrence", CoOccurrence),
+        ("transitions", Transitions),
+    ]
+    return [*models, ("EASE", Ease)] if items <= MOST_FOR_EASE else models
 
 
 def rows_of(data: DynamicPODataset) -> Rows:

@@ -8,7 +8,7 @@ first, so that they too are ranked by titles and by the one rule for ties.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +20,13 @@ from recbole.evaluator import Collector
 from recbole.trainer import Trainer
 from torch import Tensor
 
-from ..evaluation.ranks import POPULARITY, RANKS_FILE, valid_ranks_file, write_ranks
-from ..evaluation.report import REPORT_FILE, Contestant, metric_name, render, summarize
+from ..dataset.columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
+from ..dataset.dataset import DynamicPODataset
+from ..dataset.sampling import row_generator
+from ..evaluation.ranks import POPULARITY, valid_ranks_file, write_ranks
 from ..evaluation.scores import popularity_scores, ranks_of, settle, tie_draws
-from ..storage import sha256_json, write_json
-from ..tracking.journal import Journal
-from .columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
-from .dataset import DynamicPODataset
-from .sampling import row_generator
+from ..storage import sha256_json
+from .whole_catalogue import Scores, WholeCatalogue
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +88,7 @@ class RankingTrainer(Trainer):
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self.eval_collector = RankingCollector(config)
+        self._among_all: Callable[[Interaction], tuple[Tensor, Tensor]] | None = None
 
     @torch.no_grad()
     def rank_rows(
@@ -101,12 +101,36 @@ class RankingTrainer(Trainer):
             show_progress: show RecBole's progress bar.
             load_best_model: let RecBole load the checkpoint that it wrote first; else the model as it is.
         """
-        self.ranked_data = rows._dataset
+        self.ranked_data, self._among_all = rows._dataset, None
         self._ranks: list[Tensor] = []
         result = Trainer.evaluate(self, rows, load_best_model, show_progress=show_progress)
         return Ranked.of(rows._dataset, torch.cat(self._ranks), result)
 
+    @torch.no_grad()
+    def rank_among_all(
+        self, rows: FullSortEvalDataLoader, catalogue: WholeCatalogue, scores: Scores
+    ) -> Ranked:
+        """Return RecBole's metrics and the rank of every row among all titles.
+
+        Args:
+            rows: of ``rows_to_rank``.
+            catalogue: the titles.
+            scores: gives rows their (B, Y) scores of titles.
+        """
+        most = max(self.config["topk"])
+        self._ranks = []
+        self._among_all = lambda batch: catalogue.judge(batch, scores(batch), most)
+        result = Trainer.evaluate(self, rows, load_best_model=False)
+        self._among_all = None
+        found = Ranked.of(rows._dataset, torch.cat(self._ranks), result)
+        return found._replace(chance=1 / catalogue.count, rows=catalogue.digests(found.rows))
+
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        if self._among_all is not None:
+            interaction, _, rows, items = batched_data
+            ranks, table = self._among_all(interaction)
+            self._ranks.append(ranks[rows])
+            return interaction, table.to(self.device), rows, items
         batch = super()._full_sort_batch_eval(batched_data)
         interaction, scores, rows, items = batch
         scores = self.among_candidates(interaction, scores)
@@ -182,50 +206,6 @@ def keep_valid_ranks(
     for name, found in ((stage, ranked), (POPULARITY, rank_by_popularity(rows))):
         names = row_names(whole, found.row_ids)
         write_ranks(folder / valid_ranks_file(name), *names, found.ranks, found.rows)
-
-
-def write_report(
-    journal: Journal,
-    model: Any,
-    found: Mapping[str, Ranked],
-    seconds: Mapping[str, float],
-    notes: Sequence[str],
-) -> None:
-    """Show the final table, and write it, the final model's ranks and its figures beside the journal.
-
-    Args:
-        journal: of the run.
-        model: that was evaluated, with its data set.
-        found: name -> what it was found to rank; the final model last.
-        seconds: time spent on each part of the run.
-        notes: lines below the table.
-    """
-    folder, dataset, cut = journal.path.parent, model.dataset, model.collator.truncated_rows
-    contestants = [Contestant(name, ranked.ranks) for name, ranked in found.items()]
-    *_, final = found.values()
-    about = [*dataset.notes]
-    about += [f"{phase} rows: {kept} of {total}" for phase, (kept, total) in dataset.subsampled().items()]
-    about += [f"prompts that lost old history: {cut}"] if cut else []
-    table = render(contestants, chance=final.chance, seconds=seconds, notes=[*about, *notes])
-    logger.info("final result\n%s", table)
-    logger.info("test result: %s", final.result)
-    summaries = [summarize(contestant) for contestant in contestants]
-    write_json(folder / REPORT_FILE, {"contestants": summaries, "seconds": dict(seconds)})
-    write_ranks(folder / RANKS_FILE, *row_names(dataset, final.row_ids), final.ranks, final.rows)
-    figures = {metric_name(name): float(value) for name, value in final.result.items()}
-    # RecBole rounds its metrics to four digits; the same ones of our own are exact.
-    figures.update({key: value for key, value in summaries[-1].items() if key != "name"})
-    earlier = [e for e in journal.entries() if (e["stage"], e["kind"]) == ("evaluate", "test")]
-    journal.write("evaluate", len(earlier), "test", figures)
-
-
-def where_to_go_on(reference: Path, final: Path) -> list[str]:
-    """Return the lines of the final table that say where the adapters lie and how to rank with them."""
-    return [
-        f"adapters: {reference} (reference), {final} (final)",
-        f'rank with it: recbole-dynamicpo rank --model {final} --history "TITLE|TITLE" '
-        '--candidates "TITLE|TITLE"',
-    ]
 
 
 def row_names(dataset: DynamicPODataset, row_ids: np.ndarray[Any, Any]) -> tuple[list[str], list[str]]:

@@ -6,8 +6,9 @@ DynamicPO and its plain baselines are one class; properties/model/<Name>.yaml se
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from ..data.catalogue import Catalogue
+from ..dataset.columns import CANDIDATE_IDS, REFERENCE_LOGPS, ROW_ID, SCORED
+from ..dataset.dataset import DynamicPODataset
 from ..errors import DataError
 from ..evaluation.scores import popularity_scores
 from ..language_model.adapter_folder import LoraShape
 from ..language_model.backbone import load_backbone
-from ..language_model.packed import TokenBatch
 from ..language_model.policy import Policy
 from ..objectives.boundary import TANH_SCALE
 from ..objectives.diagnostics import BETA_BINS, BETA_EDGE, Diagnostics
@@ -31,14 +33,13 @@ from ..objectives.losses import sft_loss
 from ..objectives.preference import preference_loss
 from ..scoring.collate import Collator
 from ..scoring.prompts import load_templates
-from ..scoring.scorer import Scorer
 from ..scoring.token_budget import TokenBudget
 from ..serving.folder import Card
 from ..serving.packaging import portable_backbone
 from ..settings import Settings, properties_folder
-from .columns import CANDIDATE_IDS, REFERENCE_LOGPS, ROW_ID, SCORED
-from .dataset import DynamicPODataset
 from .evaluating import score_table
+from .likelihoods import CatalogueLikelihood, VocabularyLikelihood
+from .operation_count import OperationCount
 from .plan import check_prompts
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,7 @@ class DynamicPO(SequentialRecommender):
         voice: who answers ``predict``; see ``speaking_as``.
         diagnostics: of the last preference batch.
         beta_counts: (BETA_BINS,) histogram of that batch's betas over beta0.
-        tokens: of the last training batch, padding left out.
-        pass_size: into how many parts it could have been split, and its padded tokens.
+        likelihood: what a title's log-probability is.
 
     Raises:
         SettingsError, DataError, BackboneError, AdapterError: see the messages.
@@ -91,15 +91,13 @@ class DynamicPO(SequentialRecommender):
         )
         check_prompts(dataset, self.collator)
         self.budget = TokenBudget(self.settings.tokens_per_batch, self.settings.max_memory)
-        self.scorer = Scorer(self.policy, self.collator, self.budget)
+        self.likelihood = self._make_likelihood()
         self.stage = "preference"
         self.voice = "policy"
         self._voices: tuple[str, ...] = ()
         self._answers: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         self.diagnostics: Diagnostics | None = None
         self.beta_counts = torch.zeros(BETA_BINS)
-        self.tokens = 0
-        self.pass_size = (1, 0)
 
     def _load_policy(self) -> Policy:
         settings = self.settings
@@ -116,6 +114,12 @@ class DynamicPO(SequentialRecommender):
             policy.load(Path(settings.sft_adapter))
         return policy
 
+    def _make_likelihood(self) -> VocabularyLikelihood | CatalogueLikelihood:
+        parts = (self.dataset, self.policy, self.collator, self.budget)
+        if self.settings.likelihood == "vocabulary":
+            return VocabularyLikelihood(*parts)
+        return CatalogueLikelihood(*parts, self.settings)
+
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the batch's mean loss of the present stage, 0-d."""
         return self.row_losses(interaction).mean()
@@ -129,17 +133,14 @@ class DynamicPO(SequentialRecommender):
         """
         if self.stage == "sft":
             target = interaction[self.POS_ITEM_ID].cpu().numpy()[:, None]
-            batch, logps = self._logps(interaction, target)
-            return sft_loss(logps[:, 0], batch.completion_length[:, 0].to(logps.device))
+            logps, terms = self.likelihood.logps(interaction, target)
+            return sft_loss(logps[:, 0], terms[:, 0])
         columns = interaction[SCORED].cpu()
         ids = interaction[CANDIDATE_IDS].cpu().gather(1, columns)
         titles = self.dataset.title_numbers[ids]
         ids[:, 1:][titles[:, 1:] == titles[:, :1]] = 0  # another item of the positive's title is no negative
         present = ids > 0
-        found = self._logps(interaction, ids.numpy())[1]
-        # The scores of a row lie at its beginning, as many as it has; perhaps no row has all.
-        place = (present.cumsum(dim=1) - 1).clamp(0, found.shape[1] - 1)
-        logps = found.gather(1, place.to(found.device)).masked_fill(~present.to(found.device), 0.0)
+        logps, _ = self.likelihood.logps(interaction, ids.numpy())
         reference = None
         if self.settings.objective != "mppo":
             reference = interaction[REFERENCE_LOGPS].to(logps).gather(1, columns.to(logps.device))
@@ -159,16 +160,15 @@ class DynamicPO(SequentialRecommender):
         self.beta_counts = relative.histc(BETA_BINS, 1 - reach, 1 + reach)  # 0: no part of the loss
         return result.loss
 
-    def _logps(self, interaction: Interaction, scored: Any) -> tuple[TokenBatch, Tensor]:
-        """Return the batch of a training pass and its (B, most) log-probabilities.
+    @property
+    def tokens(self) -> int:
+        """Return the tokens of the last training batch, padding left out."""
+        return self.likelihood.tokens
 
-        Args:
-            interaction: B rows.
-            scored: (B, any) items to score; 0 where there is none.
-        """
-        batch = self.collator(self.dataset.prompt_rows(interaction, scored))
-        self.tokens, self.pass_size = batch.tokens(), self.policy.pass_size(batch)
-        return batch, self.policy.logps(batch, self.budget.tokens)
+    @property
+    def pass_size(self) -> tuple[int, int]:
+        """Return into how many parts the last training batch could have been split, and its padded tokens."""
+        return self.likelihood.pass_size
 
     @torch.no_grad()
     def candidate_logps(self, interaction: Interaction) -> Tensor:
@@ -176,11 +176,7 @@ class DynamicPO(SequentialRecommender):
         candidates = interaction[CANDIDATE_IDS].cpu()
         if self.voice == "popularity":
             return popularity_scores(self.popularity[candidates], candidates > 0)
-        present = candidates > 0
-        found = self._scores(interaction, candidates)
-        scores = torch.full(candidates.shape, -torch.inf, dtype=found.dtype)
-        scores[present] = found[torch.isfinite(found)]
-        return scores
+        return self._scores(interaction, candidates)
 
     def card(self, made_by: dict[str, str]) -> Card:
         """Return the card of a recommender made of this model as it is; ``made_by``: model and stage."""
@@ -195,6 +191,9 @@ class DynamicPO(SequentialRecommender):
             tokens_per_batch=self.settings.tokens_per_batch,
             made_by=made_by,
             popular_candidates=self.settings.popular_candidates,
+            likelihood=self.settings.likelihood,
+            priors=list(self.settings.catalogue_prior),
+            trie_sha256=self.likelihood.digest,
         )
 
     def voices(self) -> dict[str, str]:
@@ -205,6 +204,8 @@ class DynamicPO(SequentialRecommender):
             known = {"popularity": "popularity", "backbone": f"{shown} zero-shot"}
             if self.policy.has_reference:
                 known["reference"] = "after SFT"
+            if self.settings.catalogue_prior:
+                known["policy alone"] = f"after {type(self).__name__}, without priors"
         return {**known, "policy": f"after {type(self).__name__}"}
 
     @contextmanager
@@ -230,12 +231,22 @@ class DynamicPO(SequentialRecommender):
 
     def _scores(self, interaction: Interaction, candidates: Tensor) -> Tensor:
         """Return (B, C) scores in the present voice, perhaps known since another voice was asked."""
+        return self._together(
+            interaction, lambda voices: self.likelihood.in_voices(interaction, candidates.numpy(), voices)
+        )
+
+    def title_scores(self, interaction: Interaction) -> Tensor:
+        """Return (B, Y) log-probabilities of all distinct titles in the present voice, nats."""
+        assert isinstance(self.likelihood, CatalogueLikelihood)
+        return self._together(interaction, partial(self.likelihood.all_in_voices, interaction))
+
+    def _together(
+        self, interaction: Interaction, score: Callable[[Sequence[str]], dict[str, Tensor]]
+    ) -> Tensor:
         rows = tuple(interaction[ROW_ID].tolist())
         if (self.voice, rows) not in self._answers:
             voices = self._voices if self.voice in self._voices else (self.voice,)
-            prompts = self.dataset.prompt_rows(interaction, candidates.numpy())
-            found = self.scorer.in_voices(prompts, voices)
-            self._answers.update({(voice, rows): scores for voice, scores in found.items()})
+            self._answers.update({(voice, rows): scores for voice, scores in score(voices).items()})
         return self._answers.pop((self.voice, rows))
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
@@ -248,8 +259,8 @@ class DynamicPO(SequentialRecommender):
         items = interaction[self.ITEM_ID].cpu()
         if self.voice == "popularity":
             return self.popularity[items].float().to(self.device)
-        prompts = self.dataset.prompt_rows(interaction, items[:, None].numpy())
-        return self.scorer(prompts, self.voice)[:, 0].to(self.device)
+        found = self.likelihood.in_voices(interaction, items[:, None].numpy(), [self.voice])
+        return found[self.voice][:, 0].to(self.device)
 
     def to(self, *args: Any, **kwargs: Any) -> DynamicPO:
         """Move the model; 4-bit weights stay where they were loaded."""
@@ -257,30 +268,11 @@ class DynamicPO(SequentialRecommender):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         """Return a stand-in: RecBole copies the model only to count its operations."""
-        return _OperationCount(self)
+        return OperationCount(self)
 
     def __str__(self) -> str:
         trainable = sum(p.numel() for p in self.policy.trainable())
         return f"{type(self).__name__}(backbone={self.settings.backbone}, trainable parameters={trainable:,})"
-
-
-class _OperationCount(nn.Module):
-    """Reports the operations of scoring one row to RecBole's counter.
-
-    The counter hooks every submodule, which a PEFT model refuses. This module has none: it states
-    2 operations per weight and token, the usual estimate of a forward pass.
-    """
-
-    total_ops: Tensor  # made by the counter
-
-    def __init__(self, model: DynamicPO) -> None:
-        super().__init__()
-        weights = sum(p.numel() for p in model.policy.parameters())
-        self.operations = 2.0 * weights * model.collator.max_length
-
-    def predict(self, interaction: Interaction) -> None:
-        """Add one row's operations to the counter."""
-        self.total_ops = self.total_ops + self.operations
 
 
 class DMPO(DynamicPO):

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ..dataset.columns import CANDIDATE_IDS, TEMPLATE
 from ..errors import DataError, short
 from ..names import STAGES
 from ..scoring.collate import Collator
 from ..scoring.prompt_lengths import too_long
 from ..settings import Settings
-from .columns import CANDIDATE_IDS, TEMPLATE
 
 
 @dataclass(frozen=True)

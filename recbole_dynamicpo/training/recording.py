@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..dataset.columns import CANDIDATE_IDS, ROW_ID
+from ..dataset.data_files import data_digest
 from ..errors import StoppedError
 from ..evaluation.report import metric_name
 from ..ingredients import Ingredients, flat_settings
@@ -24,8 +26,6 @@ from ..tracking.journal import Journal
 from ..tracking.live import NullTracker, Tracker, Tracking
 from ..tracking.record import JOURNAL_FILE, RECORD_FILE, describe, run_tags, write_record
 from ..tracking.system import system_metrics
-from .columns import CANDIDATE_IDS, ROW_ID
-from .data_files import data_digest
 
 # Seconds between two readings of processor and memory.
 SYSTEM_EVERY = 10.0

@@ -2,8 +2,8 @@
 
 A folder belongs to one reference: backbone, adapter, dtype and way of scoring. In it lie shards,
 each written whole or not at all and never changed, so that neither a crash nor a second process can
-leave a wrong value: the worst is a row computed twice. A row is found by the hash of the tokens of its
-prompt and completions.
+leave a wrong value: the worst is a row computed twice. A row is found by the hash of all else that its
+log-probabilities depend on.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 from tqdm import tqdm
 
+from ..dataset.columns import CANDIDATE_IDS
 from ..ingredients import Ingredients
 from ..language_model.embedded import cache_folder
 from ..storage import atomic_file, sha256_json
-from .columns import CANDIDATE_IDS
 from .model import DynamicPO
 
 logger = logging.getLogger(__name__)
@@ -44,11 +44,6 @@ def reference_key(scores: Mapping[str, Any], adapter: str, *, shares_prompt: boo
         shares_prompt: whether all completions of a prompt are scored in one pass.
     """
     return sha256_json([SCORING, scores, adapter, shares_prompt])[:24]
-
-
-def row_key(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> str:
-    """Return the hash of the tokens of a row's prompt and completions."""
-    return hashlib.sha256(json.dumps([list(prompt), list(map(list, completions))]).encode()).hexdigest()
 
 
 class ReferenceCache:
@@ -93,7 +88,7 @@ class ReferenceCache:
         """Return (n, C) log-probabilities of all rows and how many of them had to be computed.
 
         Args:
-            keys: (n,) ``row_key`` of each row.
+            keys: (n,) a hash of each row.
             score: computes the (m, C) log-probabilities of the rows with these m indices.
             progress: called with the number of rows done at each step.
         """
@@ -130,10 +125,7 @@ def reference_logps(
     policy, backbone = model.policy, model.policy.backbone
     key = reference_key(ingredients.scores(), policy.digest(), shares_prompt=backbone.shares_prompt)
     cache = ReferenceCache(cache_folder() / "reference" / key)
-    prompts = model.dataset.prompt_rows(rows, rows[CANDIDATE_IDS].numpy())
-    shortened = model.collator.truncated_rows
-    keys = list(map(row_key, *model.collator.token_ids(prompts)))
-    model.collator.truncated_rows = shortened  # looking rows up is no use of them
+    keys = model.likelihood.keys(rows, rows[CANDIDATE_IDS].numpy())
 
     def score(indices: list[int]) -> Tensor:
         with model.speaking_as("reference"):

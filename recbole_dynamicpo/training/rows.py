@@ -12,11 +12,11 @@ from recbole.config import Config
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.interaction import Interaction
 
+from ..dataset.columns import CANDIDATE_IDS, ROW_ID, SCORED, TOKENS
+from ..dataset.dataset import DynamicPODataset
+from ..dataset.sampling import IntArray, draw_scored, epoch_order
 from ..errors import DataError, SettingsError
-from .columns import CANDIDATE_IDS, ROW_ID, SCORED, TOKENS
-from .dataset import DynamicPODataset
 from .plan import StagePlan
-from .sampling import IntArray, draw_scored, epoch_order
 
 if TYPE_CHECKING:
     from .model import DynamicPO

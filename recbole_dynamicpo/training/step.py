@@ -14,10 +14,10 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from ..dataset.columns import ROW_ID, TOKENS
 from ..errors import NumericsError
 from ..objectives.diagnostics import BETA_BINS, Diagnostics, merge_diagnostics
 from ..scoring.token_budget import Shortage, TokenBudget, if_memory_allows
-from .columns import ROW_ID, TOKENS
 from .model import DynamicPO
 
 logger = logging.getLogger(__name__)

@@ -20,6 +20,8 @@ from recbole.data.interaction import Interaction
 from recbole.utils import calculate_valid_score, dict2str, early_stopping, get_local_time
 from tqdm import tqdm
 
+from ..dataset.columns import REFERENCE_LOGPS, ROW_ID
+from ..dataset.sampling import row_generator
 from ..errors import NumericsError
 from ..interrupt import StopRequest, stop_request
 from ..names import STAGES
@@ -29,15 +31,14 @@ from ..storage import locked, remove_partial
 from ..tracking.live import NoTracking, Tracking
 from ..tracking.run_folder import new_run_folder, write_identity
 from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, resume_run, save_checkpoint
-from .columns import REFERENCE_LOGPS, ROW_ID
 from .contestants import rank_all
-from .evaluating import RankingTrainer, keep_valid_ranks, rows_to_rank, where_to_go_on, write_report
+from .evaluating import RankingTrainer, keep_valid_ranks, rows_to_rank
 from .model import DynamicPO
 from .plan import StagePlan, plan_stages
 from .recording import Recorder, gather
 from .reference import reference_logps
+from .reporting import where_to_go_on, write_report
 from .rows import stage_rows, step_batches
-from .sampling import row_generator
 from .step import summary, take_step
 
 logger = logging.getLogger(__name__)
@@ -294,5 +295,5 @@ class DynamicPOTrainer(RankingTrainer):
             notes = where_to_go_on(self.adapters["sft"], self.adapters[self.final_stage])
             write_report(self.recorder.journal, self.model, found, self.progress.seconds, notes)
         self.recorder.publish()
-        *_, final = found.values()
+        *_, final = next(iter(found.values())).values()
         return final.result

@@ -8,8 +8,8 @@ import yaml
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.schema_tools.validation import validate
 
+from recbole_dynamicpo.dataset.data_files import can_be_fetched
 from recbole_dynamicpo.flows import bootstrap
-from recbole_dynamicpo.training.data_files import can_be_fetched
 
 ROOT = Path(__file__).parents[2]
 CONTENT = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from recbole_dynamicpo.scoring.trie import Trie
-from recbole_dynamicpo.scoring.trie_builder import build_trie
+from recbole_dynamicpo.title_trie.trie import Trie
+from recbole_dynamicpo.title_trie.trie_builder import build_trie
 from tests.helpers.trie_oracle import Title
 
 END = 0

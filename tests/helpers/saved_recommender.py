@@ -14,6 +14,7 @@ from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.serving.folder import CATALOGUE_FILE, TEMPLATES_FILE, Card, write_card
 from recbole_dynamicpo.serving.ranking import Ranked
 from recbole_dynamicpo.storage import write_json
+from recbole_dynamicpo.title_trie.catalogue_likelihood import Mixture
 
 # Items 3 and 5 bear one title. By falling popularity: Delta 9, Amber 8 (item 5; item 3 has 2), Bear 7, ...
 IDS = ("1", "2", "3", "4", "5", "6", "7")
@@ -22,9 +23,23 @@ POPULARITY = (7, 6, 2, 9, 8, 5, 4)
 BY_POPULARITY = ["Delta", "Amber", "Bear", "Canyon", "Ember", "Forest"]
 
 
-def write_recommender(folder: Path, backbone: Path, *, popular_candidates: int = 100, seed: int = 3) -> Path:
-    """Write a recommender of the seven items above and return its folder."""
+def write_recommender(
+    folder: Path,
+    backbone: Path,
+    *,
+    popular_candidates: int = 100,
+    seed: int = 3,
+    priors: list[str] | None = None,
+) -> Path:
+    """Write a recommender of the seven items above and return its folder.
+
+    With ``priors`` its likelihood is the catalogue's, above these, and it shows no candidates.
+    """
     policy = Policy(load_backbone(str(backbone), dtype="float32"), LoraShape(4, 8.0, 0.0, ("q_proj",), 0), 0)
+    template = "Seen: {history:; }\nNext, one of {candidates:; }:"
+    if priors is not None:
+        policy.train_beside(Mixture(0.5, [1.25] * len(priors)))
+        template = "Seen:{history:\\n}"
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in policy.trainable():
@@ -32,7 +47,7 @@ def write_recommender(folder: Path, backbone: Path, *, popular_candidates: int =
     folder.mkdir(parents=True)
     policy.save(folder)
     Catalogue(IDS, TITLES, POPULARITY).save(folder / CATALOGUE_FILE)
-    write_json(folder / TEMPLATES_FILE, ["Seen: {history:; }\nNext, one of {candidates:; }:"])
+    write_json(folder / TEMPLATES_FILE, [template])
     card = Card(
         backbone=policy.backbone.name,
         fingerprint=policy.backbone.fingerprint,
@@ -43,6 +58,8 @@ def write_recommender(folder: Path, backbone: Path, *, popular_candidates: int =
         tokens_per_batch=4096,
         made_by={"model": "DynamicPO", "stage": "preference"},
         popular_candidates=popular_candidates,
+        likelihood="vocabulary" if priors is None else "catalogue",
+        priors=priors or [],
     )
     write_card(folder, card)
     return folder

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_dynamicpo.scoring.trie import Trie
+from recbole_dynamicpo.title_trie.trie import Trie
 
 Title = tuple[int, ...]
 Prefix = tuple[int, ...]

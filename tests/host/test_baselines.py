@@ -18,6 +18,7 @@ from recbole.data.interaction import Interaction
 
 import recbole_dynamicpo
 from recbole_dynamicpo.data.prepare import prepare
+from recbole_dynamicpo.dataset.columns import CANDIDATE_IDS, ROW_ID
 from recbole_dynamicpo.errors import DataError, SettingsError
 from recbole_dynamicpo.evaluation.ranks import read_ranks
 from recbole_dynamicpo.evaluation.scores import tie_draws
@@ -26,7 +27,6 @@ from recbole_dynamicpo.host.baselines import BaselineConfig, BaselineDataset, ru
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.host.stock_histories import newest_history
-from recbole_dynamicpo.training.columns import CANDIDATE_IDS, ROW_ID
 from recbole_dynamicpo.training.evaluating import rank_by_popularity
 
 from ..conftest import write_dataset

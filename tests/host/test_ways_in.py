@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from recbole_dynamicpo.cli import run_recbole
+from recbole_dynamicpo.dataset.dataset import DynamicPODataset
 from recbole_dynamicpo.errors import DataError, SettingsError
 from recbole_dynamicpo.host import run as host_run
 from recbole_dynamicpo.host.config import PlainConfig, read_settings_files
-from recbole_dynamicpo.training.dataset import DynamicPODataset
 from recbole_dynamicpo.training.model import DMPO, DynamicPO, SFTRec
 from recbole_dynamicpo.training.trainer import DynamicPOTrainer
 

@@ -107,8 +107,8 @@ def prepare(world: Path, home: Path, out: str = "data") -> int:
 
 def fetch(world: Path, home: Path) -> int:
     """Download a data set of RecBole's, from an archive in the world."""
+    from recbole_dynamicpo.dataset import data_files as known_data
     from recbole_dynamicpo.host.config import plain_config
-    from recbole_dynamicpo.training import data_files as known_data
 
     def download(address: str, folder: str) -> str:
         return shutil.make_archive(f"{folder}/ml-1m", "zip", world / "dataset" / "toy")

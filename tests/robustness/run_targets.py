@@ -13,6 +13,7 @@ import torch
 
 from recbole_dynamicpo.data.catalogue import Catalogue
 from recbole_dynamicpo.data.prepare import prepare
+from recbole_dynamicpo.dataset.data_files import data_notes
 from recbole_dynamicpo.host.saved_evaluation import settings_of
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape, read_adapter, read_lora_shape
 from recbole_dynamicpo.language_model.backbone import Backbone
@@ -25,7 +26,6 @@ from recbole_dynamicpo.storage import sha256_file, write_json
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.tracking.run_folder import check_identity, write_identity
 from recbole_dynamicpo.training.checkpoint import Progress, load_checkpoint, load_progress, save_checkpoint
-from recbole_dynamicpo.training.data_files import data_notes
 from recbole_dynamicpo.training.reference import ReferenceCache
 
 from ..helpers.published_data import small_published

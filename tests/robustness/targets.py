@@ -14,10 +14,10 @@ from recbole_dynamicpo.data.bad_rows import BadRows
 from recbole_dynamicpo.data.catalogue import read_titles
 from recbole_dynamicpo.data.published import PublishedRow, read_rows
 from recbole_dynamicpo.data.sequences import Sequences, read_sequences, write_sequences
+from recbole_dynamicpo.dataset.dataset import DynamicPODataset
 from recbole_dynamicpo.evaluation.ranks import read_ranks, write_ranks
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.scoring.prompts import Templates, load_templates
-from recbole_dynamicpo.training.dataset import DynamicPODataset
 
 from ..conftest import write_dataset
 from ..helpers.published_data import published_rows

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from recbole_dynamicpo.dataset import dataset
 from recbole_dynamicpo.evaluation.ranks import read_ranks
 from recbole_dynamicpo.host.run import run
-from recbole_dynamicpo.training import dataset
 
 from .conftest import at_length
 

@@ -22,13 +22,13 @@ from recbole_dynamicpo.data.bad_rows import BadRows
 from recbole_dynamicpo.data.history_splitter import HistorySplitter
 from recbole_dynamicpo.data.prepare import prepare
 from recbole_dynamicpo.data.published import read_rows
+from recbole_dynamicpo.dataset import data_files as known_data
 from recbole_dynamicpo.errors import AdapterError, BackboneError, CheckpointError, DataError, DynamicPOError
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.host.saved_evaluation import read_test_rows
 from recbole_dynamicpo.language_model import embedded
 from recbole_dynamicpo.language_model.backbone import load_backbone
 from recbole_dynamicpo.scoring.prompt_lengths import load_prompt_check
-from recbole_dynamicpo.training import data_files as known_data
 
 from .harness import bounded
 from .payloads import Trap, code, message_of

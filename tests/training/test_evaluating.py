@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from recbole.data import data_preparation
 
+from recbole_dynamicpo.dataset.columns import CANDIDATE_IDS, ROW_ID
+from recbole_dynamicpo.dataset.dataset import DynamicPODataset
 from recbole_dynamicpo.evaluation.ranks import read_ranks
 from recbole_dynamicpo.evaluation.scores import tie_draws
 from recbole_dynamicpo.host.baselines import run_baselines
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.host.saved_evaluation import evaluate_saved
-from recbole_dynamicpo.training.columns import CANDIDATE_IDS, ROW_ID
-from recbole_dynamicpo.training.dataset import DynamicPODataset
 from recbole_dynamicpo.training.evaluating import rank_by_popularity, row_digests, rows_to_rank
 
 

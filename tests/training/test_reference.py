@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,12 +22,13 @@ from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import Templates
 from recbole_dynamicpo.scoring.scorer import Scorer
 from recbole_dynamicpo.training import reference
-from recbole_dynamicpo.training.reference import ReferenceCache, reference_key, row_key
+from recbole_dynamicpo.training.likelihoods import VocabularyLikelihood
+from recbole_dynamicpo.training.reference import ReferenceCache, reference_key
 
 from ..conftest import make_model, make_tokenizer
 
 ROWS = 20
-KEYS = [row_key([1, index], [[2], [3]]) for index in range(ROWS)]
+KEYS = [f"{index:064x}" for index in range(ROWS)]
 
 SCORES = {"fact.backbone": "f00d", "fact.dtype": "float32", "load_in_4bit": False}
 
@@ -158,7 +160,10 @@ def test_another_text_is_another_row(row: PromptRow, limits: dict[str, int]) -> 
 
     def key(row: PromptRow, max_history: int = 3, max_length: int = 100) -> str:
         collator = Collator(make_tokenizer(), templates, max_length=max_length, max_history=max_history)
-        return next(map(row_key, *collator.token_ids([row])))
+        data: Any = SimpleNamespace(prompt_rows=lambda rows, items: [row])
+        none: Any = None
+        (found,) = VocabularyLikelihood(data, none, collator, none).keys(none, none)
+        return found
 
     assert key(ROW) == key(ROW._replace(history=list(ROW.history)))
     assert key(ROW) == key(ROW, max_length=99)  # nothing is cut, so the tokens are the same

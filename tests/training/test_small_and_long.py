@@ -106,7 +106,7 @@ def test_one_overlong_title_is_named_by_its_item_before_training(
     phase: str, letters: int, toy_settings: dict[str, Any]
 ) -> None:
     """The tokenizer has a token a byte; the item is one that only rows of this phase show."""
-    from recbole_dynamicpo.training.columns import CANDIDATE_IDS
+    from recbole_dynamicpo.dataset.columns import CANDIDATE_IDS
 
     few = {**toy_settings, "sft_rows": 2, "preference_rows": 2, "valid_rows": 2, "eval_rows": 2}
     data = load(PlainConfig("DynamicPO", "toy", [], few)).model.dataset

@@ -14,9 +14,9 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_dynamicpo.dataset.columns import CANDIDATE_IDS, REFERENCE_LOGPS, SCORED
 from recbole_dynamicpo.host.config import plain_config
 from recbole_dynamicpo.host.run import load
-from recbole_dynamicpo.training.columns import CANDIDATE_IDS, REFERENCE_LOGPS, SCORED
 from recbole_dynamicpo.training.model import DynamicPO
 from recbole_dynamicpo.training.rows import scored_columns
 

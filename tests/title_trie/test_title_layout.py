@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_dynamicpo.scoring import title_layout
-from recbole_dynamicpo.scoring.title_layout import Layout, lay_out, tree_mask
-from recbole_dynamicpo.scoring.trie import Trie
+from recbole_dynamicpo.language_model.tree import tree_mask
+from recbole_dynamicpo.title_trie import title_layout
+from recbole_dynamicpo.title_trie.title_layout import Layout, lay_out
+from recbole_dynamicpo.title_trie.trie import Trie
 from tests.helpers import trie_oracle as oracle
 from tests.helpers.catalogues import TITLES, trie_of, wide_catalogue
 from tests.helpers.trie_oracle import Title

@@ -164,19 +164,6 @@ def child_edges(trie: Trie, query: Integers, branching: Integers) -> ChildEdges:
     return ChildEdges(_products(branching, count, start, token), *columns)
 
 
-def tree_mask(query: Tensor, key: Tensor, end: Tensor) -> Tensor:
-    """Return (..., Tq, Tk) bool: is the key at or above the query in the tree?
-
-    Args:
-        query: (..., Tq) places of the queries in a sequence in preorder.
-        key: (..., Tk) places of the keys.
-        end: (..., Tk) first place behind each key's descendants. A prompt token's is the end of the
-            sequence without padding; padding's is the next place, so that it sees itself alone.
-    """
-    place = query[..., :, None]
-    return (key[..., None, :] <= place) & (place < end[..., None, :])
-
-
 def _products(branching: Integers, count: Integers, start: Integers, token: Integers) -> Products:
     """Say which states share a branching node and are worth a matrix product together."""
     by_node = np.argsort(branching, kind="stable")

@@ -17,15 +17,15 @@ import yaml
 
 import recbole_dynamicpo
 from recbole_dynamicpo.data.prepare import prepare
+from recbole_dynamicpo.dataset import data_files as known_data
+from recbole_dynamicpo.dataset.columns import CANDIDATE_IDS
+from recbole_dynamicpo.dataset.data_files import RECBOLE_ENTRIES
+from recbole_dynamicpo.dataset.dataset import DynamicPODataset
 from recbole_dynamicpo.errors import DataError, SettingsError
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.scoring.prompts import load_templates
 from recbole_dynamicpo.settings import properties_folder
-from recbole_dynamicpo.training import data_files as known_data
-from recbole_dynamicpo.training.columns import CANDIDATE_IDS
-from recbole_dynamicpo.training.data_files import RECBOLE_ENTRIES
-from recbole_dynamicpo.training.dataset import DynamicPODataset
 from recbole_dynamicpo.training.rows import scored_columns
 
 from ..helpers.published_data import AS_PUBLISHED, CANDIDATES, small_published

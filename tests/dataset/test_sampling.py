@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.training.sampling import (
+from recbole_dynamicpo.dataset.sampling import (
     choose_rows,
     draw_candidates,
     draw_scored,
     epoch_order,
     row_generator,
 )
+from recbole_dynamicpo.errors import DataError
 
 
 def candidates(seed: int, row: int, *, seen: list[int], items: int = 60, count: int = 20) -> list[int]:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_dynamicpo.dataset.columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
+from recbole_dynamicpo.dataset.dataset import DynamicPODataset
 from recbole_dynamicpo.errors import DataError, SettingsError
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import run
-from recbole_dynamicpo.training.columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
-from recbole_dynamicpo.training.dataset import DynamicPODataset
 from recbole_dynamicpo.training.rows import scored_columns
 
 

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recbole_dynamicpo.scoring import title_layout
-from recbole_dynamicpo.scoring.catalogue_likelihood import (
+from recbole_dynamicpo.title_trie import title_layout
+from recbole_dynamicpo.title_trie.catalogue_likelihood import (
     catalogue_logps,
     child_products,
     edge_logits,
     segment_log_softmax,
 )
-from recbole_dynamicpo.scoring.prior import edge_masses, history_prior
-from recbole_dynamicpo.scoring.title_layout import Layout, child_edges, lay_out
-from recbole_dynamicpo.scoring.trie import Trie
+from recbole_dynamicpo.title_trie.prior import edge_masses, history_prior
+from recbole_dynamicpo.title_trie.title_layout import Layout, child_edges, lay_out
+from recbole_dynamicpo.title_trie.trie import Trie
 from tests.helpers import trie_oracle as oracle
 from tests.helpers.catalogues import TITLES, trie_of, wide_catalogue
 from tests.helpers.trie_oracle import Title, golden_cases

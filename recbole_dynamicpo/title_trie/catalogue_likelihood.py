@@ -14,14 +14,37 @@ state, J priors. All may have leading dimensions, one entry for each row that sh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .title_layout import ChildEdges, Layout, TitleSteps
 
 
+class Mixture(nn.Module):
+    """How much the language model and each prior have to say; both are trained.
+
+    Args:
+        scale: s.
+        weights: (J,) a.
+    """
+
+    def __init__(self, scale: float, weights: Sequence[float]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        self.weights = nn.Parameter(torch.tensor(weights, dtype=torch.float32))
+
+    def values(self) -> dict[str, Any]:
+        """Return them as plain numbers."""
+        return {"scale": self.scale.item(), "weights": self.weights.tolist()}
+
+
 def child_products(states: Tensor, weight: Tensor, edges: ChildEdges) -> Tensor:
     """Return (..., E) h . W[child token] for the children of each state's node, at least in float32.
+
+    A plain output layer is all that this needs; other heads are asked by ``Policy.own_logits``.
 
     Args:
         states: (..., S, D) hidden states at the branching nodes.

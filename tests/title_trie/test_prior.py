@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_dynamicpo.errors import NumericsError
-from recbole_dynamicpo.scoring.catalogue_likelihood import catalogue_logps, edge_logits
-from recbole_dynamicpo.scoring.prior import Prior, edge_masses, history_prior
-from recbole_dynamicpo.scoring.title_layout import lay_out
+from recbole_dynamicpo.title_trie.catalogue_likelihood import catalogue_logps, edge_logits
+from recbole_dynamicpo.title_trie.prior import Prior, edge_masses, history_prior
+from recbole_dynamicpo.title_trie.title_layout import lay_out
 from tests.helpers import trie_oracle as oracle
 from tests.helpers.catalogues import TITLES, trie_of
 from tests.helpers.trie_oracle import Title

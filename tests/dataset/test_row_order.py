@@ -12,13 +12,13 @@ import pytest
 from recbole_dynamicpo.data.give_away import audit_give_away
 from recbole_dynamicpo.data.prepare import prepare
 from recbole_dynamicpo.data.rules import Rows
+from recbole_dynamicpo.dataset.columns import CANDIDATE_IDS
+from recbole_dynamicpo.dataset.dataset import DynamicPODataset
+from recbole_dynamicpo.dataset.row_order import goes_on, order_keys, shuffle_chains, time_ties
+from recbole_dynamicpo.dataset.sampling import draw_candidates, popularity_weights, row_generator
 from recbole_dynamicpo.errors import SettingsError
 from recbole_dynamicpo.host.config import PlainConfig
-from recbole_dynamicpo.training.columns import CANDIDATE_IDS
 from recbole_dynamicpo.training.contestants import rows_of, train_sequences
-from recbole_dynamicpo.training.dataset import DynamicPODataset
-from recbole_dynamicpo.training.row_order import goes_on, order_keys, shuffle_chains, time_ties
-from recbole_dynamicpo.training.sampling import draw_candidates, popularity_weights, row_generator
 
 from ..helpers.published_data import published_rows, small_published, write_published
 

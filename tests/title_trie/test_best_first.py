@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recbole_dynamicpo.errors import NumericsError, SettingsError
-from recbole_dynamicpo.scoring.best_first import title_rank, top_titles
-from recbole_dynamicpo.scoring.catalogue_likelihood import catalogue_logps
-from recbole_dynamicpo.scoring.title_layout import lay_out
-from recbole_dynamicpo.scoring.trie import Trie
+from recbole_dynamicpo.title_trie.best_first import title_rank, top_titles
+from recbole_dynamicpo.title_trie.catalogue_likelihood import catalogue_logps
+from recbole_dynamicpo.title_trie.title_layout import lay_out
+from recbole_dynamicpo.title_trie.trie import Trie
 from tests.helpers.catalogues import TITLES, trie_of, wide_catalogue
 from tests.helpers.trie_oracle import Title
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 
 from recbole_dynamicpo.errors import DataError
-from recbole_dynamicpo.scoring.trie import Trie
-from recbole_dynamicpo.scoring.trie_builder import build_trie
+from recbole_dynamicpo.title_trie.trie import Trie
+from recbole_dynamicpo.title_trie.trie_builder import build_trie
 from tests.helpers import trie_oracle as oracle
 from tests.helpers.catalogues import END, TITLES, trie_of, wide_catalogue
 from tests.helpers.trie_oracle import Title, golden_cases

@@ -1,0 +1,1 @@
+"""RecBole's data set as rows: in order, with titles, candidates and templates."""

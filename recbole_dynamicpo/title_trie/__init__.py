@@ -1,0 +1,1 @@
+"""A catalogue's titles as a trie: exact likelihood of each, and exact ranking of all."""

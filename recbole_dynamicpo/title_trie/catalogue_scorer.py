@@ -1,0 +1,258 @@
+"""Log-probabilities of titles under the catalogue likelihood: of some, of all, of the best.
+
+Everything is read off one token tree: the prompt, and behind it the nodes of the titles' trie that have
+something to decide. What a history's titles are worth to the priors is asked once a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..language_model.policy import Policy
+from ..language_model.tree import TreeBatch, TreeStates
+from ..scoring.batches import PromptRow
+from ..scoring.collate import Collator
+from ..scoring.scorer import check_finite, in_passes, speak
+from ..scoring.token_budget import TokenBudget
+from .catalogue_likelihood import Mixture, catalogue_logps, child_products, edge_logits
+from .kept_history import states_in_chunks
+from .prior import PriorSource
+from .title_layout import ChildEdges, Layout, lay_out
+from .trie import Integers, Trie
+from .trie_builder import build_trie
+from .trunk import pack_trees, pack_whole
+
+# A whole catalogue is read in one go up to so many nodes behind each prompt; beyond, best first.
+MOST_NODES = 20_000
+
+
+class CatalogueScorer:
+    """Scores titles of a catalogue by their share of it.
+
+    Attributes:
+        trie: of the catalogue's titles.
+        number: title -> its number among the distinct ones, by first appearance.
+        room: most tokens of a prompt, so that every title fits behind it.
+
+    Args:
+        policy: what speaks.
+        collator: writes the prompts; its terminator ends the titles, or the end of sequence, where a title
+            holds that.
+        titles: (I,) of the items.
+        priors: makes each prior's shares; of the trie that is built here.
+        mixtures: by voice, how much the language model and the priors have to say.
+        budget: of one pass.
+
+    Raises:
+        DataError: two titles have the same tokens, or one has none.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        collator: Collator,
+        titles: Sequence[str],
+        *,
+        priors: Callable[[Trie], Sequence[PriorSource]],
+        mixtures: Mapping[str, Mixture],
+        budget: TokenBudget,
+    ) -> None:
+        self.policy = policy
+        self.collator = collator
+        self.mixtures = mixtures
+        self.budget = budget
+        self.trie = _build(collator, titles)
+        self.number = {title: number for number, title in enumerate(dict.fromkeys(titles))}
+        self.priors = priors(self.trie)
+        deepest = int(self.trie.depth[self.trie.branching].max(initial=0))
+        self.room = collator.max_length - deepest
+        self.tokens = 0  # of the last training pass
+        self.pass_size = (1, 0)
+
+    def prompts(self, rows: Sequence[PromptRow]) -> list[list[int]]:
+        """Return the tokens of each row's prompt, with room for any title behind it.
+
+        Raises:
+            DataError: a row does not fit even without its history.
+        """
+        return self.collator.prompt_ids(rows, [self.room] * len(rows))
+
+    def numbers(self, titles: Sequence[Sequence[str]]) -> Integers:
+        """Return (B, C) numbers of each row's titles, -1 behind the last one."""
+        found = np.full((len(titles), max(map(len, titles), default=0)), -1, np.int64)
+        for row, names in enumerate(titles):
+            found[row, : len(names)] = [self.number[name] for name in names]
+        return found
+
+    def logps(self, rows: Sequence[PromptRow], titles: Integers, voice: str = "policy") -> Tensor:
+        """Return (B, C) log-probabilities in nats, with gradient; absent titles get 0.
+
+        Args:
+            rows: B histories.
+            titles: (B, C) numbers of distinct titles, -1 where there is none.
+            voice: whose mixture; the policy speaks as it is.
+        """
+        batch, layout = self._rows(rows, titles)
+        self.tokens, self.pass_size = batch.tokens(), (len(rows), batch.padded_tokens())
+        return self._read(batch, layout, rows, [voice])[voice].squeeze(0)
+
+    def _rows(self, rows: Sequence[PromptRow], titles: Integers) -> tuple[TreeBatch, Layout]:
+        layout = lay_out(self.trie, titles)
+        prompts = self.prompts(rows)
+        last = np.array([len(prompt) - 1 for prompt in prompts])
+        off = np.full(len(layout.nodes.node), -1)
+        return pack_trees(prompts, np.arange(len(rows)), last, layout, off), layout
+
+    def _read(
+        self, batch: TreeBatch, layout: Layout, rows: Sequence[PromptRow], mixtures: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Return the titles' (..., Q, C) log-probabilities in several mixtures, as the policy speaks now."""
+        found = self.policy.tree_states(batch, self.budget.tokens)
+        many = len(layout.source) < len(batch.read)
+        products = self.products(found, layout.edges, len(rows) if many else 1)
+        ratios = self.log_ratios(layout.edges, rows, many)
+        where = layout.to(products.device)
+        return {name: catalogue_logps(self.mixed(name, products, ratios), where) for name in mixtures}
+
+    def mixed(self, mixture: str, products: Tensor, ratios: Tensor) -> Tensor:
+        chosen = self.mixtures[mixture]
+        scale, weights = chosen.scale.to(products.device), chosen.weights.to(products.device)
+        return edge_logits(products, scale, weights, ratios)
+
+    def products(self, found: TreeStates, edges: ChildEdges, rows: int) -> Tensor:
+        """Return (rows, E) logits of the language model."""
+        weight = self.policy.output_layer
+        states = found.states.unflatten(0, (rows, -1))
+        edges = edges.to(states.device)
+        if weight is not None:
+            return child_products(states, weight, edges)
+        of_row = [found._replace(states=part) for part in states]
+        return torch.stack([self.policy.own_logits(part, edges.source, edges.token) for part in of_row])
+
+    def log_ratios(self, edges: ChildEdges, rows: Sequence[PromptRow], many: bool) -> Tensor:
+        """Return (J, ..., E) what each prior says at the edges."""
+        history = np.arange(len(rows))[:, None] if many else edges.query.numpy()[edges.source.numpy()]
+        said = [prior(rows).log_ratios(edges, history) for prior in self.priors]
+        return torch.stack(said) if said else torch.zeros(0, 1)
+
+    @torch.no_grad()
+    def in_voices(
+        self, rows: Sequence[PromptRow], titles: Integers, voices: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Return each voice's (B, C) log-probabilities of some titles in nats, -inf where there is none.
+
+        Raises:
+            NumericsError: a log-probability is not finite.
+        """
+        shape = titles.shape
+        sizes = [len(prompt) + shape[1] for prompt in self.prompts(rows)]
+
+        def score(chosen: list[int]) -> dict[str, Tensor] | None:
+            some = [rows[index] for index in chosen]
+            batch, layout = self._rows(some, titles[chosen])
+            return self._spoken(some, batch, layout, voices, (len(some), batch.padded_tokens()))
+
+        found = self._collect(shape, sizes, voices, score)
+        absent = torch.from_numpy(titles < 0)
+        check_finite(found, ~absent)
+        return {voice: logps.masked_fill(absent, -torch.inf) for voice, logps in found.items()}
+
+    @torch.no_grad()
+    def all_in_voices(self, rows: Sequence[PromptRow], voices: Sequence[str]) -> dict[str, Tensor]:
+        """Return each voice's (B, Y) log-probabilities of all distinct titles in nats.
+
+        One pass a row and voice over its prompt and the nodes of the trie; in chunks on the prompt's keys and
+        values where they exceed the budget.
+
+        Raises:
+            NumericsError: a log-probability is not finite.
+        """
+        prompts = self.prompts(rows)
+        nodes = len(self.whole.nodes.node)
+
+        def score(chosen: list[int]) -> dict[str, Tensor] | None:
+            some = [rows[index] for index in chosen]
+            batch = pack_whole([prompts[index] for index in chosen], self.whole)
+            if len(some) == 1 and batch.padded_tokens() > self.budget.tokens and self.policy.keeps():
+                return self._in_chunks(some[0], voices)
+            return self._spoken(some, batch, self.whole, voices, (len(some), batch.padded_tokens()))
+
+        sizes = [len(prompt) + nodes for prompt in prompts]
+        found = self._collect((len(rows), self.trie.num_titles), sizes, voices, score)
+        check_finite(found, torch.ones(len(rows), self.trie.num_titles, dtype=torch.bool))
+        return found
+
+    @cached_property
+    def whole(self) -> Layout:
+        """Return what is forwarded and read to score all titles of one history."""
+        return lay_out(self.trie, np.arange(self.trie.num_titles)[None])
+
+    def _spoken(
+        self,
+        rows: Sequence[PromptRow],
+        batch: TreeBatch,
+        layout: Layout,
+        voices: Sequence[str],
+        size: tuple[int, int],
+    ) -> dict[str, Tensor] | None:
+        """Return each voice's (B, C) log-probabilities; voices that differ in the mixture share a pass."""
+        mixtures: dict[str, list[str]] = {}
+        for voice in voices:
+            mixtures.setdefault(speaker_of(voice), []).append(voice)
+
+        def score(speaker: str) -> Tensor:
+            found = self._read(batch, layout, rows, mixtures[speaker])
+            return torch.stack([logps.reshape(len(rows), -1) for logps in found.values()]).cpu()
+
+        found = speak(self.policy, list(mixtures), score, self.budget, size)
+        if found is None:
+            return None
+        pairs = ((mixtures[speaker], logps) for speaker, logps in found.items())
+        return {voice: part for names, logps in pairs for voice, part in zip(names, logps, strict=True)}
+
+    def _collect(
+        self,
+        shape: tuple[int, ...],
+        sizes: Sequence[int],
+        voices: Sequence[str],
+        score: Callable[[list[int]], dict[str, Tensor] | None],
+    ) -> dict[str, Tensor]:
+        kept = torch.promote_types(self.policy.backbone.dtype, torch.float32)
+        scores = {voice: torch.zeros(shape, dtype=kept) for voice in voices}
+        training = self.policy.training
+        self.policy.eval()
+        for chosen, found in in_passes(sizes, self.budget, score):
+            for voice, logps in found.items():
+                scores[voice][chosen] = logps
+        self.policy.train(training)
+        return scores
+
+    def _in_chunks(self, row: PromptRow, voices: Sequence[str]) -> dict[str, Tensor]:
+        """Return each voice's (1, Y) log-probabilities, from passes of bounded size."""
+        (prompt,) = self.prompts([row])
+        limit = max(1, self.budget.tokens - len(prompt))
+        ratios, found = self.log_ratios(self.whole.edges, [row], many=True), {}
+        for voice in voices:
+            with self.policy.speaking_as(speaker_of(voice)):
+                states = states_in_chunks(self.policy, prompt, self.whole, limit)
+                logits = self.mixed(voice, self.products(states, self.whole.edges, 1), ratios)
+                found[voice] = catalogue_logps(logits, self.whole.to(logits.device)).reshape(1, -1).cpu()
+        return found
+
+
+def speaker_of(voice: str) -> str:
+    """Return who speaks in a voice: ``policy alone`` is the policy in a mixture without priors."""
+    return voice.partition(" ")[0]
+
+
+def _build(collator: Collator, titles: Sequence[str]) -> Trie:
+    """Return the titles' trie; the collator ends titles with what none of them holds."""
+    tokens = [collator.title_ids(title)[:-1] for title in titles]
+    if any(collator.terminator in title for title in tokens):
+        collator.terminator = collator.tokenizer.eos_token_id
+    return build_trie(titles, tokens, collator.terminator)

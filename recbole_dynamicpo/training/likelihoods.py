@@ -1,0 +1,164 @@
+"""What a title's log-probability is: under the model's vocabulary, or under the catalogue."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from ..dataset.dataset import DynamicPODataset
+from ..language_model.policy import Policy
+from ..scoring.batches import PromptRow
+from ..scoring.collate import Collator
+from ..scoring.scorer import Scorer
+from ..scoring.token_budget import TokenBudget
+from ..serving.catalogue_ranking import Voices, prior_sources
+from ..settings import Settings
+from ..storage import sha256_json
+from ..title_trie.catalogue_likelihood import Mixture
+from ..title_trie.catalogue_scorer import CatalogueScorer
+
+IntArray = NDArray[np.int64]
+
+
+class Likelihood(Protocol):
+    """Scores items of rows; both kinds are asked alike.
+
+    Attributes:
+        tokens: of the last training pass, padding left out.
+        pass_size: into how many parts it could have been split, and its padded tokens.
+        digest: of the catalogue's title trie; empty where scores do not depend on one.
+    """
+
+    digest: str
+    tokens: int
+    pass_size: tuple[int, int]
+
+    def logps(self, rows: Interaction, items: IntArray) -> tuple[Tensor, Tensor]:
+        """Return (B, C) log-probabilities in nats with gradient, and (B, C) terms that each sums over.
+
+        Args:
+            rows: B rows with their candidates.
+            items: (B, C) to score; 0 where there is none, which gets 0.
+        """
+
+    def in_voices(self, rows: Interaction, items: IntArray, voices: Sequence[str]) -> dict[str, Tensor]:
+        """Return each voice's (B, C) log-probabilities, nats, without gradient; -inf where there is none."""
+
+    def keys(self, rows: Interaction, items: IntArray) -> list[str]:
+        """Return a hash a row of everything but the adapter that its log-probabilities depend on."""
+
+
+class VocabularyLikelihood:
+    """A title's tokens are chosen among all that the tokenizer has; the published way."""
+
+    def __init__(
+        self, dataset: DynamicPODataset, policy: Policy, collator: Collator, budget: TokenBudget
+    ) -> None:
+        self.dataset, self.policy, self.collator, self.budget = dataset, policy, collator, budget
+        self.scorer = Scorer(policy, collator, budget)
+        self.tokens, self.pass_size = 0, (1, 0)
+        self.digest = ""
+
+    def logps(self, rows: Interaction, items: IntArray) -> tuple[Tensor, Tensor]:
+        """See ``Likelihood``; the terms are tokens."""
+        batch = self.collator(self.dataset.prompt_rows(rows, items))
+        self.tokens, self.pass_size = batch.tokens(), self.policy.pass_size(batch)
+        found = self.policy.logps(batch, self.budget.tokens)
+        return _in_place(found, items, 0.0), _in_place(batch.completion_length.to(found.device), items, 0)
+
+    def in_voices(self, rows: Interaction, items: IntArray, voices: Sequence[str]) -> dict[str, Tensor]:
+        """See ``Likelihood``."""
+        found = self.scorer.in_voices(self.dataset.prompt_rows(rows, items), voices)
+        return {voice: _in_place(logps, items, -torch.inf) for voice, logps in found.items()}
+
+    def keys(self, rows: Interaction, items: IntArray) -> list[str]:
+        """See ``Likelihood``."""
+        shortened = self.collator.truncated_rows
+        tokens = zip(*self.collator.token_ids(self.dataset.prompt_rows(rows, items)), strict=True)
+        self.collator.truncated_rows = shortened  # looking rows up is no use of them
+        return [_hash([list(prompt), list(map(list, titles))]) for prompt, titles in tokens]
+
+
+def _in_place(values: Tensor, items: IntArray, absent: float) -> Tensor:
+    """Return (B, C) values that lie at the beginning of their rows at the places of the items."""
+    present = torch.from_numpy(items > 0).to(values.device)
+    place = (present.cumsum(dim=1) - 1).clamp(0, values.shape[1] - 1)
+    return values.gather(1, place).masked_fill(~present, absent)
+
+
+class CatalogueLikelihood:
+    """A title's tokens are chosen among those of the catalogue's titles; see ``title_trie``."""
+
+    def __init__(
+        self,
+        dataset: DynamicPODataset,
+        policy: Policy,
+        collator: Collator,
+        budget: TokenBudget,
+        settings: Settings,
+    ) -> None:
+        self.dataset, self.collator = dataset, collator
+        policy.train_beside(
+            Mixture(settings.lm_scale, [settings.prior_weight] * len(settings.catalogue_prior))
+        )
+        known = dataset.catalogue
+        counts = dataset.popularity()[1:].tolist()
+        self.scorer = CatalogueScorer(
+            policy,
+            collator,
+            known.titles,
+            priors=lambda trie: prior_sources(trie, settings.catalogue_prior, counts),
+            mixtures=Voices(policy, len(settings.catalogue_prior)),
+            budget=budget,
+        )
+        # (item_num,) the trie's number of each item's title; -1 for no item.
+        self.numbers = np.concatenate([[-1], self.scorer.trie.title_of_item])
+        self.digest = self.scorer.trie.digest
+        self._prior = sha256_json([settings.catalogue_prior, counts])
+
+    @property
+    def tokens(self) -> int:
+        """See ``Likelihood``."""
+        return self.scorer.tokens
+
+    @property
+    def pass_size(self) -> tuple[int, int]:
+        """See ``Likelihood``."""
+        return self.scorer.pass_size
+
+    def logps(self, rows: Interaction, items: IntArray) -> tuple[Tensor, Tensor]:
+        """See ``Likelihood``; a title is one term, so that none counts more for being long."""
+        found = self.scorer.logps(self.prompt_rows(rows), self.numbers[items])
+        return found, torch.from_numpy(items > 0).to(found.device).long()
+
+    def in_voices(self, rows: Interaction, items: IntArray, voices: Sequence[str]) -> dict[str, Tensor]:
+        """See ``Likelihood``."""
+        return self.scorer.in_voices(self.prompt_rows(rows), self.numbers[items], voices)
+
+    def all_in_voices(self, rows: Interaction, voices: Sequence[str]) -> dict[str, Tensor]:
+        """Return each voice's (B, Y) log-probabilities of all distinct titles, nats."""
+        return self.scorer.all_in_voices(self.prompt_rows(rows), voices)
+
+    def keys(self, rows: Interaction, items: IntArray) -> list[str]:
+        """See ``Likelihood``."""
+        shared, shortened = [self.digest, self._prior], self.collator.truncated_rows
+        prompts = self.scorer.prompts(self.prompt_rows(rows))
+        self.collator.truncated_rows = shortened
+        owns = self.numbers[items].tolist()
+        return [_hash([*shared, prompt, own]) for prompt, own in zip(prompts, owns, strict=True)]
+
+    def prompt_rows(self, rows: Interaction) -> list[PromptRow]:
+        """Return the rows' prompts."""
+        return self.dataset.prompt_rows(rows, np.zeros((len(rows), 0), np.int64))
+
+
+def _hash(said: object) -> str:
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()

@@ -1,0 +1,72 @@
+"""What an evaluation leaves: the tables, as text and as JSON, and the ranks of every row."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.ranks import write_ranks
+from ..evaluation.report import REPORT_FILE, VIEWS, Contestant, metric_name, render, summarize
+from ..storage import write_json
+from ..tracking.journal import Journal
+from .evaluating import Ranked, row_names
+
+logger = logging.getLogger(__name__)
+
+# ``candidates`` and ``all``, as far as setting ``rank_among`` asks for them -> name -> what was found.
+Tables = Mapping[str, Mapping[str, Ranked]]
+
+
+def write_report(
+    journal: Journal,
+    model: Any,
+    found: Tables,
+    seconds: Mapping[str, float],
+    notes: Sequence[str],
+) -> None:
+    """Show the final table, and write it, the final model's ranks and its figures beside the journal.
+
+    Args:
+        journal: of the run.
+        model: that was evaluated, with its data set.
+        found: what each contestant was found to rank, the final model last.
+        seconds: time spent on each part of the run.
+        notes: lines below the table.
+    """
+    folder, dataset, cut = journal.path.parent, model.dataset, model.collator.truncated_rows
+    about = [*dataset.notes]
+    about += [f"{phase} rows: {kept} of {total}" for phase, (kept, total) in dataset.subsampled().items()]
+    about += [f"prompts that lost old history: {cut}"] if cut else []
+    report: dict[str, Any] = {"seconds": dict(seconds)}
+    texts, figures = [], {}
+    for place, (among, ranked) in enumerate(found.items()):
+        view, last = VIEWS[among], place == len(found) - 1
+        contestants = [Contestant(name, one.ranks) for name, one in ranked.items()]
+        *_, final = ranked.values()
+        texts.append(f"among {view.among}" if len(found) > 1 else "")
+        texts.append(render(
+            contestants, chance=final.chance, seconds=seconds if last else {},
+            notes=[*about, *notes] if last else [], view=view,
+        ))  # fmt: skip
+        report[view.key] = [summarize(contestant, view) for contestant in contestants]
+        write_ranks(folder / view.file, *row_names(dataset, final.row_ids), final.ranks, final.rows)
+        found_here = {metric_name(name): float(value) for name, value in final.result.items()}
+        # RecBole rounds its metrics to four digits; the same ones of our own are exact.
+        found_here.update({key: value for key, value in report[view.key][-1].items() if key != "name"})
+        figures.update({f"{view.prefix}{name}": value for name, value in found_here.items()})
+    logger.info("final result\n%s", "\n".join(filter(None, texts)))
+    logger.info("test result: %s", final.result)
+    write_json(folder / REPORT_FILE, report)
+    earlier = [e for e in journal.entries() if (e["stage"], e["kind"]) == ("evaluate", "test")]
+    journal.write("evaluate", len(earlier), "test", figures)
+
+
+def where_to_go_on(reference: Path, final: Path) -> list[str]:
+    """Return the lines of the final table that say where the adapters lie and how to rank with them."""
+    return [
+        f"adapters: {reference} (reference), {final} (final)",
+        f'rank with it: recbole-dynamicpo rank --model {final} --history "TITLE|TITLE" '
+        '--candidates "TITLE|TITLE"',
+    ]

@@ -1,0 +1,140 @@
+"""A saved recommender of catalogue likelihood ranks everything, and says over what its scores sum to 1."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recbole_dynamicpo import load_recommender
+from recbole_dynamicpo.errors import AdapterError, DataError
+from recbole_dynamicpo.serving import catalogue_ranking
+from recbole_dynamicpo.serving.recommender import Recommender
+from recbole_dynamicpo.serving.requests import answer
+
+from ..helpers.saved_recommender import POPULARITY, TITLES, write_recommender
+
+DISTINCT = ["Bear", "Canyon", "Amber", "Delta", "Ember", "Forest"]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recommender(tmp_path_factory.mktemp("kept") / "it", tiny_backbone, priors=["popularity"])
+
+
+@pytest.fixture(scope="module")
+def recommender(folder: Path) -> Recommender:
+    return load_recommender(folder)
+
+
+def test_every_distinct_title_has_its_share(recommender: Recommender) -> None:
+    assert list(recommender.catalogue.distinct_titles) == DISTINCT
+    for history in ([], ["Bear"], ["nobody knows it", "Delta"]):
+        found = recommender.catalogue_logps(history)
+        assert found.shape == (6,)
+        assert np.exp(found).sum() == pytest.approx(1.0, abs=1e-5)
+    assert not np.allclose(recommender.catalogue_logps([]), recommender.catalogue_logps(["Bear"]))
+
+
+@pytest.mark.parametrize("read_whole", [0, 2_000])
+def test_without_candidates_the_catalogue_is_ranked(
+    folder: Path, read_whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a pass over all of it, or by a search: the same titles with the same scores."""
+    monkeypatch.setattr(catalogue_ranking, "READ_WHOLE", read_whole)
+    recommender = load_recommender(folder)
+    shares = dict(zip(DISTINCT, recommender.catalogue_logps(["Bear"]).tolist(), strict=True))
+    order = sorted(DISTINCT, key=lambda title: -shares[title])
+    kept = recommender.ranking(["Bear"], k=3, exclude_history=False)
+    assert [item.title for item in kept.ranked] == order[:3]
+    assert (kept.source, kept.num_candidates, kept.likelihood) == ("catalogue", 6, "catalogue")
+    found = recommender.ranking(["Bear"], k=99)
+    assert [item.title for item in found.ranked] == [title for title in order if title != "Bear"]
+    assert [item.score for item in found.ranked] == pytest.approx(
+        [shares[item.title] for item in found.ranked], abs=1e-5
+    )
+    assert found.num_candidates == 5
+    assert next(item.ids for item in found.ranked if item.title == "Amber") == ("3", "5")
+
+
+def test_candidates_of_the_catalogue_have_their_shares_of_all(recommender: Recommender) -> None:
+    shares = dict(zip(DISTINCT, recommender.catalogue_logps(["Bear"]).tolist(), strict=True))
+    found = recommender.ranking(["Bear"], ["Forest", "Delta", "Bear"])
+    assert {item.title for item in found.ranked} == {"Forest", "Delta", "Bear"}
+    assert (found.source, found.likelihood) == ("given", "catalogue")
+    for item in found.ranked:
+        assert item.score == pytest.approx(shares[item.title], abs=1e-5)
+
+
+def test_a_foreign_title_sends_the_whole_list_to_the_vocabulary(recommender: Recommender) -> None:
+    """A share of the catalogue and a probability of words are no numbers to be compared."""
+    found = recommender.ranking(["Bear"], ["Forest", "Nowhere"])
+    assert found.likelihood == "vocabulary"
+    shares = dict(zip(DISTINCT, recommender.catalogue_logps(["Bear"]).tolist(), strict=True))
+    forest = next(item for item in found.ranked if item.title == "Forest")
+    assert forest.score < shares["Forest"] - 1
+
+
+def test_all_of_the_catalogue_in_the_history(recommender: Recommender) -> None:
+    with pytest.raises(DataError, match="every title of the catalogue"):
+        recommender.rank(list(TITLES))
+    assert len(recommender.rank(list(TITLES), exclude_history=False)) == 6
+
+
+def test_requests_for_the_catalogue(recommender: Recommender) -> None:
+    first, second, third = answer(
+        recommender,
+        [
+            {"history": []},
+            {"history": ["Bear"], "k": 9, "exclude_history": False},
+            {"history": [2], "candidates": ["Bear", "Nowhere"]},
+        ],
+    )
+    assert (first.candidates, first.num_candidates, first.likelihood) == ("catalogue", 6, "catalogue")
+    assert sum(math.exp(item.score) for item in second.ranked) == pytest.approx(1.0, abs=1e-5)
+    assert (third.candidates, third.likelihood) == ("given", "vocabulary")
+    with pytest.raises(DataError, match="exclude_history: got 'no', wanted true or false"):
+        answer(recommender, [{"history": [], "exclude_history": "no"}])
+
+
+def test_a_trained_weight_counts(folder: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    """With s = 0 and a = 1 what is ranked is the prior: interactions of the title's items, and one half."""
+    other = write_recommender(tmp_path / "prior", tiny_backbone, priors=["popularity"])
+    (other / "scalars.json").write_text(json.dumps({"scale": 0.0, "weights": [1.0]}))
+    counts = dict.fromkeys(DISTINCT, 0.5)
+    for title, count in zip(TITLES, POPULARITY, strict=True):
+        counts[title] += count
+    total = sum(counts.values())
+    found = np.exp(load_recommender(other).catalogue_logps(["Bear"]))
+    assert found.tolist() == pytest.approx([counts[title] / total for title in DISTINCT], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("scalars.json", {"scale": 1.0}, "scalars.json: got .* wanted finite numbers of the shapes"),
+        ("scalars.json", {"scale": 1.0, "weights": [math.nan]}, "scalars.json"),
+        ("scalars.json", [], "scalars.json: not readable numbers"),
+        ("recommender.json", {"priors": ["taste"]}, "priors is"),
+        ("recommender.json", {"likelihood": "none"}, "likelihood is 'none', wanted one of vocabulary, cata"),
+        ("recommender.json", {"trie_sha256": "e" * 64}, "trie_sha256 is eeeeeeeeeeee"),
+    ],
+)
+def test_damage_is_named(
+    file: str, content: object, message: str, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    folder = write_recommender(tmp_path / "it", tiny_backbone, priors=["popularity"])
+    old = json.loads((folder / file).read_text())
+    new = {**old, **content} if file == "recommender.json" and isinstance(content, dict) else content
+    (folder / file).write_text(json.dumps(new))
+    with pytest.raises(AdapterError, match=message):
+        load_recommender(folder)
+
+
+def test_the_vocabulary_has_no_shares(tiny_backbone: Path, tmp_path: Path) -> None:
+    plain = load_recommender(write_recommender(tmp_path / "plain", tiny_backbone))
+    with pytest.raises(DataError, match="wanted a model with likelihood catalogue"):
+        plain.catalogue_logps(["Bear"])
