@@ -18,8 +18,9 @@ import torch
 from ..errors import BackboneError, nearest
 from ..storage import sha256_file, sha256_json
 from .attention import use_short_attention
-from .configuration import check_causal, not_loadable, position_limits
+from .configuration import check_causal, look_back, not_loadable, position_limits
 from .embedded import EMBEDDED, EMBEDDED_SHA256, embedded_folder
+from .logps import ONE
 from .probe import find_abilities
 from .tokenizer import check_tokenizer
 
@@ -53,8 +54,7 @@ class Backbone:
         shares_prompt: whether all completions of a prompt can be scored in one pass.
         plain_head: whether its logits are its states times its output embedding, and nothing more.
         replays: whether voices can share what the layers below the lowest adapter return.
-        window: most tokens of a row whose completions share their prompt; 0: no limit.
-        window_name: the entry of its configuration that says so.
+        mask_forms: in which its decoder can take the mask of that pass, simplest first.
         recomputes: whether activations are computed again in the backward pass, to save memory.
     """
 
@@ -65,8 +65,7 @@ class Backbone:
     shares_prompt: bool
     plain_head: bool = True
     replays: bool = True
-    window: int = 0
-    window_name: str = ""
+    mask_forms: tuple[str, ...] = (ONE,)
     recomputes: bool = False
 
     @property
@@ -82,14 +81,8 @@ class Backbone:
 
     @property
     def limit(self) -> tuple[int, str]:
-        """Most tokens that a row may have, and what says so.
-
-        Beside the positions that the model knows, an attention window limits rows that share their prompt:
-        the block mask replaces the model's own and would reach beyond the window.
-        """
+        """Most tokens that a row may have, and what says so: the positions that the model knows."""
         limits = position_limits(self.model.config)
-        if self.shares_prompt:
-            limits.append((self.window, self.window_name))
         value, name = min((limit for limit in limits if limit[0] > 0), default=(1 << 30, ""))
         return value, f"the backbone's {name}"
 
@@ -131,6 +124,8 @@ def load_backbone(
             "each candidate is scored in a sequence of its own, which is slower and equally right",
             name,
         )
+    for kind, (size, entry) in look_back(model.config).items():
+        logger.info("backbone '%s': layers of %s look back %d tokens (its %s)", name, kind, size, entry)
     fingerprint = backbone_fingerprint(place, name)
     return Backbone(
         model, tokenizer, name, fingerprint, **abilities._asdict(), recomputes=gradient_checkpointing

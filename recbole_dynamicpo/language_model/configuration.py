@@ -11,6 +11,8 @@ from .embedded import EMBEDDED
 _PARTS_OF_ONE = {"attn_config", "ffn_config"}
 # Entries of a configuration that tell how many positions a model knows.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
+# Layers that do not look back to the start, and the entry of a configuration that says how far.
+_NEAR_SIGHTED = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
 
 def check_causal(place: str, name: str) -> None:
@@ -48,6 +50,19 @@ def position_limits(config: Any) -> list[tuple[int, str]]:
     inner = config.get_text_config(decoder=True)
     found = [(getattr(inner, name, None), name) for name in _POSITIONS]
     return [(value, name) for value, name in found if isinstance(value, int)]
+
+
+def look_back(config: Any) -> dict[str, tuple[int, str]]:
+    """Return by kind of layer how many tokens it looks back, and the entry that says so.
+
+    ``sliding_attention`` sees that many tokens, ``chunked_attention`` those of its own chunk of that size.
+    Kinds that see all tokens are left out.
+    """
+    inner = config.get_text_config(decoder=True)
+    found = {kind: (getattr(inner, entry, None), entry) for kind, entry in _NEAR_SIGHTED.items()}
+    return {
+        kind: (size, entry) for kind, (size, entry) in found.items() if isinstance(size, int) and size > 0
+    }
 
 
 def not_loadable(name: str, error: Exception) -> str:

@@ -18,14 +18,14 @@ from torch import nn
 from .decoder import decoder_layers
 
 # Tokens of the miniature's vocabulary, of its attention windows, and widths of what only makes it larger.
-VOCABULARY, WINDOW, WIDTH, EXPERTS = 256, 12, 64, 4
+VOCABULARY, WINDOW, WIDTH, EXPERTS = 256, 4, 64, 4
 # Standard deviation of the logits: more than any soft cap in use lets through unchanged.
 LOGIT_SCALE = 25.0
 # How strong the weights are drawn. Strong ones show what weak ones hide, but attend to one token alone; under
 # gentle ones every token tells.
 STRENGTHS = (1.0, 0.2)
 # Names of a configuration's numbers that limit how far a token sees.
-WINDOWS = re.compile(r"window(_size)?$|^attention_chunk_size$|^local_attention$")
+_WINDOWS = re.compile(r"window(_size)?$|^attention_chunk_size$|^local_attention$")
 _EXPERTS = re.compile(r"^(moe_)?(num|n)_.*experts$")
 _CHOICES = re.compile(r"experts_per_tok|^(moe_)?top_?k|_topk$")
 _WIDTHS = re.compile(r"(intermediate|ffn|feedforward).*(size|dim)$|ffn_dim$")
@@ -79,7 +79,7 @@ def _smaller(key: str, value: Any, depth: int, kept: int) -> Any:
         return value
     if key == "vocab_size":
         return min(value, VOCABULARY)
-    if WINDOWS.search(key):
+    if _WINDOWS.search(key):
         return min(value, WINDOW)
     if key in ("n_group", "topk_group"):
         return 1

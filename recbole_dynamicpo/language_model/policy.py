@@ -92,7 +92,7 @@ class Policy(nn.Module):
         """
         model, plain = self.peft.get_base_model(), self.backbone.plain_head
         if self.backbone.shares_prompt:
-            return shared_logps(model, batch, plain_head=plain)
+            return shared_logps(model, batch, plain_head=plain, form=self.backbone.mask_forms[0])
         return separate_logps(model, batch, plain_head=plain, most_tokens=most_tokens)
 
     def tree_states(self, batch: TreeBatch, most_tokens: int | None = None) -> TreeStates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import BackboneError
 from .decoder import decoder_layers, lower_layers_once
-from .logps import separate_logps, shared_logps
-from .miniature import VOCABULARY, WINDOWS, miniatures
+from .logps import mask_forms, separate_logps, shared_logps
+from .miniature import VOCABULARY, miniatures
 from .packed import TokenBatch
 
 logger = logging.getLogger(__name__)
@@ -40,15 +41,13 @@ class Abilities(NamedTuple):
         shares_prompt: score all completions of a prompt in one pass.
         plain_head: its logits are its states times its output embedding, and nothing more.
         replays: several voices can share what the layers below the lowest adapter return.
-        window: most tokens of a row of shared completions; 0 where nothing limits it.
-        window_name: the entry of the configuration that says so.
+        mask_forms: in which its decoder can take the mask of that pass, simplest first.
     """
 
     shares_prompt: bool
     plain_head: bool
     replays: bool
-    window: int = 0
-    window_name: str = ""
+    mask_forms: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -70,22 +69,25 @@ def find_abilities(model: Any, name: str) -> Abilities:
         logger.info("backbone '%s': no miniature of it (%s: %s)", name, type(error).__name__, error)
         probe(model, name)
         return Abilities(shares_prompt=False, plain_head=False, replays=False)
-    found = [probe(first, name), *(probe(small, name) for small in drawn)]
+    found = [probe(first, name)]
+    for small in drawn:  # a form that fits the first may not fit the next
+        found.append(probe(small, name, found[-1].mask_forms))
     return Abilities(
         all(each.shares_prompt for each in found),
         all(each.plain_head for each in found),
         all(each.replays for each in found),
-        *_window(model.config),
+        found[-1].mask_forms,
     )
 
 
 @torch.no_grad()
-def probe(model: Any, name: str = "model") -> Abilities:
+def probe(model: Any, name: str = "model", forms: tuple[str, ...] | None = None) -> Abilities:
     """Return what a model with weights like those of ``miniatures`` can do.
 
     Args:
         model: in float32 or wider; in a narrower type it is only asked whether it can be scored at all.
         name: what the user calls it, for messages.
+        forms: of the mask that are tried; None: all that its configuration allows.
 
     Raises:
         BackboneError: it cannot be scored at all.
@@ -93,19 +95,7 @@ def probe(model: Any, name: str = "model") -> Abilities:
     batch = _probe_batch(model)
     exact = model.dtype in _ROUNDING
     tolerance = _ROUNDING.get(model.dtype, 0.5)
-    try:
-        wanted = _one_by_one(model, batch)
-        reads_ahead = _reads_ahead(model, batch)
-    except _CANNOT as error:
-        raise BackboneError(
-            f"backbone '{name}' ({type(model).__name__}) cannot be scored: {type(error).__name__}: "
-            f"{str(error).strip().split(chr(10))[0]}"
-        ) from error
-    if reads_ahead:
-        raise BackboneError(
-            f"backbone '{name}' ({type(model).__name__}): its tokens see those behind them; wanted a causal "
-            'language model (an encoder wants "is_decoder": true in its config.json)'
-        )
+    wanted = _alone(model, batch, name)
 
     def agrees(score: Callable[[], Tensor]) -> bool:
         return _gap(score, wanted, batch.completion_length) <= tolerance
@@ -116,8 +106,27 @@ def probe(model: Any, name: str = "model") -> Abilities:
             f"backbone '{name}' ({type(model).__name__}) cannot be scored: its head does not give the "
             "model's own log-probabilities of its decoder's states"
         )
-    shares = exact and agrees(lambda: shared_logps(model, batch, plain_head=plain))
-    return Abilities(shares, plain, shares and _replays(model, batch, plain))
+    asked = () if not exact else mask_forms(model.config) if forms is None else forms
+    shared = partial(shared_logps, model, batch, plain_head=plain)
+    able = tuple(form for form in asked if agrees(partial(shared, form=form)))
+    return Abilities(bool(able), plain, bool(able) and _replays(model, batch, plain, able[0]), able)
+
+
+def _alone(model: Any, batch: TokenBatch, name: str) -> Tensor:
+    """Return (B, C) log-probabilities of each completion alone, if the model is one that can give them."""
+    try:
+        wanted, reads_ahead = _one_by_one(model, batch), _reads_ahead(model, batch)
+    except _CANNOT as error:
+        raise BackboneError(
+            f"backbone '{name}' ({type(model).__name__}) cannot be scored: {type(error).__name__}: "
+            f"{str(error).strip().split(chr(10))[0]}"
+        ) from error
+    if reads_ahead:
+        raise BackboneError(
+            f"backbone '{name}' ({type(model).__name__}): its tokens see those behind them; wanted a causal "
+            'language model (an encoder wants "is_decoder": true in its config.json)'
+        )
+    return wanted
 
 
 def _has_matrix_head(model: Any) -> bool:
@@ -126,7 +135,7 @@ def _has_matrix_head(model: Any) -> bool:
 
 
 def _probe_batch(model: Any) -> TokenBatch:
-    """Return a small ragged batch of arbitrary tokens, no row longer than ``WINDOW``."""
+    """Return a small ragged batch of arbitrary tokens, with rows longer than ``WINDOW``."""
     head = model.get_output_embeddings()
     size = min(VOCABULARY, head.weight.shape[0]) if head is not None else VOCABULARY
     draw = torch.Generator().manual_seed(0)
@@ -178,12 +187,12 @@ def _gap_of(found: Tensor, wanted: Tensor, lengths: Tensor) -> float:
     return float(gap) if torch.isfinite(gap) else math.inf
 
 
-def _replays(model: Any, batch: TokenBatch, plain_head: bool) -> bool:
+def _replays(model: Any, batch: TokenBatch, plain_head: bool, form: str) -> bool:
     """Say whether a second voice, with other upper layers, may take over the lower layers' output."""
     layers = decoder_layers(model)
 
     def score() -> Tensor:
-        return shared_logps(model, batch, plain_head=plain_head)
+        return shared_logps(model, batch, plain_head=plain_head, form=form)
 
     for count in range(1, len(layers)):
         changed = [p for layer in layers[count:] for p in layer.parameters() if p.is_floating_point()]
@@ -207,15 +216,3 @@ def _replays(model: Any, batch: TokenBatch, plain_head: bool) -> bool:
 def _scale(parameters: Iterable[Tensor], factor: float) -> None:
     for parameter in parameters:
         parameter.mul_(factor)
-
-
-def _window(config: Any) -> tuple[int, str]:
-    """Return the narrowest attention window of a configuration and its name; 0 where there is none."""
-    inner = config.get_text_config(decoder=True).to_dict()
-    found = {
-        key: value
-        for key, value in inner.items()
-        if WINDOWS.search(key) and isinstance(value, int) and value > 0
-    }
-    name = min(found, key=lambda key: found[key], default="")
-    return found.get(name, 0), name

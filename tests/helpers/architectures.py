@@ -37,6 +37,9 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 8),
     **dict.fromkeys(("n_group", "topk_group", "n_groups", "mamba_n_groups"), 1),
     "is_decoder": True,
+    # Less than a row has, so that what such layers must not see is there.
+    **dict.fromkeys(("sliding_window", "attention_chunk_size"), 8),
+    "local_attention": 16,
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads"), 4),
     **dict.fromkeys(("mamba_d_head", "mamba_head_dim"), 16),
     **dict.fromkeys(("mamba_d_state", "ssm_state_size", "state_size"), 8),
@@ -61,7 +64,7 @@ MORE: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "dots1": {"n_shared_experts": 1},
+    "dots1": {"n_shared_experts": 1, **_WINDOWED},
     "dots3_note": {**_LATENT, "head_dim": 16, "per_layer_config": {}, "layer_types": None},
     "dots3_note_text": {**_LATENT, "head_dim": 16, "per_layer_config": {}, "layer_types": None},
     "falcon": {"num_kv_heads": 2, "new_decoder_architecture": True},
@@ -83,6 +86,7 @@ MORE: dict[str, dict[str, Any]] = {
     "granite": {"logits_scaling": 8.0},
     "granitemoe": {"logits_scaling": 8.0},
     "kimi_linear": {"linear_head_dim": 8, "linear_num_heads": 4, "num_experts_per_token": 2},
+    **dict.fromkeys(("laguna", "mellum"), _WINDOWED),
     "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_dense_layers": 1},
     "longcat_flash": {**_LATENT, "num_layers": 2, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 24},
@@ -146,9 +150,8 @@ def build(model_type: str, **more: Any) -> Any:
     sizes = {
         **{key: value for key, value in SIZES.items() if key in entries},
         **MORE.get(model_type, {}),
-        **more,
     }
-    config = type(general)(**{key: value for key, value in sizes.items() if value is not None})
+    config = type(general)(**{key: value for key, value in sizes.items() if value is not None} | more)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -202,4 +205,6 @@ TABLE: dict[str, str] = {
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("falcon", {"alibi": True}),
     ("gpt2", {"tie_word_embeddings": False}),
+    ("qwen2", {"use_sliding_window": True, **_WINDOWED}),
+    ("mistral", {"sliding_window": None}),
 ]

@@ -24,7 +24,7 @@ from .test_logps import make_gpt2, one_by_one, ragged_batch
 def test_an_ordinary_model_can_do_everything() -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         found = find_abilities(make_model(dtype), "tiny")
-        assert found == (True, True, True, 0, "")
+        assert found == (True, True, True, ("one",))
 
 
 def _hide(model: Any, change: Callable[[dict[str, Any]], None]) -> Any:
@@ -110,7 +110,8 @@ def test_a_head_that_is_no_matrix_is_left_to_the_model(make: Callable[[], Any], 
     assert found.shares_prompt
     assert not found.plain_head
     wanted = one_by_one(model.float(), batch)
-    torch.testing.assert_close(shared_logps(model, batch, plain_head=False), wanted, rtol=0, atol=1e-4)
+    shared = shared_logps(model, batch, plain_head=False, form=found.mask_forms[0])
+    torch.testing.assert_close(shared, wanted, rtol=0, atol=1e-4)
     torch.testing.assert_close(separate_logps(model, batch, plain_head=False), wanted, rtol=0, atol=1e-4)
 
 
@@ -148,7 +149,7 @@ def test_a_miniature_has_every_kind_of_layer_and_little_else() -> None:
     kinds = ["sliding_attention"] * 5 + ["full_attention"]
     config = small_config(build("gemma3_text", num_hidden_layers=12, layer_types=kinds * 2))
     assert config.layer_types == kinds
-    assert config.sliding_window == 12
+    assert config.sliding_window == 4
     wide = build("mixtral", intermediate_size=500, num_local_experts=16, vocab_size=5000)
     small = next(miniatures(wide))
     sizes = small.config
@@ -169,20 +170,67 @@ def test_the_probe_leaves_the_draws_of_the_process_and_the_model_alone() -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "more", "wanted"),
+    ("name", "entry", "limit"),
     [
-        ("mistral", {"sliding_window": 40}, (40, "the backbone's sliding_window")),
-        ("gemma3_text", {"sliding_window": 64}, (64, "the backbone's sliding_window")),
-        ("llama4_text", {"attention_chunk_size": 32}, (32, "the backbone's attention_chunk_size")),
-        ("gpt2", {"max_position_embeddings": 48}, (48, "the backbone's max_position_embeddings")),
-        ("gpt_neo", {"window_size": 16}, (1024, "the backbone's max_position_embeddings")),  # each on its own
+        ("gpt2", "max_position_embeddings", 48),
+        ("mistral", "max_position_embeddings", 90),
+        ("gemma3_text", "max_position_embeddings", 70),
+        ("whisper", "max_target_positions", 60),
     ],
 )
-def test_the_limit_that_binds_has_a_name(name: str, more: dict[str, Any], wanted: tuple[int, str]) -> None:
-    model = build(name, **more)
+def test_the_limit_that_binds_has_a_name(name: str, entry: str, limit: int) -> None:
+    """However near its layers look, a row may be as long as the model knows positions."""
+    model = build(name, **{entry: limit})
     backbone = Backbone(model, make_tokenizer(), name, "0" * 64, **find_abilities(model, name)._asdict())
-    assert backbone.limit == wanted
-    assert backbone.max_length == wanted[0]
+    assert backbone.limit == (limit, f"the backbone's {entry}")
+    assert backbone.max_length == limit
+
+
+WINDOWS = [
+    ("mistral", {"sliding_window": 5}, "windowed"),
+    ("phi3", {"sliding_window": 3}, "windowed"),
+    ("gemma3_text", {"sliding_window": 6}, "by_kind"),
+    ("gpt_oss", {"sliding_window": 4}, "by_kind"),
+    ("olmo3", {"sliding_window": 7}, "by_kind"),
+    ("modernbert-decoder", {"local_attention": 8}, "by_kind"),
+    ("llama4_text", {"attention_chunk_size": 4}, "by_kind"),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}, "by_kind"),
+    ("mistral", {"sliding_window": None}, "one"),
+    ("qwen2", {"use_sliding_window": False, "sliding_window": 5}, "one"),
+]
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize(("name", "more", "form"), WINDOWS)
+@torch.no_grad()
+def test_layers_that_look_near_do_so_within_the_shared_pass(
+    name: str, more: dict[str, Any], form: str, kernel: str
+) -> None:
+    """Rows longer than the window score as each completion alone, where the model makes its own mask."""
+    model, batch = build(name, **more), ragged_batch()
+    if model._supports_sdpa:  # gpt-oss has eager attention alone
+        model.set_attn_implementation(kernel)
+    found = find_abilities(model, name)
+    assert found.shares_prompt
+    assert found.mask_forms[0] == form
+    make_visible(model, 0.3)
+    wanted = one_by_one(model, batch)
+    shared = shared_logps(model, batch, plain_head=found.plain_head, form=form)
+    torch.testing.assert_close(shared, wanted, rtol=1e-4, atol=1e-3)
+    if form != "one":
+        far = shared_logps(model, batch, plain_head=found.plain_head)
+        assert (far - wanted).abs().max() > 0.05
+
+
+def test_a_window_that_fits_no_form_of_the_mask_is_left_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that knows another window than its configuration says is scored a sequence a completion."""
+    model = build("mistral", sliding_window=5)
+    monkeypatch.setattr(
+        "recbole_dynamicpo.language_model.logps.look_back",
+        lambda config: {"sliding_attention": (2, "sliding_window")},
+    )
+    found = find_abilities(model, "odd")
+    assert (found.shares_prompt, found.replays, found.mask_forms) == (False, False, ())
 
 
 @torch.no_grad()

@@ -213,17 +213,17 @@ def test_where_all_negatives_are_needed_it_does_not_count(
     [
         (
             "gemma3_text",
-            {"sliding_window": 300},
-            r"max_length: got 512, but the backbone's sliding_window is 300",
+            {"max_position_embeddings": 300},
+            r"max_length: got 512, but the backbone's max_position_embeddings is 300",
         ),
         (
             "mistral",
-            {"sliding_window": 250},
-            r"max_length: got 512, but the backbone's sliding_window is 250",
+            {"max_position_embeddings": 250},
+            r"max_length: got 512, but the backbone's max_position_embeddings is 250",
         ),
         ("gpt2", {"max_position_embeddings": 400}, r"the backbone's max_position_embeddings is 400"),
         ("bloom", {}, None),
-        ("llama", {}, None),
+        ("mistral", {"sliding_window": 100}, None),  # its layers look less far, and its rows are as long
     ],
 )
 def test_a_limit_below_max_length_is_said_at_start(
