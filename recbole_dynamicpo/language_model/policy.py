@@ -247,15 +247,22 @@ class Policy(nn.Module):
         if adapter in self.beside:
             self.beside[adapter].load_state_dict(read_scalars(folder, self.beside[adapter].state_dict()))
 
+    def _parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
+        """Return an adapter's parameters by their names in a PEFT folder, where no adapter has a name."""
+        mark = f".{adapter}."
+        named = self.peft.named_parameters()
+        return {".".join(name.rsplit(mark, 1)): value for name, value in named if mark in name}
+
     def _weights(self, adapter: str) -> dict[str, Tensor]:
-        from peft import get_peft_model_state_dict
+        return {name: p.detach().contiguous() for name, p in self._parameters_of(adapter).items()}
 
-        state: dict[str, Tensor] = get_peft_model_state_dict(self.peft, adapter_name=adapter)
-        return {name: value.detach().contiguous() for name, value in state.items()}
-
+    @torch.no_grad()
     def _put(self, adapter: str, weights: dict[str, Tensor], source: str = "weights") -> None:
-        from peft import set_peft_model_state_dict
+        """Copy weights into an adapter, each under its very name.
 
+        Peft would first translate names as those of old checkpoints of the architecture, and pass over what
+        it then does not find: layers called ``shared_experts`` kept weights that nobody trained.
+        """
         wanted = {name: tuple(value.shape) for name, value in self._weights(POLICY).items()}
         got = {name: tuple(value.shape) for name, value in weights.items()}
         if wanted != got:
@@ -271,7 +278,8 @@ class Policy(nn.Module):
                 self.peft.add_adapter(adapter, self.peft.peft_config[POLICY])
             multiply_as_activations(self.peft)
             self.peft.set_adapter(POLICY)
-        set_peft_model_state_dict(self.peft, weights, adapter_name=adapter)
+        for name, parameter in self._parameters_of(adapter).items():
+            parameter.copy_(weights[name])
 
 
 @contextmanager

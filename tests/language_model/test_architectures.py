@@ -130,6 +130,27 @@ def test_every_adapted_layer_learns_and_only_they(name: str) -> None:
     }
 
 
+# Peft knows old names of layers of these, and would translate those of an adapter.
+RENAMED = () if _ASKED else ("laguna", "qwen3_moe", "deepseek_v3")
+
+
+@pytest.mark.parametrize("name", [*CHOSEN, *RENAMED])
+def test_the_whole_adapter_is_frozen_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    score = scorer(name, ("all-linear",), LAYERS // 2)
+    with score.policy.same_batch():
+        trained = score(ROWS, "policy")
+    score.policy.freeze_reference()
+    assert torch.equal(score(ROWS, "reference"), score(ROWS, "policy"))
+    score.policy.save(tmp_path)
+    fresh = scorer(name, ("all-linear",), LAYERS // 2)
+    with torch.no_grad():
+        for parameter in fresh.policy.trainable():
+            parameter.zero_()
+    fresh.policy.load(tmp_path)
+    assert fresh.policy.digest() == score.policy.digest()
+    torch.testing.assert_close(fresh(ROWS, "policy"), trained)
+
+
 @pytest.mark.parametrize("targets", [list(DEFAULT_TARGETS), ["all-linear"]], ids=["default", "all-linear"])
 @pytest.mark.parametrize("name", CHOSEN)
 def test_both_stages_run_and_what_is_saved_ranks_alike(

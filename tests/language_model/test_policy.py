@@ -84,6 +84,14 @@ def test_policy_equals_reference_when_frozen(policy: Policy) -> None:
     assert torch.equal(speak(policy), before)
 
 
+def test_weights_bear_the_names_of_a_peft_folder(policy: Policy) -> None:
+    from peft import get_peft_model_state_dict
+
+    theirs = get_peft_model_state_dict(policy.peft, adapter_name="policy")
+    assert policy._weights("policy").keys() == theirs.keys()
+    assert all(torch.equal(policy._weights("policy")[name], theirs[name]) for name in theirs)
+
+
 def test_the_reference_stays_while_the_policy_learns(policy: Policy) -> None:
     policy.freeze_reference()
     frozen = speak(policy, "reference")
