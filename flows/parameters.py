@@ -20,7 +20,7 @@ import yaml
 from pydantic import TypeAdapter, WithJsonSchema
 
 from recbole_dynamicpo import MODEL_NAMES
-from recbole_dynamicpo.errors import SettingsError, nearest
+from recbole_dynamicpo.errors import SettingsError
 from recbole_dynamicpo.settings import Settings, properties_folder
 
 from .logs import run_logs
@@ -78,8 +78,8 @@ def _recbole_settings() -> list[str]:
 
 # What the server lets through, by parameter.
 SCHEMAS: dict[str, dict[str, Any]] = {
-    "dataset": _NAME,
-    "model": {"enum": list(MODEL_NAMES)},
+    "dataset": {"anyOf": [_NAME, _NULL]},
+    "model": {"enum": [*MODEL_NAMES, None]},
     **{
         name: setting_schema(name, optional=True)
         for name in ("objective", "dynamic", "backbone", "num_negatives", "seed")
@@ -91,8 +91,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 
 def make_job(
-    dataset: str = "ml-100k",
-    model: str = "DynamicPO",
+    dataset: str | None = None,
+    model: str | None = None,
     objective: str | None = None,
     dynamic: bool | None = None,
     backbone: str | None = None,
@@ -107,8 +107,9 @@ def make_job(
     """Return the job (``recbole_dynamicpo.job.Job``) that the parameters ask for.
 
     Args:
-        dataset: Name of the data set.
-        model: DynamicPO or one of the plain baselines SFTRec, DMPO, MPPO, SDPO.
+        dataset: Name of the data set; none for that of the settings file, else ml-100k.
+        model: DynamicPO or one of the plain baselines SFTRec, DMPO, MPPO, SDPO; none for that of the
+            settings file, else DynamicPO.
         objective: Preference objective; none for the model's own.
         dynamic: Boundary negatives with dual-margin beta; none for the model's own.
         backbone: Embedded name, local folder or hub id of the language model.
@@ -125,9 +126,6 @@ def make_job(
     """
     from recbole_dynamicpo.job import Job
 
-    if model not in MODEL_NAMES:
-        hint = nearest(model, MODEL_NAMES)
-        raise SettingsError(f"model: got '{model}', wanted one of {', '.join(MODEL_NAMES)}{hint}")
     flat = {
         **{"objective": objective, "dynamic": dynamic, "backbone": backbone, "seed": seed},
         **{"num_negatives": num_negatives, "sft_rows": sft_rows},
@@ -135,7 +133,7 @@ def make_job(
     }
     files = (shipped_path(settings_file),) if settings_file else ()
     settings = {"show_progress": False, **merged(flat, overrides or {})}
-    return Job(model, dataset, files, settings, str(store()))
+    return Job(model or "", dataset or "", files, settings, str(store()))
 
 
 def merged(flat: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ _SCHEMAS = {**SCHEMAS, **_AXES, "grid": SCHEMAS["settings_file"]}
 
 
 def study(
-    dataset: str = "ml-100k",
+    dataset: str | None = None,
     num_negatives: list[int] | None = None,
     objective: list[str] | None = None,
     dynamic: list[bool] | None = None,
@@ -104,7 +104,7 @@ def _run(found: list[Cell], same: dict[str, Any]) -> dict[str, Any]:
     shown = {}
     if rows:
         params = read_record(Path(rows[0]["run"])).params
-        shown = compare(rows, same["dataset"], params["mlflow_tracking_uri"])
+        shown = compare(rows, jobs[0].dataset, params["mlflow_tracking_uri"])
     if failed:
         raise DynamicPOError(f"{len(failed)} of {len(found)} runs failed: {', '.join(failed)}")
     return {"rows": rows, **shown}

@@ -26,7 +26,9 @@ RECBOLE_DECIDES = {
         ),
         "sft",
     ),
-    **dict.fromkeys(("metrics", "topk", "repeatable", "metric_decimal_place", "model"), "evaluate"),
+    **dict.fromkeys(
+        ("metrics", "topk", "tail_ratio", "repeatable", "metric_decimal_place", "model"), "evaluate"
+    ),
     **dict.fromkeys(
         (
             *("data_path", "checkpoint_dir", "config_files", "show_progress", "state", "gpu_id", "use_gpu"),

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .dataset.data_files import can_be_fetched, require_data
-from .host.config import PlainConfig, plain_config, refuse_pickles
+from .errors import SettingsError, nearest
+from .host.config import PlainConfig, plain_config, read_settings_files, refuse_pickles
 from .ingredients import decides
 from .language_model.adapter_folder import adapter_digest
 from .language_model.backbone import check_backbone
-from .names import RECORDED, STAGES
+from .names import MODEL_NAMES, RECORDED, STAGES
 from .settings import Settings, fields_of_settings, read_settings
 from .stage_results import StageResult
 
@@ -24,18 +25,31 @@ class Job:
     """What is to be run, as JSON values.
 
     Attributes:
-        model: DynamicPO or one of its baselines.
-        dataset: name of the data set.
+        model: DynamicPO or one of its baselines; empty: that of the files, else DynamicPO.
+        dataset: name of the data set; empty: that of the files, else ml-100k.
         config_files: YAML files, later ones win.
         overrides: settings that win over the files.
         store: folder of stage results and of the records of runs.
+
+    Raises:
+        SettingsError: a file that cannot be read, or a model that is not ours.
     """
 
-    model: str = "DynamicPO"
-    dataset: str = "ml-100k"
+    model: str = ""
+    dataset: str = ""
     config_files: tuple[str, ...] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
     store: str = "saved"
+
+    def __post_init__(self) -> None:
+        said = {"model": MODEL_NAMES[0], "dataset": "ml-100k", **read_settings_files(self.config_files)}
+        for name in ("model", "dataset"):
+            object.__setattr__(self, name, getattr(self, name) or str(said[name]))
+        if self.model not in MODEL_NAMES:
+            raise SettingsError(
+                f"model: got '{self.model}', wanted one of {', '.join(MODEL_NAMES)}"
+                f"{nearest(self.model, MODEL_NAMES)}"
+            )
 
     def settings_of(self, more: Mapping[str, Any] | None = None) -> PlainConfig:
         """Return the configuration with its settings checked; ``more`` wins over everything."""

@@ -39,6 +39,9 @@ class PromptCheck(Protocol):
     def measure(self, prompts: list[Prompt]) -> list[int]:
         """Return the tokens that each prompt and its longest candidate need, before any truncation."""
 
+    def no_room(self, titles: Sequence[str], candidates: int) -> list[int]:
+        """Return the numbers of titles for which no prompt of ordinary others has room, longest first."""
+
 
 def audit(folder: Path, check: PromptCheck | None = None) -> dict[str, Any]:
     """Audit a folder that ``prepare`` wrote, published (pre-split) or plain sequences.
@@ -83,6 +86,9 @@ def audit(folder: Path, check: PromptCheck | None = None) -> dict[str, Any]:
         columns = report.get("splits") or {"sequences": report["sequences"]}
         for split, rendered in prompts.items():
             columns[split]["prompts"] = _prompt_figures(rendered, check)
+        shown = max(len(candidates) for rendered in prompts.values() for _, candidates in rendered)
+        found = [list(titles.items())[number] for number in check.no_room([*titles.values()], shown)]
+        report["titles"]["no_room"] = [[item, len(title), title[:60]] for item, title in found]
     return report
 
 
@@ -97,6 +103,8 @@ def audit_table(report: dict[str, Any]) -> str:
     lines += [f"  inside: {inner!r} in {outer!r}" for inner, outer in titles["contained_examples"]]
     if report.get("test_from_validation"):
         lines.append("  the test split was made from the validation rows: no test file was given")
+    for item, letters, start in titles.get("no_room", [])[:5]:
+        lines.append(f"  too long for any prompt: the title of item '{item}', {letters} letters: {start!r}")
     if "prompts" in report:
         described = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in report["prompts"].items())
         lines.append(f"  prompts: {described}")

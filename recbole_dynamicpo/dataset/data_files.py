@@ -93,10 +93,10 @@ def check_splits(data: Any, parts: Mapping[str, Any]) -> None:
             f"data set '{name}': no {phase} rows; {data.user_num - 1} users are left, the most "
             f"active with {most} interactions, and eval_args splits those of a user by {split}{hint}"
         )
-    if max(config["topk"]) > data.item_num:
+    items = data.item_num - 1  # the first is RecBole's padding
+    if max(config["topk"]) > items:
         raise SettingsError(
-            f"topk: got {max(config['topk'])}, wanted at most {data.item_num}: data set '{name}' has "
-            f"{data.item_num - 1} items"
+            f"topk: got {max(config['topk'])}, wanted at most {items}: data set '{name}' has {items} items"
         )
 
 

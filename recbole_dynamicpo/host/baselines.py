@@ -44,8 +44,7 @@ from .stock_histories import fit_histories
 class BaselineConfig(PlainConfig):
     """A stock model's configuration with DynamicPO's defaults for all but the model and its training."""
 
-    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
-        super()._load_internal_config_dict(model, model_class, dataset)
+    def _read_more_defaults(self, dataset: str) -> None:
         stock = dict(self.internal_config_dict)
         self._update_internal_config_dict(str(properties_folder() / "model" / "DynamicPO.yaml"))
         for key in self.parameters["Training"]:
@@ -55,6 +54,8 @@ class BaselineConfig(PlainConfig):
         loss = self.external_config_dict.get("loss_type", stock.get("loss_type"))
         if loss == "CE":  # RecBole refuses its own default of one negative with this loss
             self.internal_config_dict["train_neg_sample_args"] = None
+
+    def _check(self) -> None:
         check_settings(self, stock=True)
 
 

@@ -18,7 +18,7 @@ from ..dataset.data_files import require_data
 from ..errors import DataError, SettingsError, nearest
 from ..names import MODEL_NAMES
 from ..settings import read_dataset_defaults
-from .defaults import lineage, read_byte_order_marks
+from .defaults import check_stock_settings, lineage, read_byte_order_marks
 from .registration import register
 
 _TEACHERS = ("CrossNet", "CIN")  # of RecBole's KD_DAGFM, which evaluates the name
@@ -63,8 +63,17 @@ class PlainConfig(Config):
         check_name(dataset)
         super()._load_internal_config_dict(model, model_class, dataset)
         if not lineage(model_class):
-            read_dataset_defaults(self, dataset)
+            self._read_more_defaults(dataset)
             read_byte_order_marks(self)
+            self._check()
+
+    def _read_more_defaults(self, dataset: str) -> None:
+        """Read what a stock model's settings are beside RecBole's own defaults."""
+        read_dataset_defaults(self, dataset)
+
+    def _check(self) -> None:
+        """Check a stock model's settings."""
+        check_stock_settings(self)
 
     def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
         return _SafeYaml

@@ -11,11 +11,12 @@ import functools
 import logging
 from typing import Any
 
-from ..errors import nearest
+from ..errors import SettingsError, nearest
 from ..names import MODEL_NAMES
 from ..settings import Settings, fields_of_settings, properties_folder, read_dataset_defaults
 from .recbole_rules import evaluation_problems, problems
 from .recbole_settings import NOT_READ, REFUSED, USED
+from .stock_rules import stock_problems, training_problems
 
 logger = logging.getLogger(__name__)
 HOME = "recbole_dynamicpo.training.model"  # the module of our models
@@ -68,10 +69,24 @@ def check_settings(config: Any, *, stock: bool = False) -> None:
     """
     given, defaults = config.external_config_dict, config.internal_config_dict
     values = {**defaults, **given}
-    found = evaluation_problems(values, given) if stock else problems(values, given, defaults)
+    found = problems(values, given, defaults)
+    if stock:
+        found = [*training_problems(values), *evaluation_problems(values, given)]
     listed = [name for names in config.parameters.values() for name in names]
     known = [*listed, *defaults, *USED, *REFUSED, *NOT_READ]
     Settings.from_mapping(values, given=given, known=known, problems=found)
+
+
+def check_stock_settings(config: Any) -> None:
+    """Check the settings of a stock model's run on RecBole's own rows.
+
+    Raises:
+        SettingsError: naming all that is wrong.
+    """
+    given = config.external_config_dict
+    found = stock_problems({**config.internal_config_dict, **given}, given)
+    if found:
+        raise SettingsError("wrong settings:" + "".join(f"\n  {line}" for line in found))
 
 
 def read_byte_order_marks(config: Any) -> None:

@@ -13,6 +13,9 @@ from .recbole_settings import METRICS_OF_ITEMS, NOT_READ, PLACELESS, REFUSED, US
 _MODE = re.compile(r"full|(uni|pop)[1-9]\d{0,5}")
 _EVAL_ARGS = ("split", "order", "group_by", "mode")
 _LEAVE_OUT = ("valid_and_test", "valid_only", "test_only")
+# Settings by which interactions do not count, and intervals that leave none out.
+_ALL_COUNT = ("[0,inf)", "(0,inf)", "[1,inf)")
+_LEAVING_OUT = ("val_interval", "user_inter_num_interval", "item_inter_num_interval", "rm_dup_inter")
 # What RecBole's own script hands over for a run in one process.
 _ONE_PROCESS = {
     **{"nproc": (1,), "world_size": (-1, 1), "offset": (0,)},
@@ -53,6 +56,7 @@ def _agreement(values: Mapping[str, Any], given: Collection[str], wrong: Collect
         yield from _metrics(values, given)
     if "eval_args" not in wrong:
         yield from _eval_args(values.get("eval_args", {}))
+    yield from passed_over(values)
 
 
 def _changes_nothing(name: str, value: Any, defaults: Mapping[str, Any]) -> bool:
@@ -70,8 +74,7 @@ def _metrics(values: Mapping[str, Any], given: Collection[str]) -> Iterator[str]
         return
     names = [metrics] if isinstance(metrics, str) else [str(name) for name in metrics]
     places = [topk] if isinstance(topk, int) else topk
-    known = [f"{name}@{k}" for name, k in product(names, places) if name.lower() != PLACELESS]
-    known += [name for name in names if name.lower() == PLACELESS]
+    known = results_of(names, places, {PLACELESS})
     if valid.lower() not in map(str.lower, known):
         default = "" if "valid_metric" in given else " (the default)"
         yield f"valid_metric: got {valid}{default}, wanted one that metrics and topk hold: {', '.join(known)}"
@@ -84,6 +87,22 @@ def _metrics(values: Mapping[str, Any], given: Collection[str]) -> Iterator[str]
             f"topk: got {max(places)} with metric {counting[0]}, which counts the items at all these "
             f"places; wanted at most num_candidates = {shown}"
         )
+
+
+def results_of(names: Collection[str], places: Collection[int], placeless: Collection[str]) -> list[str]:
+    """Return what RecBole calls the results of metrics at some places; ``placeless`` ones have no place."""
+    known = [f"{name}@{k}" for name, k in product(names, places) if name.lower() not in placeless]
+    return [*known, *(name for name in names if name.lower() in placeless)]
+
+
+def passed_over(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield settings that leave interactions out, where rows come pre-split and RecBole leaves out none."""
+    for name in _LEAVING_OUT if values.get("benchmark_filename") else ():
+        if values.get(name) and str(values[name]).replace(" ", "") not in _ALL_COUNT:
+            yield (
+                f"{name}: got {short(values[name])} with benchmark_filename, and RecBole leaves out no "
+                "pre-split row; wanted none (prepare the files without such rows)"
+            )
 
 
 def _eval_args(args: Mapping[Any, Any]) -> Iterator[str]:

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 _INTERVAL = re.compile(r"[\[(]\s*-?(\d+(\.\d*)?|inf)\s*,\s*-?(\d+(\.\d*)?|inf)\s*[\])]")
 _STATES = ("debug", "info", "warning", "error", "critical")
-_LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
 _CLIP = {"max_norm", "norm_type", "error_if_nonfinite", "foreach"}
 # Metrics of items count what stands at the first k places, and know nothing of candidates.
 METRICS_OF_ITEMS = ("itemcoverage", "averagepopularity", "shannonentropy", "giniindex", "tailpercentage")
 METRICS = ("hit", "mrr", "map", "recall", "ndcg", "precision", *METRICS_OF_ITEMS, "gauc")
 PLACELESS = "gauc"  # the metric without a k
+VALUE_METRICS = ("auc", "mae", "rmse", "logloss")  # of stock models alone; they need labels
 
 
 class Kind(NamedTuple):
@@ -127,7 +128,7 @@ USED: dict[str, Kind] = {
     "state": _or_none(_one_of(_STATES)),
     **_each(_FLAG, "use_gpu reproducibility show_progress filter_inter_by_user_or_item"),
     # training
-    "learner": _one_of(_LEARNERS),
+    "learner": _one_of(LEARNERS),
     "clip_grad_norm": _or_none(_CLIPPING),
     "eval_step": _WHOLE,
     # evaluation

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from recbole.config import Config
+from recbole.data.dataloader import NegSampleEvalDataLoader
 
 from ..dataset.data_files import check_splits
 from ..errors import DataError, SettingsError
 from ..names import MODEL_NAMES
+from ..training.evaluating import rows_to_rank
+from ..training.plan import check_rows
 from .config import checked_config
 from .defaults import lineage
 from .registration import MLflowTracking
@@ -103,6 +106,7 @@ def load(config: Config) -> Loaded:
     init_seed(config["seed"], config["reproducibility"])
     data = create_dataset(config)
     logging.getLogger().info(data)
+    _check_labels(config, data)
     try:
         train, valid, test = data_preparation(config, data)
     except ValueError as error:  # torch, of a loader that is to shuffle no rows
@@ -113,7 +117,27 @@ def load(config: Config) -> Loaded:
     check_splits(data, {"train": train._dataset, "valid": valid._dataset, "test": test._dataset})
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = config.model_class(config, train._dataset).to(config["device"])
+    if lineage(config.model_class):
+        _check_sampled_prompts(config, model, {"valid": valid, "test": test})
     return Loaded(train, valid, test, model)
+
+
+def _check_sampled_prompts(config: Config, model: Any, loaders: Mapping[str, Any]) -> None:
+    """See that prompts with the candidates of RecBole's sampled evaluation (uniN, popN) fit."""
+    for phase, loader in loaders.items():
+        if isinstance(loader, NegSampleEvalDataLoader):
+            rows = rows_to_rank(loader, model.settings.seed)._dataset.inter_feat
+            check_rows(model.dataset, model.collator, phase, rows)
+
+
+def _check_labels(config: Config, data: Any) -> None:
+    """See to it that rows have labels where they are evaluated by them."""
+    asked = "labeled" in config["eval_args"]["mode"].values()
+    if asked and data.label_field not in data.inter_feat.columns:
+        raise DataError(
+            f"eval_args: got mode labeled, but the rows of data set '{config['dataset']}' have no column "
+            f"'{data.label_field}'; wanted it in load_col, or made by setting threshold"
+        )
 
 
 def run_distributed(

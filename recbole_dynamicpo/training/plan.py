@@ -91,7 +91,8 @@ def plan_stages(settings: Settings) -> list[StagePlan]:
 def check_prompts(dataset: Any, collator: Collator) -> None:
     """See before training that the prompt of every row of a run fits.
 
-    Rows of RecBole's sampled evaluation are not known yet, and checked with their own candidates.
+    Rows of RecBole's sampled evaluation are not known yet, and checked with their own candidates; once
+    they are, see ``check_rows``.
 
     Args:
         dataset: a built ``DynamicPODataset``.
@@ -104,16 +105,31 @@ def check_prompts(dataset: Any, collator: Collator) -> None:
     for plan in plan_stages(dataset.settings):
         parts[plan.name] = dataset.stage_rows(plan.rows, plan.skip)
     for name, rows in parts.items():
-        if not len(rows):
-            continue
-        candidates = rows[CANDIDATE_IDS].numpy()
-        found = too_long(collator, dataset.titles.tolist(), candidates, rows[TEMPLATE].numpy())
-        if found is not None:
-            row, reason = found
-            longest = max(candidates[row].tolist(), key=lambda item: len(dataset.titles[item]))
-            item, title = dataset.field2id_token[dataset.iid_field][longest], dataset.titles[longest]
-            user = dataset.id2token(dataset.uid_field, [int(rows[dataset.uid_field][row])])[0]
-            raise DataError(
-                f"data set '{dataset.dataset_name}', a {name} row of user '{user}': {reason}; its longest "
-                f"title, of item '{item}', has {len(title)} letters: {short(title)}"
-            )
+        check_rows(dataset, collator, name, rows)
+
+
+def check_rows(dataset: Any, collator: Collator, name: str, rows: Any) -> None:
+    """See that the prompts of some rows fit.
+
+    Args:
+        dataset: a built ``DynamicPODataset``.
+        collator: that writes its prompts.
+        name: of the split or stage, for the message.
+        rows: an Interaction with candidates and templates.
+
+    Raises:
+        DataError: naming the row, and the item with its longest title.
+    """
+    if not len(rows):
+        return
+    candidates = rows[CANDIDATE_IDS].numpy()
+    found = too_long(collator, dataset.titles.tolist(), candidates, rows[TEMPLATE].numpy())
+    if found is not None:
+        row, reason = found
+        longest = max(candidates[row].tolist(), key=lambda item: len(dataset.titles[item]))
+        item, title = dataset.field2id_token[dataset.iid_field][longest], dataset.titles[longest]
+        user = dataset.id2token(dataset.uid_field, [int(rows[dataset.uid_field][row])])[0]
+        raise DataError(
+            f"data set '{dataset.dataset_name}', a {name} row of user '{user}': {reason}; its longest "
+            f"title, of item '{item}', has {len(title)} letters: {short(title)}"
+        )

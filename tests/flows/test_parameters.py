@@ -53,7 +53,7 @@ def test_every_flow_takes_the_same_flat_parameters(name: str) -> None:
 
 def test_right_values_are_let_through() -> None:
     submit(dynamicpo, {"dataset": "ml-100k"})
-    submit(dynamicpo, {name: None for name in NAMES if name not in ("dataset", "model")})
+    submit(dynamicpo, dict.fromkeys(NAMES))
     overrides = {
         "beta": 0.5,
         "lora_targets": ["q_proj"],
@@ -75,7 +75,7 @@ def test_right_values_are_let_through() -> None:
         (dynamicpo, {"backbone": ""}, "'backbone'"),
         (dynamicpo, {"objective": "dpo"}, "'objective'.*'dmpo', 'mppo', 'sdpo'"),
         (dynamicpo, {"model": "dynamicpo"}, "'model'.*'DynamicPO'"),
-        (dynamicpo, {"model": None}, "'model'"),
+        (dynamicpo, {"model": "BPR"}, "'model'.*'BPR'"),
         (dynamicpo, {"dataset": "../secret"}, "'dataset'"),
         (dynamicpo, {"dataset": "a/b"}, "'dataset'"),
         (dynamicpo, {"overrides": {"unknown": 1}}, "'overrides'.*'unknown' was unexpected"),
@@ -115,6 +115,33 @@ def test_the_job_has_what_was_given_and_nothing_else(tmp_path: Path, monkeypatch
     assert job.store == str(tmp_path / "saved")
     monkeypatch.setenv("RECBOLE_DYNAMICPO_STORE", "elsewhere")
     assert store() == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text", "wanted"),
+    [
+        ({}, "model: SDPO\ndataset: toy\n", ("SDPO", "toy")),
+        ({"model": "DMPO"}, "model: SDPO\ndataset: toy\n", ("DMPO", "toy")),
+        ({"dataset": "other"}, "model: MPPO\ndataset: toy\n", ("MPPO", "other")),
+        ({}, "dataset: toy\n", ("DynamicPO", "toy")),
+        ({}, "beta: 1\n", ("DynamicPO", "ml-100k")),
+    ],
+)
+def test_model_and_data_set_of_a_settings_file_count(
+    parameters: dict[str, str], text: str, wanted: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    job = make_job(settings_file=str(tmp_path / "own.yaml"), **parameters)
+    assert (job.model, job.dataset) == wanted
+
+
+@pytest.mark.parametrize("text", ["model: BPR\n", "model: dynamicpo\n", "model: [SDPO]\n", "[]\n"])
+def test_a_settings_file_of_another_model_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(
+        SettingsError, match=r"model: got .*, wanted one of DynamicPO|wanted key: value lines"
+    ):
+        make_job(settings_file=str(tmp_path / "own.yaml"))
 
 
 def test_a_settings_file_is_a_path_or_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

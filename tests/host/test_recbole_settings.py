@@ -240,7 +240,7 @@ def test_unusual_values_are_used(values: dict[str, Any], toy_settings: dict[str,
     [
         (
             {"topk": 40, "valid_metric": "NDCG@40"},
-            "topk: got 40, wanted at most 39: data set 'toy' has 38 items",
+            "topk: got 40, wanted at most 38: data set 'toy' has 38 items",
         ),
         ({"load_col": None, "unload_col": {"inter": ["timestamp"]}}, "unload_col: got 'timestamp' of inter"),
         ({"alias_of_item_id": ["nothing"]}, r"RecBole cannot load it with these settings \(KeyError"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.errors import DataError
 from recbole_dynamicpo.host.baselines import run_baselines
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import load, run
+
+from ..helpers.published_data import published_rows, write_published
 
 LS = {"order": "TO", "mode": "full"}
 
@@ -136,3 +140,55 @@ def test_many_long_titles_are_counted_together(toy_settings: dict[str, Any]) -> 
     lengthen(toy_settings, [f"i{n}" for n in range(1, 41)], 100)
     with pytest.raises(DataError, match=r"a valid row of user .* needs .* tokens without any history"):
         run("DynamicPO", "toy", (), toy_settings)
+
+
+@pytest.mark.parametrize(
+    ("mode", "phase"), [("uni30", "valid"), ("pop30", "test"), ("uni200", "valid"), ("uni25", "test")]
+)
+def test_prompts_of_sampled_evaluation_are_checked_before_training(
+    mode: str, phase: str, toy_settings: dict[str, Any]
+) -> None:
+    """A prompt of 31 titles of 12 letters has no place in 400 tokens, one of a row's own 6 has."""
+    modes = {"valid": "full", "test": "full", phase: mode}
+    args = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": modes}
+    with pytest.raises(
+        DataError, match=rf"a {phase} row of user .*: a prompt of \d\d candidates needs"
+    ) as caught:
+        run("DynamicPO", "toy", (), {**toy_settings, "eval_args": args, "max_length": 300})
+    assert len(str(caught.value).splitlines()) == 1
+    assert not list(Path(toy_settings["checkpoint_dir"]).glob("*-toy-*"))
+
+
+def test_prompts_of_sampled_evaluation_that_fit_are_ranked(toy_settings: dict[str, Any]) -> None:
+    args = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni9"}
+    small = {**toy_settings, "compare_stages": False, "eval_args": args}
+    assert "hit@1" in run("SFTRec", "toy", (), small)["test_result"]
+
+
+# --- prepare ---
+
+
+@pytest.mark.parametrize(("letters", "named"), [(2600, True), (400, True), (280, True), (100, False)])
+@pytest.mark.parametrize("published", [True, False])
+def test_prepare_names_a_title_that_no_prompt_can_hold(
+    published: bool,
+    letters: int,
+    named: bool,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a token a letter, twice as long as the title it has no place in 512."""
+    long = "Symphony " + "x" * (letters - 9)
+    if published:
+        rows = [row | {"itemList": [*row["itemList"], long]} for row in published_rows(5, seed=3)]
+        source = write_published(tmp_path / "in", "own", train=rows, val=rows)
+    else:
+        source = tmp_path / "own.csv"
+        lines = [f"u{n % 6},{n},{n},Title {n}" for n in range(40)]
+        source.write_text("user,item,time,title\n" + "\n".join(lines) + f"\nu1,x,99,{long}\n")
+    command = ["prepare", "--dataset", "own", "--source", str(source), "--out", str(tmp_path / "data")]
+    assert main([*command, "--backbone", str(tiny_backbone), "--max-length", "512"]) == 0
+    printed = capsys.readouterr().out
+    line = rf"too long for any prompt: the title of item '\w+', {letters} letters: 'Symphony x"
+    assert (re.search(line, printed) is not None) == named
