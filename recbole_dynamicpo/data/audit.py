@@ -22,6 +22,7 @@ SPLITS = ("train", "valid", "test")
 Prompt = tuple[list[str], list[str]]  # history titles, oldest first, and candidate titles
 _SAMPLE = 2000  # prompts per split whose tokens are counted: the share is then known to about +-2 points
 _CANDIDATES = 20  # of a prompt, where the data leave them to the run
+_EXAMPLES = 5  # titles that are named
 _QUANTILES = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
 
 
@@ -38,9 +39,6 @@ class PromptCheck(Protocol):
 
     def measure(self, prompts: list[Prompt]) -> list[int]:
         """Return the tokens that each prompt and its longest candidate need, before any truncation."""
-
-    def no_room(self, titles: Sequence[str], candidates: int) -> list[int]:
-        """Return the numbers of titles for which no prompt of ordinary others has room, longest first."""
 
 
 def audit(folder: Path, check: PromptCheck | None = None) -> dict[str, Any]:
@@ -86,9 +84,8 @@ def audit(folder: Path, check: PromptCheck | None = None) -> dict[str, Any]:
         columns = report.get("splits") or {"sequences": report["sequences"]}
         for split, rendered in prompts.items():
             columns[split]["prompts"] = _prompt_figures(rendered, check)
-        shown = max(len(candidates) for rendered in prompts.values() for _, candidates in rendered)
-        found = [list(titles.items())[number] for number in check.no_room([*titles.values()], shown)]
-        report["titles"]["no_room"] = [[item, len(title), title[:60]] for item, title in found]
+        most = max(len(candidates) for rendered in prompts.values() for _, candidates in rendered)
+        report["titles"]["without_room"] = _without_room(titles, most, check)
     return report
 
 
@@ -103,7 +100,7 @@ def audit_table(report: dict[str, Any]) -> str:
     lines += [f"  inside: {inner!r} in {outer!r}" for inner, outer in titles["contained_examples"]]
     if report.get("test_from_validation"):
         lines.append("  the test split was made from the validation rows: no test file was given")
-    for item, letters, start in titles.get("no_room", [])[:5]:
+    for item, letters, start in titles.get("without_room", []):
         lines.append(f"  too long for any prompt: the title of item '{item}', {letters} letters: {start!r}")
     if "prompts" in report:
         described = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in report["prompts"].items())
@@ -248,7 +245,7 @@ def _read_sequences(path: Path) -> dict[str, list[tuple[str, str]]]:
 
 def _sequence_figures(users: dict[str, list[tuple[str, str]]]) -> dict[str, Any]:
     """Count what a plain .inter file holds."""
-    lengths = [len(rows) for rows in users.values()]
+    lengths = list(map(len, users.values()))
     moments = sum(len({time for _, time in rows}) for rows in users.values())
     return {
         "rows": sum(lengths),
@@ -288,8 +285,15 @@ def _sequence_prompts(users: dict[str, list[tuple[str, str]]], titles: dict[str,
 
 def _prompt_figures(prompts: list[Prompt], check: PromptCheck) -> dict[str, Any]:
     lengths = check.measure(prompts)
-    return {
-        "counted": len(prompts),
-        "truncated_share": float(np.mean([length > check.max_length for length in lengths])),
-        "tokens": _quantiles(lengths),
-    }
+    share = float(np.mean([length > check.max_length for length in lengths]))
+    return {"counted": len(prompts), "truncated_share": share, "tokens": _quantiles(lengths)}
+
+
+def _without_room(titles: dict[str, str], candidates: int, check: PromptCheck) -> list[list[Any]]:
+    """Return id, letters and first words of some titles that have no room beside others of usual length."""
+    by_length = sorted(titles, key=lambda item: len(titles[item]))
+    others = [titles[item] for item in by_length[len(titles) // 2 :][: candidates - 1]]
+    longest = by_length[: -_EXAMPLES - 1 : -1]
+    lengths = check.measure([([], [titles[item], *others]) for item in longest])
+    found = [item for item, length in zip(longest, lengths, strict=True) if length > check.max_length]
+    return [[item, len(titles[item]), titles[item][:60]] for item in found]

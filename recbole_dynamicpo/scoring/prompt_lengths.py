@@ -55,24 +55,6 @@ class PromptLengths:
         tokens = collator.tokenizer(texts).input_ids
         return [len(ids) + more for ids, more in zip(tokens, longest, strict=True)]
 
-    def no_room(self, titles: Sequence[str], candidates: int) -> list[int]:
-        """Return the titles that a prompt cannot hold, by number and longest first.
-
-        Args:
-            titles: of a catalogue.
-            candidates: how many a prompt shows; the others are as long as half of all titles at most.
-        """
-        sizes = _sizes(self.collator, titles)
-        bare = len(self.collator.tokenizer(self.collator.templates.render([], [""] * candidates)).input_ids)
-        needed = bare + 2 * sizes + (candidates - 1) * np.median(sizes)
-        return [int(number) for number in np.argsort(-sizes) if needed[number] > self.max_length]
-
-
-def _sizes(collator: Collator, titles: Sequence[str]) -> NDArray[np.int64]:
-    """Return (N,) tokens that each title takes as a completion."""
-    written = collator.tokenizer([f" {title}" for title in titles]).input_ids
-    return np.array([len(ids) + 1 for ids in written])
-
 
 def too_long(
     collator: Collator, titles: Sequence[str], candidates: NDArray[np.int64], templates: NDArray[np.int64]
@@ -87,7 +69,8 @@ def too_long(
         candidates: (n, C) numbers of each row's candidates, 0 where there are fewer.
         templates: (n,) the rows' templates.
     """
-    sizes = _sizes(collator, titles) * (np.arange(len(titles)) > 0)
+    written = collator.tokenizer([f" {title}" for title in titles]).input_ids
+    sizes = np.array([len(ids) + 1 for ids in written]) * (np.arange(len(titles)) > 0)
     bare = collator.templates.render([], [""] * candidates.shape[1])
     shown = sizes[candidates]
     needed = len(collator.tokenizer(bare).input_ids) + shown.sum(axis=1) + shown.max(axis=1, initial=0)

@@ -180,9 +180,7 @@ def test_what_would_leave_pre_split_rows_out_is_refused(
     toy_settings: dict[str, Any],
 ) -> None:
     given = toy_settings if model != "SASRec" else {**stock, "train_neg_sample_args": None}
-    said = (
-        rf"{name}: got .* with benchmark_filename; RecBole would deal what is left of the rows to the wrong"
-    )
+    said = rf"{name}: got .* with benchmark_filename, and RecBole leaves out no pre-split row"
     start = partial(run, model, "toy", ())
     if model == "baselines":
         given = {key: given[key] for key in ("data_path", "checkpoint_dir", "num_candidates")}
