@@ -267,10 +267,8 @@ def _spaced(values: Sequence[Any]) -> list[Any]:
 
 
 def _split_prompts(rows: _Split, titles: dict[str, str]) -> list[Prompt]:
-    return [
-        ([titles[item] for item in history], [titles[item] for item in candidates])
-        for history, candidates in _spaced(list(zip(rows.histories, rows.candidates, strict=True)))
-    ]
+    chosen = _spaced(list(zip(rows.histories, rows.candidates, strict=True)))
+    return [([titles[item] for item in old], [titles[item] for item in shown]) for old, shown in chosen]
 
 
 def _sequence_prompts(users: dict[str, list[tuple[str, str]]], titles: dict[str, str]) -> list[Prompt]:
