@@ -19,8 +19,8 @@ from ..errors import BackboneError, nearest
 from ..storage import sha256_file, sha256_json
 from .attention import use_short_attention
 from .configuration import check_causal, look_back, not_loadable, position_limits
+from .decoder import ONE
 from .embedded import EMBEDDED, EMBEDDED_SHA256, embedded_folder
-from .logps import ONE
 from .probe import find_abilities
 from .tokenizer import check_tokenizer
 

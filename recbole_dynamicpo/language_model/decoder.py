@@ -3,17 +3,25 @@
 Layers below the lowest adapter carry none, so policy, reference and bare backbone get the same hidden states
 out of them: where several voices score the same batch, they run once. And no gradient flows through them, so
 that only the layers above are worth recomputing in the backward pass.
+
+Some layers see a window or a chunk alone. A mask of ours takes the place of the model's own, so it is
+narrowed for such layers as the model would do it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from .configuration import look_back
+
+# How a decoder takes a mask: one for all layers, one for each kind of layer, or one in whose window all look.
+ONE, BY_KIND, WINDOWED = "one", "by_kind", "windowed"
 
 
 def decoder_of(model: Any) -> Any:
@@ -100,3 +108,47 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return run
+
+
+def mask_forms(config: Any) -> tuple[str, ...]:
+    """Return the forms of a mask that may fit a model of this configuration, simplest first."""
+    near = look_back(config)
+    kinds = getattr(config.get_text_config(decoder=True), "layer_types", None)
+    return (ONE, *((BY_KIND,) if near and kinds else ()), *((WINDOWED,) if near else ()))
+
+
+def as_taken(
+    model: Any, visible: Tensor, query: Tensor, key: Tensor | None = None, *, form: str = ONE
+) -> Tensor | dict[str, Tensor]:
+    """Return a mask in the form that the decoder takes.
+
+    Args:
+        model: a Hugging Face causal language model.
+        visible: (B, 1, Tq, Tk) bool: may the query attend to the key, as far as it looks?
+        query: (B, Tq) int64 positions.
+        key: (B, Tk) int64 positions; None: those of the queries.
+        form: one of ``mask_forms``.
+    """
+    near = look_back(model.config)
+
+    def narrowed(kinds: Iterable[str]) -> Tensor:
+        mask = visible
+        for kind in kinds:
+            if kind in near:
+                mask = mask & _near(kind, near[kind][0], query, query if key is None else key)
+        return _additive(mask, model.dtype) if model.config._attn_implementation == "eager" else mask
+
+    if form == BY_KIND:
+        return {kind: narrowed([kind]) for kind in {*model.config.get_text_config(decoder=True).layer_types}}
+    return narrowed(near if form == WINDOWED else ())
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what eager attention adds to its scores: 0 where a key is visible, else the lowest number."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+def _near(kind: str, size: int, query: Tensor, key: Tensor) -> Tensor:
+    """Return (B, 1, Tq, Tk) bool: is the key in the query's window (or chunk) of ``size`` tokens?"""
+    query, key = query[:, None, :, None], key[:, None, None, :]
+    return query - key < size if kind == "sliding_attention" else query // size == key // size

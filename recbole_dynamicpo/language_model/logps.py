@@ -8,28 +8,15 @@ output layer runs only where a completion token is predicted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .configuration import look_back
-from .decoder import decoder_of
+from .decoder import ONE, as_taken, decoder_of
 from .heads import own_token_logps, plain_token_logps
-from .packed import PackedBatch, SequenceBatch, TokenBatch, additive_mask, block_mask, near_mask, pack, unpack
-
-# How a decoder takes the block mask: one for all layers, one for each kind of layer, or one in whose window
-# all layers look.
-ONE, BY_KIND, WINDOWED = "one", "by_kind", "windowed"
-
-
-def mask_forms(config: Any) -> tuple[str, ...]:
-    """Return the forms of the mask that may fit a model of this configuration, simplest first."""
-    reach = look_back(config)
-    kinds = getattr(config.get_text_config(decoder=True), "layer_types", None)
-    return (ONE, *((BY_KIND,) if reach and kinds else ()), *((WINDOWED,) if reach else ()))
+from .packed import SequenceBatch, TokenBatch, block_mask, pack, unpack
 
 
 def shared_logps(model: Any, batch: TokenBatch, *, plain_head: bool = True, form: str = ONE) -> Tensor:
@@ -40,12 +27,12 @@ def shared_logps(model: Any, batch: TokenBatch, *, plain_head: bool = True, form
             takes a 4-D mask.
         batch: prompts and completions, on any device.
         plain_head: whether the logits are the states times the output embedding, and nothing more.
-        form: of the mask, one of ``mask_forms``.
+        form: of the mask; see ``decoder.mask_forms``.
     """
     packed = pack(batch).to(_device(model))
     output = decoder_of(model)(
         input_ids=packed.input_ids,
-        attention_mask=_mask(model, packed, form),
+        attention_mask=as_taken(model, block_mask(packed.segment), packed.position_ids, form=form),
         position_ids=packed.position_ids,
         use_cache=False,
     )
@@ -53,30 +40,6 @@ def shared_logps(model: Any, batch: TokenBatch, *, plain_head: bool = True, form
     token_logps = _token_logps(model, output, states, packed.source_of, packed.targets, plain_head)
     total = token_logps.new_zeros(batch.completion_length.numel())
     return total.index_add(0, packed.owner, token_logps).view(batch.completion_length.shape)
-
-
-def _mask(model: Any, packed: PackedBatch, form: str) -> Tensor | dict[str, Tensor]:
-    """Return the mask in the form that the decoder takes."""
-    block, reach = block_mask(packed.segment), look_back(model.config)
-
-    def ready(mask: Tensor) -> Tensor:
-        # Eager attention adds the mask to the scores.
-        eager = model.config._attn_implementation == "eager"
-        return additive_mask(mask, model.dtype) if eager else mask
-
-    def narrowed(kinds: Iterable[str]) -> Tensor:
-        limits = {kind: reach[kind][0] for kind in kinds if kind in reach}
-        if not limits:
-            return ready(block)
-        near = near_mask(
-            packed.position_ids, limits.get("sliding_attention"), limits.get("chunked_attention")
-        )
-        return ready(block & near)
-
-    if form == BY_KIND:
-        kinds = {*model.config.get_text_config(decoder=True).layer_types}
-        return {kind: narrowed([kind]) for kind in kinds}
-    return narrowed(reach if form == WINDOWED else ())
 
 
 def separate_logps(

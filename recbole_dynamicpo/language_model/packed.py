@@ -118,28 +118,6 @@ def block_mask(segment: Tensor) -> Tensor:
     return (visible | torch.eye(length, dtype=torch.bool, device=segment.device))[:, None]
 
 
-def near_mask(positions: Tensor, window: int | None = None, chunk: int | None = None) -> Tensor:
-    """Return (B, 1, T, T) bool: is the key (column) as near to the query (row) as a layer looks?
-
-    Args:
-        positions: (B, T) int64 position of each token.
-        window: most tokens that a query sees, itself among them; None: no limit.
-        chunk: tokens of the chunks that attention stays in; None: no chunks.
-    """
-    query, key = positions[:, None, :, None], positions[:, None, None, :]
-    near = torch.ones_like(query == key)
-    if window is not None:
-        near &= query - key < window
-    if chunk is not None:
-        near &= query // chunk == key // chunk
-    return near
-
-
-def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what is added to attention scores: 0 where a key is visible, else the lowest number."""
-    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
-
-
 def unpack(batch: TokenBatch) -> SequenceBatch:
     """Lay out each completion that is there as a sequence of its own; runs where the batch lies."""
     _, count, length = batch.completions.shape

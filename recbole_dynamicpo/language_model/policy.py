@@ -104,7 +104,7 @@ class Policy(nn.Module):
         """
         model = self.peft.get_base_model()
         if self.backbone.shares_prompt:
-            return shared_states(model, batch)
+            return shared_states(model, batch, form=self.backbone.mask_forms[0])
         return separate_states(model, batch, most_tokens)
 
     @property
@@ -119,7 +119,9 @@ class Policy(nn.Module):
 
     def keeps(self) -> KeptKeys | None:
         """Return a place for one history's keys and values; None where a backbone cannot share a prompt."""
-        return KeptKeys(self.peft.get_base_model()) if self.backbone.shares_prompt else None
+        if not self.backbone.shares_prompt:
+            return None
+        return KeptKeys(self.peft.get_base_model(), form=self.backbone.mask_forms[0])
 
     def pass_size(self, batch: TokenBatch) -> tuple[int, int]:
         """Return into how many parts a pass over ``batch`` could be split, and its padded tokens."""

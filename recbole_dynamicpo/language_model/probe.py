@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BackboneError
-from .decoder import decoder_layers, lower_layers_once
-from .logps import mask_forms, separate_logps, shared_logps
+from .decoder import decoder_layers, lower_layers_once, mask_forms
+from .logps import separate_logps, shared_logps
 from .miniature import VOCABULARY, miniatures
 from .packed import TokenBatch
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .decoder import decoder_of
-from .packed import additive_mask
+from .decoder import ONE, as_taken, decoder_of
 
 
 class TreeBatch(NamedTuple):
@@ -58,19 +57,20 @@ def tree_mask(query: Tensor, key: Tensor, end: Tensor) -> Tensor:
     return (key[..., None, :] <= place) & (place < end[..., None, :])
 
 
-def shared_states(model: Any, batch: TreeBatch) -> TreeStates:
+def shared_states(model: Any, batch: TreeBatch, *, form: str = ONE) -> TreeStates:
     """Return the hidden states of one pass over whole trees.
 
     Args:
         model: a Hugging Face causal language model whose decoder takes a 4-D mask.
         batch: on any device.
+        form: of the mask; see ``decoder.mask_forms``.
     """
     batch = batch.to(model.get_output_embeddings().weight.device)
     place = torch.arange(batch.input_ids.shape[1], device=batch.end.device)
     mask = tree_mask(place, place, batch.end)[:, None]
     output = decoder_of(model)(
         input_ids=batch.input_ids,
-        attention_mask=_as_wanted(model, mask),
+        attention_mask=as_taken(model, mask, batch.position_ids, form=form),
         position_ids=batch.position_ids,
         use_cache=False,
     )
@@ -128,12 +128,15 @@ class KeptKeys:
 
     Args:
         model: a Hugging Face causal language model whose decoder takes a 4-D mask and a cache.
+        form: of the mask; see ``decoder.mask_forms``.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, form: str = ONE) -> None:
         from transformers import DynamicCache
 
         self.model = model
+        self.form = form
+        self.positions = torch.zeros(0, dtype=torch.int64)  # of the kept tokens
         self.cache = DynamicCache()  # plain layers: what a window would drop is hidden by the mask
         self.kept = 0
         self.forwarded = 0
@@ -147,10 +150,12 @@ class KeptKeys:
             visible: (N, kept + N) bool: which tokens each sees, in the order in which they came.
         """
         device = self.model.get_output_embeddings().weight.device
+        self.positions = torch.cat([self.positions, positions])
+        query, key = positions[None].to(device), self.positions[None].to(device)
         output = decoder_of(self.model)(
             input_ids=ids[None].to(device),
-            attention_mask=_as_wanted(self.model, visible[None, None].to(device)),
-            position_ids=positions[None].to(device),
+            attention_mask=as_taken(self.model, visible[None, None].to(device), query, key, form=self.form),
+            position_ids=query,
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -164,11 +169,5 @@ class KeptKeys:
         for layer in layers:
             layer.keys = layer.keys.index_select(2, chosen.to(layer.keys.device))
             layer.values = layer.values.index_select(2, chosen.to(layer.values.device))
+        self.positions = self.positions[chosen]
         self.kept = len(chosen)
-
-
-def _as_wanted(model: Any, visible: Tensor) -> Tensor:
-    """Return a (B, 1, Tq, Tk) mask in the form that the model's attention takes."""
-    if model.config._attn_implementation == "eager":  # which adds the mask to the scores
-        return additive_mask(visible, model.dtype)
-    return visible

@@ -115,7 +115,8 @@ def states_in_chunks(policy: Policy, prompt: Sequence[int], layout: Layout, limi
         layout: on the CPU.
         limit: nodes a pass, at least 1.
     """
-    keys = KeptKeys(policy.peft.get_base_model())
+    keys = policy.keeps()
+    assert keys is not None, "a backbone that shares no prompt keeps no keys"
     length, nodes = len(prompt), layout.nodes
     found = keys.forward(
         torch.tensor(prompt), torch.arange(length), torch.ones(length, length, dtype=torch.bool).tril()

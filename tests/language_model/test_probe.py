@@ -226,7 +226,7 @@ def test_a_window_that_fits_no_form_of_the_mask_is_left_to_the_model(monkeypatch
     """A model that knows another window than its configuration says is scored a sequence a completion."""
     model = build("mistral", sliding_window=5)
     monkeypatch.setattr(
-        "recbole_dynamicpo.language_model.logps.look_back",
+        "recbole_dynamicpo.language_model.decoder.look_back",
         lambda config: {"sliding_attention": (2, "sliding_window")},
     )
     found = find_abilities(model, "odd")

@@ -37,10 +37,10 @@ ROWS = [
     PromptRow([], ["Alien", "He"], []),
     PromptRow(["東京", "Ёлки", "Aliens"], ["X", "A; B"], []),
 ]
-# Five ways to be made: plain, a head with a scale, with soft caps and windows, absolute positions, recurrent.
+# Plain, a scaled head, soft caps and some windows, windows alone, chunks, absolute positions, recurrent.
 # These round inside to float32, in whatever type they compute.
-ROUNDED = {"gemma2": 1e-5, "mamba": 1e-5}
-ARCHITECTURES = ["llama", "cohere", "gemma2", "gpt2", "mamba"]
+ROUNDED = {"gemma2": 1e-5, "llama4_text": 1e-5, "mamba": 1e-5}
+ARCHITECTURES = ["llama", "cohere", "gemma2", "mistral", "llama4_text", "gpt2", "mamba"]
 
 
 def popularity(trie: Trie) -> list[PriorSource]:
@@ -58,8 +58,7 @@ def scorer_of(
     """Return a scorer whose adapter is no zero."""
     tokenizer = make_tokenizer()
     model = model.requires_grad_(False)
-    shared, plain, replays, *_ = find_abilities(model, "tiny")
-    backbone = Backbone(model, tokenizer, "tiny", "0" * 64, shared, plain, replays)
+    backbone = Backbone(model, tokenizer, "tiny", "0" * 64, **find_abilities(model, "tiny")._asdict())
     policy = Policy(backbone, LoraShape(2, 4.0, 0.0, ("all-linear",), 0), 0)
     draw = torch.Generator().manual_seed(5)
     with torch.no_grad():
