@@ -271,7 +271,8 @@ def paired_ranks(first: Ranks, second: Ranks, name_a: str, name_b: str) -> tuple
     """Return the ranks (n,) of two evaluations of the same rows, in the order of the first.
 
     Raises:
-        DataError: if the two did not evaluate the same rows, or ranked other candidates in them.
+        DataError: if the two did not evaluate the same rows, or ranked other candidates in them, or only one
+            of them says what it ranked.
     """
     place = {row_id: index for index, row_id in enumerate(second.row_ids)}
     shared = sum(row_id in place for row_id in first.row_ids)
@@ -280,8 +281,16 @@ def paired_ranks(first: Ranks, second: Ranks, name_a: str, name_b: str) -> tuple
             f"{name_a} has {len(first.row_ids)} rows and {name_b} has {len(second.row_ids)}, {shared} of "
             f"them shared: a paired comparison needs both runs evaluated on the same rows"
         )
-    if first.rows and second.rows:
-        other = [name for name in first.rows if first.rows[name] != second.rows.get(name)]
+    if bool(first.rows) != bool(second.rows):
+        silent = name_a if second.rows else name_b
+        raise DataError(
+            f"{silent} does not say which rows, histories and candidates it ranked (version 0.1.0 left that "
+            "out): wanted both of a paired comparison evaluated anew, or neither"
+        )
+    if first.rows:
+        other = sorted(
+            name for name in {*first.rows, *second.rows} if first.rows.get(name) != second.rows.get(name)
+        )
         if other:
             raise DataError(
                 f"{name_a} and {name_b} ranked rows with other {', '.join(other)}: a paired comparison needs "

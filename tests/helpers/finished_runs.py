@@ -41,12 +41,17 @@ def always_passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def write_valid_ranks(
     folder: Path,
     ranks: Sequence[int],
-    popular: Sequence[int] = POPULAR,
+    popular: Sequence[int] | None = None,
     *,
     stage: str = "preference",
     **rows: str,
 ) -> None:
-    """Write the ranks of validation rows as training leaves them; ``rows`` are digests by name."""
+    """Write the ranks of validation rows as training leaves them; ``rows`` are digests by name.
+
+    Popularity has the item chosen first in a third of them, unless its ranks are given.
+    """
+    first = len(ranks) // 3
+    popular = [1] * first + [4] * (len(ranks) - first) if popular is None else popular
     names = [str(row) for row in range(len(ranks))]
     digests = {"users": "u", "histories": "h", "targets": "t", "candidates": "c", "places": "p", **rows}
     for name, found in ((stage, ranks), (POPULARITY, popular)):

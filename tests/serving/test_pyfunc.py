@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -220,6 +221,39 @@ def test_fetching_runs_no_code_of_the_store(here: Store, original: Recommender) 
     place = MlflowClient(here.uri).get_logged_model(model.removeprefix("models:/")).artifact_location
     (Path(place.removeprefix("file://")) / "pyfunc.py").write_text("raise SystemExit('run')")
     assert load_recommender(model).rank(["Bear"]) == original.rank(["Bear"])
+
+
+@pytest.mark.parametrize("code", ["mlflow_model.py", "rank_model.py", None])
+@pytest.mark.parametrize(
+    "way", ["models:/{id}", "runs:/{run}/model", "models:/old/1", "models:/old@champion"]
+)
+def test_models_of_earlier_layouts_load(
+    code: str | None, way: str, here: Store, original: Recommender
+) -> None:
+    """Their packaged code imports modules that have moved since, and their card says less."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(here.uri)
+    model = log_model(here.folder, run_id=here.run_id, tracking_uri=here.uri, settings={})
+    place = Path(
+        client.get_logged_model(model.removeprefix("models:/")).artifact_location.removeprefix("file://")
+    )
+    (place / "pyfunc.py").unlink()
+    if code is not None:
+        (place / code).write_text("from recbole_dynamicpo.mlflow_model import RankModel\n")
+    path = place / "artifacts" / "recommender" / "recommender.json"
+    card = json.loads(path.read_text())
+    for name in ("likelihood", "priors", "trie_sha256"):
+        card.pop(name)
+    path.write_text(json.dumps(card))
+    if "old" in way:
+        with contextlib.suppress(Exception):
+            client.create_registered_model("old")
+        version = client.create_model_version("old", place.as_uri(), run_id=here.run_id).version
+        client.set_registered_model_alias("old", "champion", version)
+        way = way.replace("/1", f"/{version}")
+    loaded = load_recommender(way.format(id=model.removeprefix("models:/"), run=here.run_id))
+    assert loaded.rank(["Bear"]) == original.rank(["Bear"])
 
 
 @pytest.mark.parametrize("content", ["[]", '{"r": 4}', '{"backbone": 1, "base_model_name_or_path": null}'])

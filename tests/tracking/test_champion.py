@@ -155,8 +155,21 @@ def test_the_second_model(
         ),
         ({"rows": {"users": "other", "targets": "other"}}, "other targets, users"),
         ({"rows": {"places": "other"}}, "other places"),
+        ({"rows": {"histories": "other"}}, "other histories"),
+        (
+            {"ranks": GOOD[:100]},
+            "the model has 100 rows and the champion, version 1 has 120, 100 of them shared",
+        ),
+        ({"ranks": [*GOOD, *GOOD]}, "the model has 240 rows and .* 120 of them shared"),
+        (
+            {"described": {"data": {"name": "toy", "digest": "e" * 64, "rows": {"train": 60}}}},
+            "the champion, version 1, which was validated on other data",
+        ),
     ],
-    ids=["another seed", "other users", "another order"],
+    ids=[
+        *("another seed", "other users", "another order", "other histories"),
+        *("fewer rows", "more rows", "other data"),
+    ],
 )
 def test_what_cannot_be_compared_is_no_champion(
     tmp_path: Path, tiny_backbone: Path, uri: str, how: dict[str, Any], said: str
@@ -165,6 +178,7 @@ def test_what_cannot_be_compared_is_no_champion(
     found = second(tmp_path, tiny_backbone, uri, first=FAIR, **how)
     assert (found.champion, champion_at(uri)) == (False, "1")
     assert re.search(said, found.reason), found.reason
+    assert MlflowClient(uri).get_model_version(NAME, "2").tags["gate"] == "failed"
     assert found.reason.endswith("--require_improvement=False waives the comparison")
 
 

@@ -103,6 +103,39 @@ def test_a_stock_model_that_fails_is_a_failed_run(
     assert {runs[stage].info.status for stage in ("run", "train")} == {"FAILED"}
 
 
+@pytest.mark.parametrize(
+    ("place", "records"),
+    [
+        ({"local_rank": 0, "offset": 0}, True),
+        ({"local_rank": 1, "offset": 0}, False),
+        ({"local_rank": 0, "offset": 2}, False),
+        ({"local_rank": 3, "offset": 4}, False),
+        ({}, True),
+    ],
+)
+def test_of_several_processes_the_first_one_records(
+    place: dict[str, int], records: bool, toy_settings: dict[str, Any], known_uri: str
+) -> None:
+    """On all machines together; ``offset`` is the rank of a machine's first process."""
+    from types import SimpleNamespace
+
+    from recbole_dynamicpo.host.config import PlainConfig
+    from recbole_dynamicpo.host.registration import MLflowTracking
+    from recbole_dynamicpo.host.stock_record import is_first, recorded
+
+    keys = ("data_path", "load_col", "checkpoint_dir", "show_progress", "state")
+    config = PlainConfig("BPR", "toy", [], {key: toy_settings[key] for key in keys})
+    config.final_config_dict.update(place)
+    assert is_first(config) is records
+    loaders = SimpleNamespace(train=None, valid=None, test=None)
+    with recorded(config, loaders, MLflowTracking()) as record:
+        record.epoch(0, 0.5)
+        record.results({"mrr@10": 0.5}, {"mrr@10": 0.25})
+    folders = list(Path(toy_settings["checkpoint_dir"]).glob("BPR-*"))
+    assert len(folders) == records
+    assert len(runs_of(known_uri, "toy") if records else []) == (3 if records else 0)
+
+
 def test_none_records_nothing(
     toy_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
