@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
+NF4 = "nf4"  # what setting load_in_4bit makes of the weights
 # A gain in speed that is worth a line in the log.
 WORTH_SAYING = 1.2
 # The files that make a tokenizer, of every kind.
@@ -50,12 +51,13 @@ class Backbone:
         model: the Hugging Face model, in evaluation mode, no parameter trainable.
         tokenizer: its tokenizer.
         name: what the user called it.
-        fingerprint: SHA-256 of its weights; two backbones with one fingerprint score alike.
+        fingerprint: SHA-256 of its weights as it computes with them; two with one fingerprint score alike.
         shares_prompt: whether all completions of a prompt can be scored in one pass.
         plain_head: whether its logits are its states times its output embedding, and nothing more.
         replays: whether voices can share what the layers below the lowest adapter return.
         mask_forms: in which its decoder can take the mask of that pass, simplest first.
         recomputes: whether activations are computed again in the backward pass, to save memory.
+        quantization: ``nf4`` where its weights were cut to 4 bits, else empty.
     """
 
     model: Any
@@ -67,6 +69,7 @@ class Backbone:
     replays: bool = True
     mask_forms: tuple[str, ...] = (ONE,)
     recomputes: bool = False
+    quantization: str = ""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -126,10 +129,21 @@ def load_backbone(
         )
     for kind, (size, entry) in look_back(model.config).items():
         logger.info("backbone '%s': layers of %s look back %d tokens (its %s)", name, kind, size, entry)
-    fingerprint = backbone_fingerprint(place, name)
+    quantization = NF4 if load_in_4bit else ""
     return Backbone(
-        model, tokenizer, name, fingerprint, **abilities._asdict(), recomputes=gradient_checkpointing
+        model,
+        tokenizer,
+        name,
+        quantized_fingerprint(backbone_fingerprint(place, name), quantization),
+        **abilities._asdict(),
+        recomputes=gradient_checkpointing,
+        quantization=quantization,
     )
+
+
+def quantized_fingerprint(fingerprint: str, quantization: str) -> str:
+    """Return the SHA-256 of weights of a fingerprint after quantization; empty leaves them as they are."""
+    return sha256_json([fingerprint, quantization]) if quantization else fingerprint
 
 
 def resolve_backbone(name: str) -> str:

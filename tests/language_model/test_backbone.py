@@ -10,7 +10,12 @@ import torch
 
 from recbole_dynamicpo.errors import BackboneError
 from recbole_dynamicpo.language_model import backbone
-from recbole_dynamicpo.language_model.backbone import backbone_fingerprint, load_backbone, resolve_dtype
+from recbole_dynamicpo.language_model.backbone import (
+    backbone_fingerprint,
+    load_backbone,
+    quantized_fingerprint,
+    resolve_dtype,
+)
 
 
 def test_a_local_folder_loads_frozen(tiny_backbone: Path) -> None:
@@ -57,6 +62,20 @@ def test_other_weights_have_another_fingerprint(tiny_backbone: Path, tmp_path: P
     name = str(tiny_backbone)
     assert backbone_fingerprint(name, name) == backbone_fingerprint(name, "another name")
     assert backbone_fingerprint(name, name) != backbone_fingerprint(str(tmp_path), str(tmp_path))
+
+
+def test_weights_of_4_bits_have_another_fingerprint(
+    tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter that was trained on them is not taken for one of the whole weights."""
+    whole = load_backbone(str(tiny_backbone), dtype="float32")
+    load = backbone._from_pretrained
+    monkeypatch.setattr(backbone, "_from_pretrained", lambda *given: load(*given[:-1], False))  # no CUDA here
+    cut = load_backbone(str(tiny_backbone), dtype="float32", load_in_4bit=True)
+    assert (whole.quantization, cut.quantization) == ("", "nf4")
+    assert cut.fingerprint == quantized_fingerprint(whole.fingerprint, "nf4") != whole.fingerprint
+    prints = {quantized_fingerprint(one, how) for one in ("a", "b") for how in ("", "nf4", "int8")}
+    assert len(prints) == 6
 
 
 def test_dtype_auto_is_decided_by_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
