@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from recbole_dynamicpo.errors import CheckpointError
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.ingredients import FACTS, RECBOLE_DECIDES, Ingredients, decides, flat_settings
 from recbole_dynamicpo.job import Job
+from recbole_dynamicpo.language_model.adapter_folder import LoraShape
+from recbole_dynamicpo.language_model.backbone import load_backbone
+from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.names import DECIDES, RECORDED
 from recbole_dynamicpo.pipeline import begin, evaluate, prepare, train
 from recbole_dynamicpo.settings import fields_of_settings, properties_folder, read_settings
@@ -109,23 +113,60 @@ def change_template(data: Path, backbone: Path, template: Path, adapter: Path) -
     template.write_text("Liked:\n{history}\nOf\n{candidates}\nnext:")
 
 
+def change_rows(data: Path, backbone: Path, template: Path, adapter: Path) -> None:
+    path = data / "toy" / "toy.inter"
+    path.write_text(path.read_text().replace("1700001", "1700002", 1))
+
+
+def change_adapter(data: Path, backbone: Path, template: Path, adapter: Path) -> None:
+    """Of the same shapes and settings, as of a run with another seed."""
+    path = adapter / "adapter_model.safetensors"
+    weights = {name: value + 0.01 for name, value in load_file(path).items()}
+    save_file(weights, path)
+
+
+def change_scalars(data: Path, backbone: Path, template: Path, adapter: Path) -> None:
+    """What is trained beside an adapter is a part of it."""
+    (adapter / "scalars.json").write_text('{"scale": 2.0}')
+
+
+def change_end(data: Path, backbone: Path, template: Path, adapter: Path) -> None:
+    path = backbone / "tokenizer.json"
+    path.write_text(path.read_text().replace("\n", " \n", 1))
+
+
 CONTENT: dict[str, tuple[Callable[..., None], str]] = {
     "a title": (change_title, "prepare"),
+    "a time": (change_rows, "prepare"),
     "the tokenizer": (change_tokenizer, "sft"),
+    "the tokenizer's own file": (change_end, "sft"),
     "the backbone": (change_weights, "sft"),
     "the template's text": (change_template, "sft"),
+    "the SFT adapter": (change_adapter, "sft"),
+    "the numbers beside it": (change_scalars, "sft"),
 }
+
+
+@pytest.fixture
+def sft_adapter(tiny_backbone: Path, tmp_path: Path) -> Path:
+    """An SFT adapter of the settings of ``toy_settings``."""
+    shape = LoraShape(4, 32.0, 0.0, ("q_proj", "k_proj", "v_proj", "o_proj"), 0)
+    policy = Policy(load_backbone(str(tiny_backbone), dtype="float32"), shape, seed=0)
+    (tmp_path / "adapter").mkdir()
+    policy.save(tmp_path / "adapter")
+    return tmp_path / "adapter"
 
 
 @pytest.mark.parametrize("what", CONTENT)
 def test_content_that_changes_under_its_name_is_noticed(
-    toy_settings: dict[str, Any], tiny_backbone: Path, tmp_path: Path, what: str
+    toy_settings: dict[str, Any], tiny_backbone: Path, sft_adapter: Path, tmp_path: Path, what: str
 ) -> None:
     backbone, template = tmp_path / "backbone", tmp_path / "own.txt"
     shutil.copytree(tiny_backbone, backbone)
     template.write_text("Seen:\n{history}\nOf\n{candidates}\nnext:")
     data = Path(toy_settings["data_path"])
     given = {**toy_settings, "backbone": str(backbone), "prompt": str(template)}
+    given["sft_adapter"] = str(sft_adapter)
 
     def now() -> Ingredients:
         config = PlainConfig("DynamicPO", "toy", [], given)
@@ -133,21 +174,73 @@ def test_content_that_changes_under_its_name_is_noticed(
 
     before = now()
     change, stage = CONTENT[what]
-    change(data, backbone, template, tmp_path)
+    change(data, backbone, template, sft_adapter)
     assert moved(before, now()) == from_stage(stage)
 
 
-def test_a_run_is_not_resumed_with_other_titles(toy_settings: dict[str, Any]) -> None:
-    run("DynamicPO", "toy", overrides={**toy_settings, "compare_stages": False})
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (change_title, "data"),
+        (change_rows, "data"),
+        (change_template, "template"),
+        (change_adapter, "adapter"),
+        (change_scalars, "adapter"),
+        (change_tokenizer, "tokenizer"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_content(
+    change: Callable[..., None],
+    said: str,
+    toy_settings: dict[str, Any],
+    tiny_backbone: Path,
+    sft_adapter: Path,
+    tmp_path: Path,
+) -> None:
+    backbone, template = tmp_path / "backbone", tmp_path / "own.txt"
+    shutil.copytree(tiny_backbone, backbone)
+    template.write_text("Seen:\n{history}\nOf\n{candidates}\nnext:")
+    given = {**toy_settings, "backbone": str(backbone), "prompt": str(template), "compare_stages": False}
+    given |= {"sft_adapter": str(sft_adapter), "preference_rows": 4}
+    run("DynamicPO", "toy", overrides=given)
     (folder,) = Path(toy_settings["checkpoint_dir"]).iterdir()
-    items = Path(toy_settings["data_path"]) / "toy" / "toy.item"
-    items.write_text(items.read_text().replace("amber", "umber"))
-    with pytest.raises(CheckpointError, match=r"fact\.data: then .*, now"):
-        run("DynamicPO", "toy", overrides={**toy_settings, "resume": str(folder)})
+    change(Path(toy_settings["data_path"]), backbone, template, sft_adapter)
+    with pytest.raises(CheckpointError, match=rf"fact\.{said}: then .*, now"):
+        run("DynamicPO", "toy", overrides={**given, "resume": str(folder)})
+
+
+def test_the_record_of_a_run_holds_every_setting(toy_settings: dict[str, Any]) -> None:
+    """Also those at their defaults, and those whose names look like secrets."""
+    given = {**toy_settings, "compare_stages": False, "sft_rows": 4, "preference_rows": 4}
+    run("DynamicPO", "toy", overrides=given)
+    (folder,) = Path(toy_settings["checkpoint_dir"]).iterdir()
+    params = read_record(folder).params
+    assert {name for name in PARAMS if decides(name) != "nothing"} <= params.keys()
+    assert params["tokens_per_batch"] == PARAMS["tokens_per_batch"]
+    assert {"sft_rows", "max_history", "boundary_drop", "learner", "eval_args.order"} & params.keys() >= {
+        *("sft_rows", "max_history", "learner", "eval_args.order"),
+    }
 
 
 @pytest.mark.parametrize(
-    "more", [{"topk": [1, 5, 10, 20]}, {"eval_batch_size": 3}, {"compare_stages": False}]
+    "name",
+    ["tokens_per_batch", "token_num_threshold", "key_field", "max_tokens", "secretary", "passwords_seen"],
+)
+def test_a_name_that_looks_like_a_secret_is_none(name: str) -> None:
+    assert flat_settings({name: 3, "outer": {name: 4}}) == {name: 3, f"outer.{name}": 4}
+
+
+@pytest.mark.parametrize("name", ["token", "HF_TOKEN", "api_key", "Password", "aws_secret_access_key"])
+def test_secrets_are_written_nowhere(name: str) -> None:
+    assert flat_settings({name: "x", "outer": {name: "y", "beta": 1}}) == {"outer.beta": 1}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        *({"topk": [1, 5, 10, 20]}, {"eval_batch_size": 3}, {"compare_stages": False}, {"eval_rows": 4}),
+        *({"tail_ratio": 0.2}, {"metrics": ["NDCG", "MAP"]}, {"metric_decimal_place": 6}),
+    ],
 )
 def test_what_only_evaluation_depends_on_trains_nothing_anew(job: Job, more: dict[str, Any]) -> None:
     one = prepare(job).outputs["places"]

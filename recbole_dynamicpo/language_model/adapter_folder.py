@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import AdapterError, NumericsError, short
 from ..settings import Settings
-from ..storage import load_json, named, sha256_file, write_json
+from ..storage import load_json, named, sha256_file, sha256_json, write_json
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 SCALARS_FILE = "scalars.json"  # what is trained beside the adapter, where there is such a thing
@@ -165,15 +165,15 @@ def read_scalars(folder: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def adapter_digest(folder: Path) -> str:
-    """Return the SHA-256 of an adapter folder's weights file.
+    """Return the SHA-256 of an adapter folder's weights file, and of what was trained beside it if there is any.
 
     Raises:
-        AdapterError: there is none.
+        AdapterError: there is no such file.
     """
-    path = folder / WEIGHTS_FILE
+    path, beside = folder / WEIGHTS_FILE, folder / SCALARS_FILE
     if not path.is_file():
         raise AdapterError(f"{folder}: wanted an adapter folder with {WEIGHTS_FILE}")
-    return sha256_file(path)
+    return sha256_json([sha256_file(path), sha256_file(beside)]) if beside.is_file() else sha256_file(path)
 
 
 def read_lora_shape(folder: Path) -> LoraShape:
