@@ -165,15 +165,25 @@ def read_scalars(folder: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def adapter_digest(folder: Path) -> str:
-    """Return the SHA-256 of an adapter folder's weights file, and of what was trained beside it if there is any.
+    """Return the SHA-256 of an adapter folder's weights file.
 
     Raises:
-        AdapterError: there is no such file.
+        AdapterError: there is none.
     """
-    path, beside = folder / WEIGHTS_FILE, folder / SCALARS_FILE
+    path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise AdapterError(f"{folder}: wanted an adapter folder with {WEIGHTS_FILE}")
-    return sha256_json([sha256_file(path), sha256_file(beside)]) if beside.is_file() else sha256_file(path)
+    return sha256_file(path)
+
+
+def trained_digest(folder: Path) -> str:
+    """Return the SHA-256 of all that was trained: an adapter's weights, and the numbers beside it if any.
+
+    Raises:
+        AdapterError: there are no weights.
+    """
+    weights, beside = adapter_digest(folder), folder / SCALARS_FILE
+    return sha256_json([weights, sha256_file(beside)]) if beside.is_file() else weights
 
 
 def read_lora_shape(folder: Path) -> LoraShape:

@@ -16,7 +16,7 @@ from ..dataset.data_files import data_digest
 from ..errors import StoppedError
 from ..evaluation.report import metric_name
 from ..ingredients import Ingredients, flat_settings
-from ..language_model.adapter_folder import adapter_digest
+from ..language_model.adapter_folder import trained_digest
 from ..language_model.attention import kernel_name
 from ..language_model.backbone import backbone_fingerprint, resolve_backbone, resolve_dtype, tokenizer_digest
 from ..scoring.prompts import load_templates
@@ -153,7 +153,7 @@ def gather(config: Any, settings: Settings) -> Ingredients:
             "backbone": backbone_fingerprint(place, settings.backbone),
             "tokenizer": tokenizer_digest(place),
             "template": sha256_json(templates.texts),
-            "adapter": adapter_digest(Path(adapter)) if adapter else None,
+            "adapter": trained_digest(Path(adapter)) if adapter else None,
             "dtype": str(dtype).removeprefix("torch."),
             "device": device.type,
             "kernel": kernel_name(device, dtype),
