@@ -14,9 +14,12 @@ from .names import (
     CANDIDATE_SOURCES,
     HISTORY_ORDERS,
     LIKELIHOODS,
+    NEGATIVE_SOURCES,
     OBJECTIVES,
+    POSITIONS,
     PRIORS,
     RANKED_AMONG,
+    REDRAWS,
     TIME_TIES,
 )
 
@@ -102,6 +105,9 @@ HistoryOrder = Annotated[str, _one_of(HISTORY_ORDERS), _schema(HISTORY_ORDERS)]
 Likelihood = Annotated[str, _one_of(LIKELIHOODS), _schema(LIKELIHOODS)]
 RankedAmong = Annotated[tuple[str, ...], _some_of(RANKED_AMONG, 1), _list_schema(RANKED_AMONG)]
 Priors = Annotated[tuple[str, ...], _some_of(PRIORS, 0), _list_schema(PRIORS)]
+Positions = Annotated[str, _one_of(POSITIONS), _schema(POSITIONS)]
+NegativeSource = Annotated[str, _one_of(NEGATIVE_SOURCES), _schema(NEGATIVE_SOURCES)]
+Redraw = Annotated[str, _one_of(REDRAWS), _schema(REDRAWS)]
 TimeTies = Annotated[str, _one_of(TIME_TIES), _schema(TIME_TIES)]
 Flag = Annotated[bool, _wanted("true or false", lambda value: isinstance(value, bool), bool)]
 Whole = Annotated[
@@ -116,6 +122,7 @@ Texts = Annotated[
     _wanted("a list of texts", _are_texts, _texts),
     WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
 ]
+PerhapsNumber = Annotated[Number | None, BeforeValidator(_absent)]
 PerhapsWhole = Annotated[Whole | None, BeforeValidator(_absent)]
 Perhaps = Annotated[Text | None, BeforeValidator(_absent)]
 
@@ -138,3 +145,34 @@ def problem_of(error: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     else:
         wanted = str(context["error"]) if "error" in context else str(error["msg"])
     return f"{name}: got {got!r}, wanted {wanted}"
+
+
+def contradictions(settings: Any) -> list[str]:
+    """Return what is wrong between settings that are right each for itself, a line each."""
+    problems = []
+    if settings.num_candidates == 0:
+        problems.append("num_candidates: got 0, wanted at least 2 (20 in the paper)")
+    elif settings.num_negatives > settings.num_candidates - 1:
+        problems.append(
+            f"num_negatives: got {settings.num_negatives}, wanted at most num_candidates - 1 = "
+            f"{settings.num_candidates - 1}"
+        )
+    if settings.positions == "all" and settings.likelihood != "catalogue":
+        problems.append("positions: wanted last, as likelihood is not catalogue")
+    if settings.negatives == "prior" and not settings.catalogue_prior:
+        problems.append("negatives: wanted uniform, as there is no catalogue_prior")
+    if settings.catalogue_prior and settings.likelihood != "catalogue":
+        problems.append("catalogue_prior: wanted none, as likelihood is not catalogue")
+    if "all" in settings.rank_among and settings.likelihood != "catalogue":
+        problems.append("rank_among: wanted candidates alone, as likelihood is not catalogue")
+    if (
+        settings.epochs
+        and not settings.sft_epochs
+        and not settings.sft_adapter
+        and settings.objective != "mppo"
+    ):
+        problems.append(
+            "sft_epochs: got 0 without sft_adapter; the reference must be an SFT policy, never the bare "
+            "backbone, so wanted at least 1 or the folder of an SFT adapter"
+        )
+    return problems

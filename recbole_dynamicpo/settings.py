@@ -22,16 +22,21 @@ from .setting_types import (
     Flag,
     HistoryOrder,
     Likelihood,
+    NegativeSource,
     Number,
     Objective,
     Perhaps,
+    PerhapsNumber,
     PerhapsWhole,
+    Positions,
     Priors,
     RankedAmong,
+    Redraw,
     Text,
     Texts,
     TimeTies,
     Whole,
+    contradictions,
     problem_of,
 )
 
@@ -73,7 +78,21 @@ class Settings:
         (), "cheap models below the catalogue likelihood, each with a trained weight", decides="sft"
     )
     lm_scale: Number = setting(1.0, "the language model's weight to begin with", decides="sft")
-    prior_weight: Number = setting(1.0, "each prior's weight to begin with", decides="sft")
+    prior_weight: PerhapsNumber = setting(None, "each prior's, to begin with; none: fitted", decides="sft")
+    centre: Flag = setting(False, "take the untrained model's mean opinion of every title out", decides="sft")
+
+    # dense rows
+    positions: Positions = setting(
+        "last", "supervised: a row's last title, or all titles of windows of sequences", decides="sft"
+    )
+    window: Whole = setting(40, "titles of a window, at most", decides="sft", ge=2)
+    negatives: NegativeSource = setting(
+        "uniform",
+        "of windows: from all titles, or from what the last prior finds likely",
+        decides="preference",
+    )
+    hard_pool: Whole = setting(100, "likely titles to draw from", decides="preference", ge=1)
+    redraw: Redraw = setting("epoch", "negatives of windows: anew each epoch, or never", decides="preference")
 
     # data and prompt
     num_candidates: Whole = setting(20, "candidates of a row, the positive included", decides="prepare", ge=0)
@@ -238,30 +257,10 @@ class Settings:
         except ValidationError as error:
             problems += [problem_of(found, values) for found in error.errors()]
         if not problems:
-            problems = settings._contradictions()
+            problems = contradictions(settings)
         if problems:
             raise SettingsError("wrong settings:\n  " + "\n  ".join(problems))
         return settings
-
-    def _contradictions(self) -> list[str]:
-        problems = []
-        if self.num_candidates == 0:
-            problems.append("num_candidates: got 0, wanted at least 2 (20 in the paper)")
-        elif self.num_negatives > self.num_candidates - 1:
-            problems.append(
-                f"num_negatives: got {self.num_negatives}, wanted at most num_candidates - 1 = "
-                f"{self.num_candidates - 1}"
-            )
-        if self.catalogue_prior and self.likelihood != "catalogue":
-            problems.append("catalogue_prior: wanted none, as likelihood is not catalogue")
-        if "all" in self.rank_among and self.likelihood != "catalogue":
-            problems.append("rank_among: wanted candidates alone, as likelihood is not catalogue")
-        if self.epochs and not self.sft_epochs and not self.sft_adapter and self.objective != "mppo":
-            problems.append(
-                "sft_epochs: got 0 without sft_adapter; the reference must be an SFT policy, never the bare "
-                "backbone, so wanted at least 1 or the folder of an SFT adapter"
-            )
-        return problems
 
 
 def fields_of_settings() -> dict[str, FieldInfo]:

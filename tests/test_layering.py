@@ -25,7 +25,7 @@ NAME = PACKAGE.name
 GROUND = "errors names settings setting_types ingredients storage interrupt version"
 PILLARS = "data language_model objectives evaluation"
 
-BELOW_HOST = f"{PILLARS} scoring title_trie dataset serving tracking training"
+BELOW_HOST = f"{PILLARS} scoring title_trie dataset likelihoods serving tracking training"
 
 # What a package may import beside itself and the ground; a place is a package or one module of it.
 MAY_IMPORT = {
@@ -35,8 +35,9 @@ MAY_IMPORT = {
     "serving": "data language_model scoring title_trie",
     "tracking": "serving evaluation objectives.boundary",
     "dataset": "data evaluation scoring",
-    "training": f"{PILLARS} scoring title_trie dataset serving tracking.run_folder tracking.record "
-    "tracking.journal tracking.system tracking.live",
+    "likelihoods": "data language_model objectives scoring title_trie dataset serving",
+    "training": f"{PILLARS} scoring title_trie dataset likelihoods serving tracking.run_folder "
+    "tracking.record tracking.journal tracking.system tracking.live",
     "host": BELOW_HOST,
     "stage_results": "training.checkpoint",
     "job": f"{BELOW_HOST} host stage_results",
@@ -51,10 +52,10 @@ KNOWS_FLOWS = "commands.bootstrap"
 # Where a library may be imported; one that is not here may be imported nowhere.
 EMBASSIES = {
     "torch": "language_model objectives scoring title_trie evaluation.scores serving tracking.system "
-    "dataset training host",
+    "dataset likelihoods training host",
     "transformers": "language_model",
     "peft": "language_model",
-    "recbole": "dataset training host",
+    "recbole": "dataset likelihoods training host",
     "mlflow": "serving.mlflow_store serving.pyfunc tracking.client tracking.sync",
     "pydantic": "settings setting_types serving.requests",
     "scipy": "data.counting data.give_away data.global_order evaluation.statistics",
@@ -62,11 +63,11 @@ EMBASSIES = {
     "psutil": "tracking.system",
     "pyarrow": "data.sequences evaluation.ranks",
     "huggingface_hub": "data.download language_model.backbone",
-    "safetensors": "language_model.adapter_folder training.checkpoint",
+    "safetensors": "language_model.adapter_folder serving.priors training.checkpoint",
     "filelock": "storage",
     "packaging": "serving.packaging",
     "sqlalchemy": "serving.mlflow_uri",
-    "numpy": "data evaluation scoring title_trie dataset serving tracking.figures training host",
+    "numpy": "data evaluation scoring title_trie dataset likelihoods serving tracking.figures training host",
     "tqdm": "data scoring training host",
     "yaml": "scoring.prompt_lengths dataset.data_files host.config",
 }

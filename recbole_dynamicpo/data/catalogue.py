@@ -57,6 +57,10 @@ class Catalogue:
         """Return the titles without repeats, by first appearance."""
         return tuple(self._by_title)
 
+    def title_counts(self) -> list[int]:
+        """Return the training interactions of each distinct title: those of its items, added up."""
+        return [sum(self.popularity[index] for index in items) for items in self._by_title.values()]
+
     def title(self, item: str) -> str | None:
         """Return the title of an item id, or None for an unknown id."""
         index = self._by_id.get(item)

@@ -7,9 +7,9 @@ Shape letters: B histories, N items (ids from 1 to N - 1), D distances.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,21 +83,52 @@ class Transitions:
         keys, place = np.unique(first * data.items + second, return_inverse=True)
         self.counts = np.zeros((len(keys), DISTANCES), dtype=np.int32)
         np.add.at(self.counts, (place, distance), 1)
+        self.masses: FloatArray = self.counts @ self.weights
         row, self.item = np.divmod(keys, data.items)
         self.start = np.searchsorted(row, np.arange(data.items + 1))
 
+    def tables(self) -> dict[str, NDArray[Any]]:
+        """Return what it counted, nobody's share apart from others', for ``of_tables``."""
+        return {"start": self.start, "item": self.item, "masses": self.masses}
+
+    @classmethod
+    def of_tables(cls, items: int, tables: Mapping[str, NDArray[Any]]) -> Transitions:
+        """Return a model of N items from its tables, from which no user can be taken out."""
+        model = cls(Sequences(items, {}))
+        model.start, model.item = tables["start"].astype(np.int64), tables["item"].astype(np.int64)
+        model.masses = tables["masses"].astype(np.float64)
+        return model
+
     def scores(self, history: IntArray, without: int | None = None) -> FloatArray:
         """Return (N,) z."""
-        found = np.zeros(self.data.items)
-        own = self.data.of_user.get(without) if without is not None else None
-        for age, item in enumerate(history[::-1][:RECENT]):
-            chosen = slice(self.start[item], self.start[item + 1])
-            counts, items = self.counts[chosen], self.item[chosen]
-            if own is not None:
-                counts = counts - _own_counts(own, int(item), items)
-            masses = counts @ self.weights
-            found[items] += AGE_DECAY**age * masses / (masses.sum() + 1)
+        found: FloatArray = self.many([history], without).toarray()[0]
         return found
+
+    def many(self, histories: Sequence[IntArray], without: int | None = None) -> sparse.csr_array:
+        """Return (B, N) z of many histories, which a user without whom is counted shares."""
+        recent = [history[::-1][:RECENT] for history in histories]
+        lengths = [len(history) for history in recent]
+        items = np.concatenate([np.zeros(0, dtype=np.int64), *recent])
+        known, column = np.unique(items, return_inverse=True)
+        ages = np.concatenate([np.zeros(0), *(AGE_DECAY ** np.arange(n) for n in lengths)])
+        row = np.repeat(np.arange(len(recent)), lengths)
+        asked = sparse.csr_array((ages, (row, column)), shape=(len(recent), len(known)))
+        return sparse.csr_array(asked @ self._followers_of(known, without))
+
+    def _followers_of(self, items: IntArray, without: int | None) -> sparse.csr_array:
+        """Return (n, N) shares of what followed each item; a row sums to less than 1."""
+        own = self.data.of_user.get(without) if without is not None else None
+        data, indices, start = [np.zeros(0)], [np.zeros(0, dtype=np.int64)], [0]
+        for item in items.tolist():
+            chosen = slice(self.start[item], self.start[item + 1])
+            masses, followers = self.masses[chosen], self.item[chosen]
+            if own is not None and (own == item).any():
+                masses = (self.counts[chosen] - _own_counts(own, item, followers)) @ self.weights
+            data.append(masses / (masses.sum() + 1))
+            indices.append(followers)
+            start.append(start[-1] + len(followers))
+        shape = (len(items), self.data.items)
+        return sparse.csr_array((np.concatenate(data), np.concatenate(indices), start), shape=shape)
 
 
 def _followers(sequences: Sequence[IntArray]) -> tuple[IntArray, IntArray, IntArray]:
@@ -136,19 +167,41 @@ class CoOccurrence:
         self.together = sparse.csr_array(taken.T @ taken)
         self.alone = self.together.diagonal()
 
+    def tables(self) -> dict[str, NDArray[Any]]:
+        """Return what it counted, nobody's share apart from others', for ``of_tables``."""
+        kept = self.together
+        return {"start": kept.indptr, "item": kept.indices, "counts": kept.data}
+
+    @classmethod
+    def of_tables(cls, items: int, tables: Mapping[str, NDArray[Any]]) -> CoOccurrence:
+        """Return a model of N items from its tables, from which no user can be taken out."""
+        model = cls(Sequences(items, {}))
+        parts = (tables["counts"].astype(np.int64), tables["item"], tables["start"])
+        model.together = sparse.csr_array(parts, shape=(items, items))
+        model.alone = model.together.diagonal()
+        return model
+
     def scores(self, history: IntArray, without: int | None = None) -> FloatArray:
-        """Return (N,) z; normalised after the user's own items are taken out."""
+        """Return (N,) z."""
+        found: FloatArray = self.many([history], without).toarray()[0]
+        return found
+
+    def many(self, histories: Sequence[IntArray], without: int | None = None) -> sparse.csr_array:
+        """Return (B, N) z of many histories; normalised after the user's own items are taken out."""
+        lengths = [len(history) for history in histories]
+        items = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
+        known, column = np.unique(items, return_inverse=True)
+        row = np.repeat(np.arange(len(histories)), lengths)
+        asked = sparse.csr_array((np.ones(len(items)), (row, column)), shape=(len(histories), len(known)))
+        counts = sparse.coo_array(self.together[known])
         mine = np.zeros(self.data.items, dtype=np.int64)
         if without in self.data.of_user:
             mine[self.data.of_user[without]] = 1
         alone = np.maximum(self.alone - mine, 1).astype(np.float64)
-        found = np.zeros(self.data.items)
-        for item in history:
-            chosen = slice(self.together.indptr[item], self.together.indptr[item + 1])
-            items = self.together.indices[chosen]
-            counts = self.together.data[chosen] - mine[item] * mine[items]
-            found[items] += counts / np.sqrt(alone[item] * alone[items])
-        return found
+        first, second = known[counts.row], counts.col
+        cosine = (counts.data - mine[first] * mine[second]) / np.sqrt(alone[first] * alone[second])
+        rows = sparse.csr_array((cosine, (counts.row, second)), shape=(len(known), self.data.items))
+        return sparse.csr_array(asked @ rows)
 
 
 class Ease:

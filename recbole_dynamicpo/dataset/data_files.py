@@ -20,6 +20,7 @@ from recbole.utils import ModelType
 from recbole.utils.url import decide_download, download_url, extract_zip
 
 from ..data.atomic_files import MANIFEST_FILE, UTF8, check_inter_file, read_columns
+from ..data.catalogue import Catalogue, build_catalogue, read_titles
 from ..data.download import HUB_DATA_SETS, check_name
 from ..errors import DataError, SettingsError, nearest
 from ..storage import atomic_folder, load_json, locked, sha256_file, sha256_json
@@ -241,3 +242,18 @@ def _check_columns(config: Any, path: Path) -> None:
                 f"load_col: of the columns of {path.name} it loads {', '.join(loaded) or 'none'}; "
                 f"wanted '{column}' too (in YAML: load_col: {{inter: [{', '.join(wanted)}]}})"
             )
+
+
+def read_catalogue(data: Any) -> Catalogue:
+    """Return the items of a ``DynamicPODataset`` with the titles of its .item file, not counted yet."""
+    path = Path(data.config["data_path"]) / f"{data.dataset_name}.item"
+    titles = read_titles(
+        path,
+        # RecBole's steam data call the id "product_id" in the one file and "id" in the other.
+        id_field=data.settings.item_file_id_field or data.iid_field,
+        title_field=data.settings.item_title_field,
+        separator=data.config["field_separator"],
+        encoding=data.config["encoding"] or UTF8,
+    )
+    tokens = [str(token) for token in data.field2id_token[data.iid_field][1:]]
+    return build_catalogue(titles, tokens, [0] * len(tokens), path)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,11 @@ from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
-from ..data.atomic_files import UTF8
-from ..data.catalogue import Catalogue, build_catalogue, read_titles
 from ..errors import DataError, SettingsError
 from ..scoring.batches import PromptRow
 from ..settings import read_settings
 from .columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
-from .data_files import check_splits, data_notes, require_data
+from .data_files import check_splits, data_notes, read_catalogue, require_data
 from .row_order import goes_on, put_in_order, shuffle_rows
 from .sampling import (
     TEMPLATE_DRAWS,
@@ -39,6 +36,7 @@ from .sampling import (
     popularity_weights,
     row_generator,
 )
+from .windows import Chains, train_chains
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +86,7 @@ class DynamicPODataset(SequentialDataset):
         require_data(config)
         with _reading(config):
             super().__init__(config)
-        self.catalogue = self._read_catalogue()
+        self.catalogue = read_catalogue(self)
         self.titles = np.array(["", *self.catalogue.titles], dtype=object)
         # (item_num,) one number a distinct title, from 1 on; 0 for no item.
         self.title_numbers = torch.from_numpy(np.unique(self.titles, return_inverse=True)[1].astype(np.int64))
@@ -188,6 +186,16 @@ class DynamicPODataset(SequentialDataset):
             for row, history in enumerate(self.history(interaction))
         ]
 
+    @cached_property
+    def chains(self) -> Chains:
+        """Return what users took in training, as sequences."""
+        return train_chains(self)
+
+    def taken(self, user: int) -> IntArray:
+        """Return the items that a user took in training."""
+        offsets, items = self._used[0]
+        return items[offsets[user] : offsets[user + 1]]
+
     def popularity(self) -> IntArray:
         """Return (item_num,) training interactions of each item."""
         return np.bincount(self._used[0][1], minlength=self.item_num).astype(np.int64)
@@ -285,16 +293,3 @@ class DynamicPODataset(SequentialDataset):
         order = user.argsort(kind="stable")
         offsets = np.searchsorted(user[order], np.arange(self.user_num + 1))
         return offsets.astype(np.int64), item[order].astype(np.int64)
-
-    def _read_catalogue(self) -> Catalogue:
-        path = Path(self.config["data_path"]) / f"{self.dataset_name}.item"
-        titles = read_titles(
-            path,
-            # RecBole's steam data call the id "product_id" in the one file and "id" in the other.
-            id_field=self.settings.item_file_id_field or self.iid_field,
-            title_field=self.settings.item_title_field,
-            separator=self.config["field_separator"],
-            encoding=self.config["encoding"] or UTF8,
-        )
-        tokens = [str(token) for token in self.field2id_token[self.iid_field][1:]]
-        return build_catalogue(titles, tokens, [0] * len(tokens), path)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import AdapterError, NumericsError, short
+from ..errors import AdapterError, NumericsError
 from ..settings import Settings
 from ..storage import load_json, named, sha256_file, sha256_json, write_json
 
@@ -142,6 +142,23 @@ def write_scalars(folder: Path, values: Mapping[str, Tensor]) -> None:
     write_json(folder / SCALARS_FILE, {name: value.tolist() for name, value in values.items()})
 
 
+def stored_scalars(folder: Path) -> dict[str, Tensor]:
+    """Return what ``write_scalars`` wrote.
+
+    Raises:
+        AdapterError: the file is missing or damaged, or a number is not finite.
+    """
+    path = folder / SCALARS_FILE
+    try:
+        values = load_json(path)
+        found = {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise AdapterError(f"{path}: not readable numbers ({error!r})") from error
+    if not all(torch.isfinite(value).all() for value in found.values()):
+        raise AdapterError(f"{path}: a number is not finite")
+    return found
+
+
 def read_scalars(folder: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what ``write_scalars`` wrote.
 
@@ -152,15 +169,10 @@ def read_scalars(folder: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor
     Raises:
         AdapterError: the file is missing or damaged, or holds others.
     """
-    path = folder / SCALARS_FILE
-    try:
-        values = load_json(path)
-        found = {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise AdapterError(f"{path}: not readable numbers ({error!r})") from error
+    found = stored_scalars(folder)
     shapes, ours = ({name: tuple(v.shape) for name, v in group.items()} for group in (found, wanted))
-    if shapes != ours or not all(torch.isfinite(value).all() for value in found.values()):
-        raise AdapterError(f"{path}: got {short(values)}, wanted finite numbers of the shapes {ours}")
+    if shapes != ours:
+        raise AdapterError(f"{folder / SCALARS_FILE}: got numbers of the shapes {shapes}, wanted {ours}")
     return found
 
 

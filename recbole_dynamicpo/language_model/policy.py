@@ -222,11 +222,11 @@ class Policy(nn.Module):
         if POLICY in self.beside:
             write_scalars(folder, self.beside[POLICY].state_dict())
 
-    def digest(self) -> str:
-        """Return the SHA-256 of the policy's weights and scale."""
+    def digest(self, adapter: str = POLICY) -> str:
+        """Return the SHA-256 of an adapter's weights and scale, and of what stands beside it."""
         digest = hashlib.sha256(repr(self.peft.peft_config[POLICY].lora_alpha).encode())
-        beside = self.beside[POLICY].state_dict() if POLICY in self.beside else {}
-        for name, value in sorted({**self._weights(POLICY), **beside}.items()):
+        beside = self.beside[adapter].state_dict() if adapter in self.beside else {}
+        for name, value in sorted({**self._weights(adapter), **beside}.items()):
             digest.update(name.encode())
             digest.update(value.cpu().float().numpy().tobytes())
         return digest.hexdigest()

@@ -104,7 +104,7 @@ class Collator:
             DataError: a row does not fit even without its history.
         """
         histories = [row.history[-self.max_history :] for row in rows]
-        written = [index for index, row in enumerate(rows) if self._head(row) is None]
+        written = [index for index, row in enumerate(rows) if self.head(row.template) is None]
         texts = [
             self.templates.render(histories[index], rows[index].candidates, rows[index].template)
             for index in written
@@ -112,21 +112,21 @@ class Collator:
         tokens = iter(self.tokenizer(texts).input_ids if texts else ())
         prompts: list[list[int]] = []
         for row, history, room in zip(rows, histories, rooms, strict=True):
-            plain = next(tokens) if self._head(row) is None else None
+            plain = next(tokens) if self.head(row.template) is None else None
             ids = self._write(row, history) if plain is None or self._spells_special(row) else plain
             prompts.append(ids if len(ids) <= room else self._shorten(row, history, room))
         return prompts
 
-    def _head(self, row: PromptRow) -> list[int] | None:
-        """Return the tokens before the history, where the row's template ends with it."""
-        return self._heads.get(row.template % len(self.templates))
+    def head(self, template: int) -> list[int] | None:
+        """Return the tokens before the history, where a template ends with it; else None."""
+        return self._heads.get(template % len(self.templates))
 
     def _write(self, row: PromptRow, history: list[str]) -> list[int]:
         """Return the tokens of a prompt; a title that spells a special token stays text.
 
         The special tokens of a template count, except in a row with such a title.
         """
-        if (head := self._head(row)) is not None:
+        if (head := self.head(row.template)) is not None:
             return [*head, *(token for title in history for token in self.title_ids(title))]
         text = self.templates.render(history, row.candidates, row.template)
         as_text = {"split_special_tokens": True} if self._spells_special(row) else {}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 from torch import Tensor
 
 from ..data.catalogue import Catalogue
+from ..errors import AdapterError
+from ..language_model.adapter_folder import SCALARS_FILE
 from ..language_model.policy import POLICY, REFERENCE, Policy
 from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
@@ -15,87 +16,77 @@ from ..scoring.token_budget import TokenBudget
 from ..title_trie.catalogue_likelihood import Mixture
 from ..title_trie.catalogue_scorer import CatalogueScorer
 from ..title_trie.catalogue_search import CatalogueSearch
-from ..title_trie.prior import Background, PriorSource
-from ..title_trie.trie import Trie
+from .priors import Priors
 from .ranking import Question
 
 # Nodes of a trie that are all read for one history; a larger one is searched best first.
 READ_WHOLE = 2_000
-BACKBONE, ALONE = "backbone", "policy alone"
+BACKBONE, ALONE, COUNTS = "backbone", "policy alone", "policy counts"
 
 
 class Voices(Mapping[str, Mixture]):
     """How much the language model and the priors have to say in each voice.
 
     The policy and the reference have what was trained beside their adapters. The bare backbone speaks without
-    priors, and so does ``policy alone``, which is the policy's language model.
+    priors, and so does ``policy alone``, the policy's language model; ``policy counts`` is the priors with
+    fitted weights, and no language model.
 
     Args:
         policy: holds what is trained.
-        priors: how many there are.
+        fitted: (J,) weights of the priors without a language model.
     """
 
-    def __init__(self, policy: Policy, priors: int) -> None:
+    def __init__(self, policy: Policy, fitted: Sequence[float]) -> None:
         self.policy = policy
-        self.bare = Mixture(1.0, [0.0] * priors)
+        self.counts = Mixture(0.0, fitted)
+        self.bare = Mixture(1.0, [0.0] * len(fitted))
 
     def __getitem__(self, voice: str) -> Mixture:
-        if voice == BACKBONE:
-            return self.bare
+        fixed = {BACKBONE: self.bare, COUNTS: self.counts}
+        if voice in fixed:
+            return fixed[voice]
         mixture = self.policy.beside[REFERENCE if voice == REFERENCE else POLICY]
         assert isinstance(mixture, Mixture)
-        return Mixture(mixture.scale.item(), self.bare.weights.tolist()) if voice == ALONE else mixture
+        if voice == ALONE:
+            return Mixture(mixture.scale.item(), self.bare.weights.tolist(), mixture.centre)
+        return mixture
 
     def __iter__(self) -> Iterator[str]:
-        return iter((POLICY, REFERENCE, BACKBONE, ALONE))
+        return iter((POLICY, REFERENCE, BACKBONE, ALONE, COUNTS))
 
     def __len__(self) -> int:
-        return 4
-
-
-def prior_sources(trie: Trie, names: Sequence[str], popularity: Sequence[int]) -> list[PriorSource]:
-    """Return the priors of these names.
-
-    Args:
-        trie: of the catalogue.
-        names: of ``names.PRIORS``.
-        popularity: (I,) training interactions of each item; those of one title are added up.
-    """
-    made: dict[str, PriorSource] = {}
-    if "popularity" in names:
-        counts = np.bincount(trie.title_of_item, weights=np.asarray(popularity), minlength=trie.num_titles)
-        made["popularity"] = Background(trie, counts + 0.5)
-    return [made[name] for name in names]
+        return 5
 
 
 class CatalogueRanker:
     """Ranks what questions ask for by the catalogue likelihood.
 
+    Raises:
+        AdapterError: what is beside the policy belongs to another catalogue.
+
     Args:
         policy: with its mixture beside it.
         collator: writes the prompts.
         catalogue: known items.
-        priors: names of ``names.PRIORS``.
+        priors: of its titles.
         budget: of one pass.
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        collator: Collator,
-        catalogue: Catalogue,
-        priors: Sequence[str],
-        budget: TokenBudget,
+        self, policy: Policy, collator: Collator, catalogue: Catalogue, priors: Priors, budget: TokenBudget
     ) -> None:
         self.titles = catalogue.distinct_titles
         self.scorer = CatalogueScorer(
             policy,
             collator,
             catalogue.titles,
-            priors=lambda trie: prior_sources(trie, priors, catalogue.popularity),
-            mixtures=Voices(policy, len(priors)),
+            priors=priors,
+            mixtures=Voices(policy, [1.0] * len(priors.names)),
             budget=budget,
         )
+        edges, centre = len(self.scorer.trie.edge_node), self.scorer.mixtures[POLICY].centre
+        if len(centre) not in (0, edges):
+            raise AdapterError(f"{SCALARS_FILE}: centre has {len(centre)} numbers, wanted {edges} or none")
         self._search = CatalogueSearch(self.scorer)
         self._reads_whole = len(self.scorer.trie.forward_nodes()) <= READ_WHOLE
 

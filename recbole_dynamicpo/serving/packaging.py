@@ -17,6 +17,7 @@ from ..language_model.adapter_folder import CONFIG_FILE, SCALARS_FILE, WEIGHTS_F
 from ..language_model.embedded import EMBEDDED
 from ..storage import write_json
 from .folder import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json
+from .priors import PRIORS_FILE
 
 SETTINGS_FILE = "settings.json"
 
@@ -37,7 +38,7 @@ def package_recommender(folder: Path, target: Path, settings: Mapping[str, Any])
         AdapterError: a file of the folder is missing or damaged.
     """
     target.mkdir(parents=True)
-    beside = [SCALARS_FILE] if (folder / SCALARS_FILE).is_file() else []
+    beside = [name for name in (SCALARS_FILE, PRIORS_FILE) if (folder / name).is_file()]
     for name in (WEIGHTS_FILE, *beside, CATALOGUE_FILE, TEMPLATES_FILE):
         try:
             shutil.copyfile(folder / name, target / name)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 from torch import Tensor
 
+from ..data.catalogue import Catalogue
+from ..errors import DataError, short
 from ..scoring.batches import PromptRow
 
 Source = Literal["given", "popular", "catalogue"]
@@ -62,6 +65,49 @@ class Question:
     k: int
     source: Source
     left_out: frozenset[str] = frozenset()
+
+
+def titles_of(catalogue: Catalogue, name: str, entries: Any, at_least: int) -> list[str]:
+    """Return the titles that the entries of an argument stand for; see ``Catalogue.named``.
+
+    Args:
+        catalogue: known items.
+        name: of the argument, for messages.
+        entries: titles and item ids.
+        at_least: 0 where there may be none, else 1.
+
+    Raises:
+        DataError: no list, or an entry that is no title and no id.
+    """
+    if isinstance(entries, str) or not isinstance(entries, Sequence) or len(entries) < at_least:
+        some = "of at least one title or item id" if at_least else "of titles and item ids"
+        raise DataError(f"{name}: got {short(entries)}, wanted a list {some}")
+    return [_title(catalogue, f"{name}[{place}]", entry) for place, entry in enumerate(entries)]
+
+
+def _title(catalogue: Catalogue, place: str, entry: Any) -> str:
+    if is_whole(entry):
+        title = catalogue.named(int(entry))
+        if title is None:
+            raise DataError(f"{place}: got item id {short(entry)}, which the catalogue does not have")
+        return title
+    if not isinstance(entry, str) or not entry.strip() or not _encodable(entry):
+        raise DataError(f"{place}: got {short(entry)}, wanted a non-empty title or an item id")
+    return catalogue.named(entry) or entry
+
+
+def is_whole(value: Any) -> bool:
+    """Say whether a value is a whole number, of whatever library."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _encodable(text: str) -> bool:
+    """Return whether a text is one; JSON can bring half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def in_groups(titles: list[str], most: int) -> list[list[str]]:

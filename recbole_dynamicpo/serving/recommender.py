@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +16,12 @@ from numpy.typing import NDArray
 
 from ..data.catalogue import Catalogue
 from ..errors import AdapterError, DataError, short
-from ..language_model.adapter_folder import WEIGHTS_FILE, adapter_digest, read_lora_shape
+from ..language_model.adapter_folder import (
+    WEIGHTS_FILE,
+    adapter_digest,
+    read_lora_shape,
+    stored_scalars,
+)
 from ..language_model.policy import Policy
 from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
@@ -39,7 +42,8 @@ from .folder import (
     write_card,
 )
 from .mlflow_store import opened_recommender
-from .ranking import Question, Ranked, Ranking, in_groups, merge
+from .priors import Priors
+from .ranking import Question, Ranked, Ranking, in_groups, is_whole, merge, titles_of
 
 DEFAULT_K = 10
 
@@ -57,9 +61,17 @@ class Recommender:
         templates: prompt templates; the first one is used.
         catalogue: known items.
         card: limits of the prompts.
+        priors: below a catalogue likelihood; None where the likelihood is the vocabulary's.
     """
 
-    def __init__(self, policy: Policy, templates: Templates, catalogue: Catalogue, card: Card) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        templates: Templates,
+        catalogue: Catalogue,
+        card: Card,
+        priors: Priors | None = None,
+    ) -> None:
         self.catalogue = catalogue
         self.card = card
         self._lock = threading.Lock()  # scoring switches the tokenizer's modes to and fro
@@ -69,8 +81,8 @@ class Recommender:
         )
         budget = TokenBudget(card.tokens_per_batch)
         self.ranker: CatalogueRanker | None = None
-        if card.likelihood == "catalogue":
-            self.ranker = CatalogueRanker(policy, collator, catalogue, card.priors, budget)
+        if priors is not None:
+            self.ranker = CatalogueRanker(policy, collator, catalogue, priors, budget)
             if card.trie_sha256 and card.trie_sha256 != self.ranker.scorer.trie.digest:
                 raise AdapterError(
                     f"{RECOMMENDER_FILE}: its trie_sha256 is {card.trie_sha256[:12]}..., but the catalogue's "
@@ -125,7 +137,7 @@ class Recommender:
         """
         if self.ranker is None:
             raise DataError("catalogue_logps: wanted a model with likelihood catalogue, got vocabulary")
-        taken = self._titles("history", history, at_least=0)
+        taken = titles_of(self.catalogue, "history", history, at_least=0)
         with self._lock:
             return self.ranker.all_logps([Question(taken, [], 1, "catalogue")])[0].numpy()
 
@@ -138,11 +150,11 @@ class Recommender:
         exclude_history: bool = True,
     ) -> Question:
         """Return the arguments of ``rank`` as a question; raises what ``rank`` raises of them."""
-        if not _whole(k) or k < 1:
+        if not is_whole(k) or k < 1:
             raise DataError(f"k: got {short(k)}, wanted a whole number of at least 1")
-        taken = self._titles("history", history, at_least=0)
+        taken = titles_of(self.catalogue, "history", history, at_least=0)
         if candidates is not None:
-            shown = list(dict.fromkeys(self._titles("candidates", candidates, at_least=1)))
+            shown = list(dict.fromkeys(titles_of(self.catalogue, "candidates", candidates, at_least=1)))
             return Question(taken, shown, k, "given")
         left_out = frozenset(taken) if exclude_history else frozenset()
         if self.ranker is not None:
@@ -207,43 +219,20 @@ class Recommender:
         likelihood = "catalogue" if self._is_shares(question) else "vocabulary"
         return Ranking(ranked, question.source, compared, likelihood)
 
-    def _titles(self, name: str, entries: Any, at_least: int) -> list[str]:
-        """Return the titles that the entries of an argument stand for."""
-        if isinstance(entries, str) or not isinstance(entries, Sequence) or len(entries) < at_least:
-            some = "of at least one title or item id" if at_least else "of titles and item ids"
-            raise DataError(f"{name}: got {short(entries)}, wanted a list {some}")
-        return [self._title(f"{name}[{place}]", entry) for place, entry in enumerate(entries)]
-
-    def _title(self, place: str, entry: Any) -> str:
-        if _whole(entry):
-            title = self.catalogue.title(str(int(entry)))
-            if title is None:
-                raise DataError(f"{place}: got item id {short(entry)}, which the catalogue does not have")
-            return title
-        if not isinstance(entry, str) or not entry.strip() or not _encodable(entry):
-            raise DataError(f"{place}: got {short(entry)}, wanted a non-empty title or an item id")
-        return entry
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _encodable(text: str) -> bool:
-    """Return whether a text is one; JSON can bring half of a surrogate pair, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
 
 def save_recommender(
-    folder: Path, policy: Policy, templates: Templates, catalogue: Catalogue, card: Card
+    folder: Path,
+    policy: Policy,
+    templates: Templates,
+    catalogue: Catalogue,
+    card: Card,
+    priors: Priors | None = None,
 ) -> None:
     """Write what a ``Recommender`` is made of as a recommender folder, whole or not at all."""
     with atomic_folder(folder) as work:
         policy.save(work)
+        if priors is not None:
+            priors.save(work)
         catalogue.save(work / CATALOGUE_FILE)
         write_json(work / TEMPLATES_FILE, templates.texts)
         write_card(work, card)
@@ -277,10 +266,13 @@ def load_recommender(
         templates = Templates(read_json(folder / TEMPLATES_FILE), str(folder / TEMPLATES_FILE))
         catalogue = Catalogue.load(folder / CATALOGUE_FILE)
         policy = Policy(load_card_backbone(card, str(source), dtype or card.dtype, device), shape, seed=0)
+        priors = None
         if card.likelihood == "catalogue":
-            policy.train_beside(Mixture(1.0, [1.0] * len(card.priors)))
+            centre = stored_scalars(folder).get("centre")
+            policy.train_beside(Mixture(1.0, [1.0] * len(card.priors), centre))
+            priors = Priors.load(folder, card.priors, np.array(catalogue.title_counts()))
         policy.load(folder)
         if adapter_digest(folder) != card.adapter_sha256:
             weights = folder / WEIGHTS_FILE
             raise AdapterError(f"{weights}: not the file that {RECOMMENDER_FILE} was written for")
-    return Recommender(policy, templates, catalogue, card)
+    return Recommender(policy, templates, catalogue, card, priors)

@@ -38,7 +38,7 @@ class RankRequest(BaseModel):
     history: list[str | int]
     candidates: list[str | int] | None = None
     k: int | None = None
-    exclude_history: bool = True
+    exclude_history: bool | None = None
 
 
 class RankedTitle(BaseModel):
@@ -116,7 +116,7 @@ def _numbered(index: int) -> Iterator[None]:
 def _question(recommender: Recommender, request: RankRequest) -> Question:
     k = DEFAULT_K if request.k is None else request.k
     return recommender.question(
-        request.history, request.candidates, k, exclude_history=request.exclude_history
+        request.history, request.candidates, k, exclude_history=request.exclude_history is not False
     )
 
 

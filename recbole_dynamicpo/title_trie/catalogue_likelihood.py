@@ -15,7 +15,6 @@ state, J priors. All may have leading dimensions, one entry for each row that sh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +28,28 @@ class Mixture(nn.Module):
     Args:
         scale: s.
         weights: (J,) a.
+        centre: (E,) c, an untrained model's mean logits at all edges of the trie; None for nothing.
     """
 
-    def __init__(self, scale: float, weights: Sequence[float]) -> None:
+    centre: Tensor
+
+    def __init__(self, scale: float, weights: Sequence[float], centre: Tensor | None = None) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(float(scale)))
-        self.weights = nn.Parameter(torch.tensor(weights, dtype=torch.float32))
+        self.weights = nn.Parameter(torch.tensor(list(weights), dtype=torch.float32))
+        self.register_buffer("centre", torch.zeros(0) if centre is None else centre.float())
 
-    def values(self) -> dict[str, Any]:
-        """Return them as plain numbers."""
-        return {"scale": self.scale.item(), "weights": self.weights.tolist()}
+    def logits(self, products: Tensor, log_ratios: Tensor, edge: Tensor) -> Tensor:
+        """Return (..., E) logits of children; see ``edge_logits``.
+
+        Args:
+            products: (..., E) of :func:`child_products`.
+            log_ratios: (J, ..., E) of the priors.
+            edge: (E,) of the trie.
+        """
+        scale, weights = self.scale.to(products.device), self.weights.to(products.device)
+        centre = self.centre.to(products)[edge.to(products.device)] if len(self.centre) else None
+        return edge_logits(products, scale, weights, log_ratios, centre)
 
 
 def child_products(states: Tensor, weight: Tensor, edges: ChildEdges) -> Tensor:

@@ -19,16 +19,13 @@ from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
 from ..scoring.scorer import check_finite, in_passes, speak
 from ..scoring.token_budget import TokenBudget
-from .catalogue_likelihood import Mixture, catalogue_logps, child_products, edge_logits
+from .catalogue_likelihood import Mixture, catalogue_logps, child_products
 from .kept_history import states_in_chunks
-from .prior import PriorSource
+from .prior import Histories, PriorSource
 from .title_layout import ChildEdges, Layout, lay_out
 from .trie import Integers, Trie
 from .trie_builder import build_trie
 from .trunk import pack_trees, pack_whole
-
-# A whole catalogue is read in one go up to so many nodes behind each prompt; beyond, best first.
-MOST_NODES = 20_000
 
 
 class CatalogueScorer:
@@ -99,7 +96,39 @@ class CatalogueScorer:
         """
         batch, layout = self._rows(rows, titles)
         self.tokens, self.pass_size = batch.tokens(), (len(rows), batch.padded_tokens())
-        return self._read(batch, layout, rows, [voice])[voice].squeeze(0)
+        return self._read(batch, layout, self.histories(rows), [voice])[voice].squeeze(0)
+
+    def trunk_logps(
+        self,
+        trunks: Sequence[Sequence[int]],
+        row: Integers,
+        place: Integers,
+        titles: Integers,
+        histories: Histories,
+        voice: str = "policy",
+    ) -> Tensor:
+        """Return (Q, C) log-probabilities of titles behind places of trunks; absent ones get 0.
+
+        Args:
+            trunks: tokens of prompts that go on with titles.
+            row: (Q,) the trunk of each query.
+            place: (Q,) where on it: the last token before the query's first title, which the trunk holds.
+            titles: (Q, C) numbers of distinct titles, -1 where there is none.
+            histories: Q, of the queries.
+            voice: whose mixture; the policy speaks as it is.
+        """
+        layout = lay_out(self.trie, titles)
+        nodes = layout.nodes
+        there = place[nodes.query.numpy()] + nodes.depth.numpy()
+        on_trunk = np.where(nodes.candidate.numpy() == 0, there, -1)
+        batch = pack_trees(trunks, row, place, layout, on_trunk)
+        self.tokens, self.pass_size = batch.tokens(), (len(trunks), batch.padded_tokens())
+        return self._read(batch, layout, histories, [voice])[voice].squeeze(0)
+
+    def histories(self, rows: Sequence[PromptRow]) -> Histories:
+        """Return what priors are asked: the titles of rows that the catalogue knows."""
+        titles = [[self.number[t] for t in row.history if t in self.number] for row in rows]
+        return Histories([np.array(one, np.int64) for one in titles], np.full(len(rows), -1))
 
     def _rows(self, rows: Sequence[PromptRow], titles: Integers) -> tuple[TreeBatch, Layout]:
         layout = lay_out(self.trie, titles)
@@ -109,20 +138,18 @@ class CatalogueScorer:
         return pack_trees(prompts, np.arange(len(rows)), last, layout, off), layout
 
     def _read(
-        self, batch: TreeBatch, layout: Layout, rows: Sequence[PromptRow], mixtures: Sequence[str]
+        self, batch: TreeBatch, layout: Layout, histories: Histories, mixtures: Sequence[str]
     ) -> dict[str, Tensor]:
         """Return the titles' (..., Q, C) log-probabilities in several mixtures, as the policy speaks now."""
         found = self.policy.tree_states(batch, self.budget.tokens)
         many = len(layout.source) < len(batch.read)
-        products = self.products(found, layout.edges, len(rows) if many else 1)
-        ratios = self.log_ratios(layout.edges, rows, many)
+        products = self.products(found, layout.edges, len(histories.users) if many else 1)
+        ratios = self.log_ratios(layout.edges, histories, many)
         where = layout.to(products.device)
-        return {name: catalogue_logps(self.mixed(name, products, ratios), where) for name in mixtures}
-
-    def mixed(self, mixture: str, products: Tensor, ratios: Tensor) -> Tensor:
-        chosen = self.mixtures[mixture]
-        scale, weights = chosen.scale.to(products.device), chosen.weights.to(products.device)
-        return edge_logits(products, scale, weights, ratios)
+        return {
+            name: catalogue_logps(self.mixtures[name].logits(products, ratios, layout.edges.edge), where)
+            for name in mixtures
+        }
 
     def products(self, found: TreeStates, edges: ChildEdges, rows: int) -> Tensor:
         """Return (rows, E) logits of the language model."""
@@ -134,10 +161,11 @@ class CatalogueScorer:
         of_row = [found._replace(states=part) for part in states]
         return torch.stack([self.policy.own_logits(part, edges.source, edges.token) for part in of_row])
 
-    def log_ratios(self, edges: ChildEdges, rows: Sequence[PromptRow], many: bool) -> Tensor:
+    def log_ratios(self, edges: ChildEdges, histories: Histories, many: bool) -> Tensor:
         """Return (J, ..., E) what each prior says at the edges."""
-        history = np.arange(len(rows))[:, None] if many else edges.query.numpy()[edges.source.numpy()]
-        said = [prior(rows).log_ratios(edges, history) for prior in self.priors]
+        queries = edges.query.numpy()[edges.source.numpy()]
+        history = np.arange(len(histories.users))[:, None] if many else queries
+        said = [prior(histories).log_ratios(edges, history) for prior in self.priors]
         return torch.stack(said) if said else torch.zeros(0, 1)
 
     @torch.no_grad()
@@ -166,8 +194,7 @@ class CatalogueScorer:
     def all_in_voices(self, rows: Sequence[PromptRow], voices: Sequence[str]) -> dict[str, Tensor]:
         """Return each voice's (B, Y) log-probabilities of all distinct titles in nats.
 
-        One pass a row and voice over its prompt and the nodes of the trie; in chunks on the prompt's keys and
-        values where they exceed the budget.
+        One pass over prompt and nodes, or chunks on the prompt's keys and values where the budget asks.
 
         Raises:
             NumericsError: a log-probability is not finite.
@@ -187,9 +214,20 @@ class CatalogueScorer:
         check_finite(found, torch.ones(len(rows), self.trie.num_titles, dtype=torch.bool))
         return found
 
+    @torch.no_grad()
+    def mean_logits(self, rows: Sequence[PromptRow]) -> Tensor:
+        """Return (E,) the bare backbone's mean logits at all edges of the trie over some histories."""
+        total = torch.zeros(len(self.trie.edge_node))
+        with self.policy.speaking_as("backbone"):
+            for row in rows:
+                batch = pack_whole(self.prompts([row]), self.whole)
+                found = self.products(self.policy.tree_states(batch, self.budget.tokens), self.whole.edges, 1)
+                total += found[0].float().cpu()
+        return total[self.whole.edges.edge.argsort()] / len(rows)
+
     @cached_property
     def whole(self) -> Layout:
-        """Return what is forwarded and read to score all titles of one history."""
+        """Return what it takes to score all titles of one history."""
         return lay_out(self.trie, np.arange(self.trie.num_titles)[None])
 
     def _spoken(
@@ -205,8 +243,10 @@ class CatalogueScorer:
         for voice in voices:
             mixtures.setdefault(speaker_of(voice), []).append(voice)
 
+        histories = self.histories(rows)
+
         def score(speaker: str) -> Tensor:
-            found = self._read(batch, layout, rows, mixtures[speaker])
+            found = self._read(batch, layout, histories, mixtures[speaker])
             return torch.stack([logps.reshape(len(rows), -1) for logps in found.values()]).cpu()
 
         found = speak(self.policy, list(mixtures), score, self.budget, size)
@@ -236,11 +276,12 @@ class CatalogueScorer:
         """Return each voice's (1, Y) log-probabilities, from passes of bounded size."""
         (prompt,) = self.prompts([row])
         limit = max(1, self.budget.tokens - len(prompt))
-        ratios, found = self.log_ratios(self.whole.edges, [row], many=True), {}
+        ratios, found = self.log_ratios(self.whole.edges, self.histories([row]), many=True), {}
         for voice in voices:
             with self.policy.speaking_as(speaker_of(voice)):
                 states = states_in_chunks(self.policy, prompt, self.whole, limit)
-                logits = self.mixed(voice, self.products(states, self.whole.edges, 1), ratios)
+                products = self.products(states, self.whole.edges, 1)
+                logits = self.mixtures[voice].logits(products, ratios, self.whole.edges.edge)
                 found[voice] = catalogue_logps(logits, self.whole.to(logits.device)).reshape(1, -1).cpu()
         return found
 

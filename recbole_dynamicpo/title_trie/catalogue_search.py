@@ -62,13 +62,15 @@ class CatalogueSearch:
         scorer, policy = self.scorer, self.scorer.policy
         (prompt,) = scorer.prompts([row])
         tree = GrowingTree(policy, scorer.trie, prompt)
-        priors = [prior([row]) for prior in scorer.priors]
+        histories = scorer.histories([row])
+        priors = [prior(histories) for prior in scorer.priors]
 
         def child_logits(numbers: Integers) -> Tensor:
             edges = child_edges(scorer.trie, np.zeros_like(numbers), numbers)
             said = [prior.log_ratios(edges, np.zeros(1, np.int64)) for prior in priors]
             ratios = torch.stack(said) if said else torch.zeros(0, 1)
-            return scorer.mixed(voice, scorer.products(tree(numbers), edges, 1)[0], ratios)
+            products = scorer.products(tree(numbers), edges, 1)[0]
+            return scorer.mixtures[voice].logits(products, ratios, edges.edge)
 
         training = policy.training
         policy.eval()

@@ -15,9 +15,8 @@ numbers (and halves) that is exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import NumericsError, short
-from ..scoring.batches import PromptRow
 from .catalogue_likelihood import segment_log_softmax
 from .title_layout import ChildEdges
 from .trie import Integers, Trie
@@ -82,27 +80,18 @@ class Prior:
         return segment_log_softmax(logs, edges.source, len(edges.query))
 
 
+class Histories(NamedTuple):
+    """Whom priors are asked about: B histories."""
+
+    titles: list[Integers]  # numbers of distinct titles, oldest first
+    users: Integers  # (B,) whose own share is taken out of what was counted, in training; -1: nobody's
+
+
 class PriorSource(Protocol):
     """Says what a prior makes of histories."""
 
-    def __call__(self, rows: Sequence[PromptRow]) -> Prior:
+    def __call__(self, histories: Histories) -> Prior:
         """Return the prior of these B histories."""
-
-
-class Background:
-    """A prior that asks no history, such as popularity.
-
-    Args:
-        trie: of the catalogue.
-        p0: (Y,) positive numbers of the distinct titles.
-    """
-
-    def __init__(self, trie: Trie, p0: Floats) -> None:
-        self.masses = edge_masses(trie, p0)
-
-    def __call__(self, rows: Sequence[PromptRow]) -> Prior:
-        """Return the same for every history."""
-        return Prior(self.masses, np.ones(len(rows)), np.zeros(0, np.int64), np.zeros(0))
 
 
 def edge_masses(trie: Trie, p0: Floats) -> Floats:

@@ -20,17 +20,18 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from ..data.catalogue import Catalogue
-from ..dataset.columns import CANDIDATE_IDS, REFERENCE_LOGPS, ROW_ID, SCORED
+from ..dataset.columns import CANDIDATE_IDS, ROW_ID
 from ..dataset.dataset import DynamicPODataset
 from ..errors import DataError
 from ..evaluation.scores import popularity_scores
 from ..language_model.adapter_folder import LoraShape
 from ..language_model.backbone import load_backbone
 from ..language_model.policy import Policy
+from ..likelihoods.catalogue import CatalogueLikelihood
+from ..likelihoods.losses import preference_losses, scored_pairs, sft_losses
+from ..likelihoods.vocabulary import VocabularyLikelihood
 from ..objectives.boundary import TANH_SCALE
 from ..objectives.diagnostics import BETA_BINS, BETA_EDGE, Diagnostics
-from ..objectives.losses import sft_loss
-from ..objectives.preference import preference_loss
 from ..scoring.collate import Collator
 from ..scoring.prompts import load_templates
 from ..scoring.token_budget import TokenBudget
@@ -38,7 +39,6 @@ from ..serving.folder import Card
 from ..serving.packaging import portable_backbone
 from ..settings import Settings, properties_folder
 from .evaluating import score_table
-from .likelihoods import CatalogueLikelihood, VocabularyLikelihood
 from .operation_count import OperationCount
 from .plan import check_prompts
 
@@ -125,35 +125,16 @@ class DynamicPO(SequentialRecommender):
         return self.row_losses(interaction).mean()
 
     def row_losses(self, interaction: Interaction) -> Tensor:
-        """Return (B,) losses of the present stage.
+        """Return the losses of the present stage: (B,) of rows, or (P,) of all positions of windows.
 
-        ``interaction`` carries candidate ids and templates; the preference stage also needs the
-        columns to score and, unless the objective has no reference, the reference's
-        log-probabilities of all candidates.
+        Rows carry candidate ids and templates, and for the preference stage the columns to score; windows
+        carry negatives then. Unless the objective has no reference, both have its log-probabilities.
         """
         if self.stage == "sft":
-            target = interaction[self.POS_ITEM_ID].cpu().numpy()[:, None]
-            logps, terms = self.likelihood.logps(interaction, target)
-            return sft_loss(logps[:, 0], terms[:, 0])
-        columns = interaction[SCORED].cpu()
-        ids = interaction[CANDIDATE_IDS].cpu().gather(1, columns)
-        titles = self.dataset.title_numbers[ids]
-        ids[:, 1:][titles[:, 1:] == titles[:, :1]] = 0  # another item of the positive's title is no negative
-        present = ids > 0
-        logps, _ = self.likelihood.logps(interaction, ids.numpy())
-        reference = None
-        if self.settings.objective != "mppo":
-            reference = interaction[REFERENCE_LOGPS].to(logps).gather(1, columns.to(logps.device))
-        result = preference_loss(
-            logps,
-            reference,
-            objective=self.settings.objective,
-            dynamic=self.settings.dynamic,
-            beta=self.settings.beta,
-            margin=self.settings.margin,
-            clusters=self.settings.num_clusters,
-            mask=present[:, 1:].to(logps.device),
-        )
+            return sft_losses(self.likelihood, interaction, self.POS_ITEM_ID)
+        titles = self.dataset.title_numbers
+        logps, reference, present = scored_pairs(self.likelihood, interaction, titles, self.settings)
+        result = preference_losses(logps, reference, present, self.settings)
         self.diagnostics = result.diagnostics
         relative = result.beta.detach().float() / self.settings.beta
         reach = TANH_SCALE + BETA_EDGE
@@ -202,6 +183,8 @@ class DynamicPO(SequentialRecommender):
         if self.settings.compare_stages:
             shown = portable_backbone(self.settings.backbone)
             known = {"popularity": "popularity", "backbone": f"{shown} zero-shot"}
+            if self.settings.catalogue_prior:
+                known["policy counts"] = "fitted counts"
             if self.policy.has_reference:
                 known["reference"] = "after SFT"
             if self.settings.catalogue_prior:

@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 from tqdm import tqdm
 
-from ..dataset.columns import CANDIDATE_IDS
 from ..ingredients import Ingredients
 from ..language_model.embedded import cache_folder
+from ..language_model.policy import REFERENCE
 from ..storage import atomic_file, sha256_json
 from .model import DynamicPO
 
@@ -106,37 +106,40 @@ class ReferenceCache:
         return torch.from_numpy(table), len(missing)
 
 
+class Rows(NamedTuple):
+    """Rows whose reference log-probabilities are wanted."""
+
+    rows: Interaction
+    keys: list[str]  # a hash a row of all that they depend on, but for the adapter
+    score: Callable[[Interaction], Tensor]  # the log-probabilities of some rows, a line each
+
+
 def reference_logps(
     model: DynamicPO,
-    rows: Interaction,
     ingredients: Ingredients,
     show_progress: bool,
     between: Callable[[], None],
+    wanted: Rows,
 ) -> Tensor:
-    """Return (n, C) reference log-probabilities of all candidates of ``rows``, from the cache where known.
+    """Return reference log-probabilities of rows, a line each, from the cache where known.
 
     Args:
         model: whose reference is frozen.
-        rows: (n) with their candidates.
         ingredients: of the run.
         show_progress: show a bar.
         between: called after each part that reached the cache; may raise.
+        wanted: the rows.
     """
-    policy, backbone = model.policy, model.policy.backbone
-    key = reference_key(ingredients.scores(), policy.digest(), shares_prompt=backbone.shares_prompt)
+    policy, backbone, keys = model.policy, model.policy.backbone, wanted.keys
+    adapter = policy.digest(REFERENCE)
+    key = reference_key(ingredients.scores(), adapter, shares_prompt=backbone.shares_prompt)
     cache = ReferenceCache(cache_folder() / "reference" / key)
-    keys = model.likelihood.keys(rows, rows[CANDIDATE_IDS].numpy())
-
-    def score(indices: list[int]) -> Tensor:
-        with model.speaking_as("reference"):
-            return model.candidate_logps(rows[indices])
-
     with tqdm(total=len(keys), desc="reference", disable=not show_progress, unit="row") as bar:
 
         def advance(done: int) -> None:
             bar.update(done)
             between()
 
-        table, computed = cache.complete(keys, score, advance)
+        table, computed = cache.complete(keys, lambda chosen: wanted.score(wanted.rows[chosen]), advance)
     logger.info("reference: %d rows computed, %d from %s", computed, len(keys) - computed, cache.folder)
     return table

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -12,11 +12,12 @@ from recbole.config import Config
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.interaction import Interaction
 
-from ..dataset.columns import CANDIDATE_IDS, ROW_ID, SCORED, TOKENS
+from ..dataset.columns import CANDIDATE_IDS, REFERENCE_LOGPS, ROW_ID, SCORED, TOKENS
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import IntArray, draw_scored, epoch_order
 from ..errors import DataError, SettingsError
 from .plan import StagePlan
+from .reference import Rows
 
 if TYPE_CHECKING:
     from .model import DynamicPO
@@ -138,3 +139,44 @@ def step_batches(
             batches = []
     if batches:
         yield batches
+
+
+class StageRows(Protocol):
+    """What a stage trains on.
+
+    Attributes:
+        count: supervised rows of an epoch.
+    """
+
+    count: int
+
+    def add_reference(self, epoch: int, kept: Callable[[Rows], torch.Tensor]) -> None:
+        """Add the reference's log-probabilities of an epoch's rows; ``kept`` knows or computes them."""
+
+    def batches(self, epoch: int, done: int) -> Iterator[list[Interaction]]:
+        """Yield the batches of each optimizer step of an epoch, after the ``done`` steps that were taken."""
+
+
+class ListedRows:
+    """Rows of their own, each with its candidates; the same ones every epoch."""
+
+    def __init__(self, model: DynamicPO, plan: StagePlan) -> None:
+        self.model, self.plan = model, plan
+        self.rows = stage_rows(model.dataset, plan)
+        self.count = len(self.rows[ROW_ID])
+
+    def add_reference(self, epoch: int, kept: Callable[[Rows], torch.Tensor]) -> None:
+        """See ``StageRows``; those of all candidates, once for all epochs."""
+        if REFERENCE_LOGPS in self.rows.interaction:
+            return
+        keys = self.model.likelihood.keys(self.rows, self.rows[CANDIDATE_IDS].numpy())
+
+        def score(rows: Interaction) -> torch.Tensor:
+            with self.model.speaking_as("reference"):
+                return self.model.candidate_logps(rows)
+
+        self.rows.update(Interaction({REFERENCE_LOGPS: kept(Rows(self.rows, keys, score))}))
+
+    def batches(self, epoch: int, done: int) -> Iterator[list[Interaction]]:
+        """See ``StageRows``."""
+        return step_batches(self.model, self.plan, self.rows, epoch, done)

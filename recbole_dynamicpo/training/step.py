@@ -14,7 +14,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from ..dataset.columns import ROW_ID, TOKENS
+from ..dataset.columns import ROW_ID, TOKENS, losses_of
 from ..errors import NumericsError
 from ..objectives.diagnostics import BETA_BINS, Diagnostics, merge_diagnostics
 from ..scoring.token_budget import Shortage, TokenBudget, if_memory_allows
@@ -61,7 +61,7 @@ def take_step(
         raise NumericsError(f"loss {loss_value}, gradient norm {norm_value} in rows {rows}")
     optimizer.step()
     values: dict[str, Any] = {"loss": loss_value, "grad_norm": norm_value}
-    values["rows"] = sum(len(part) for part in parts)
+    values["rows"] = sum(map(losses_of, parts))
     values["tokens_per_second"] = tokens / (time.perf_counter() - started)
     if rest:
         values.update(zip(Diagnostics._fields, rest, strict=False))
@@ -90,7 +90,7 @@ def _backward(model: DynamicPO, parts: Sequence[Interaction]) -> tuple[list[Tens
         The loss (1,), and in the preference stage the diagnostics and the betas' histogram, all float32
         on the device; and the tokens that passed.
     """
-    sizes = [len(part) for part in parts]
+    sizes = list(map(losses_of, parts))
     losses, diagnostics, betas, tokens = [], [], [], 0
     for part in parts:
         loss = model.row_losses(part).sum() / sum(sizes)

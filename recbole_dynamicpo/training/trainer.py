@@ -20,7 +20,6 @@ from recbole.data.interaction import Interaction
 from recbole.utils import calculate_valid_score, dict2str, early_stopping, get_local_time
 from tqdm import tqdm
 
-from ..dataset.columns import REFERENCE_LOGPS, ROW_ID
 from ..dataset.sampling import row_generator
 from ..errors import NumericsError
 from ..interrupt import StopRequest, stop_request
@@ -32,13 +31,14 @@ from ..tracking.live import NoTracking, Tracking
 from ..tracking.run_folder import new_run_folder, write_identity
 from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, resume_run, save_checkpoint
 from .contestants import rank_all
+from .dense_rows import DenseRows
 from .evaluating import RankingTrainer, keep_valid_ranks, rows_to_rank
 from .model import DynamicPO
 from .plan import StagePlan, plan_stages
 from .recording import Recorder, gather
 from .reference import reference_logps
 from .reporting import where_to_go_on, write_report
-from .rows import stage_rows, step_batches
+from .rows import ListedRows, StageRows
 from .step import summary, take_step
 
 logger = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ class DynamicPOTrainer(RankingTrainer):
         self.settings = model.settings
         self.plans = plan_stages(self.settings)
         resume, whole = self.settings.resume, run_folder is None
+        name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
         if run_folder is None:
-            name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
             run_folder = Path(resume) if resume else new_run_folder(Path(self.checkpoint_dir), name)
         self.run_folder = run_folder
         self.resumes = resume is not None or has_checkpoint(run_folder)
@@ -118,8 +118,8 @@ class DynamicPOTrainer(RankingTrainer):
 
     def _run_stages(self) -> None:
         """Run the stages that are left."""
-        for folder in (self.run_folder / CHECKPOINT, *(self.run_folder / stage for stage in STAGES)):
-            remove_partial(folder)
+        for name in (CHECKPOINT, *STAGES):
+            remove_partial(self.run_folder / name)
         decided_by, resumed = self.ingredients.upto("preference"), None
         if self.resumes:
             resumed = resume_run(self.run_folder, decided_by, self.recorder.journal)
@@ -143,15 +143,11 @@ class DynamicPOTrainer(RankingTrainer):
 
     def _run_stage(self, plan: StagePlan, resumed: Progress | None) -> None:
         """Train one stage from its start, or from a checkpoint, and load its best adapter."""
-        rows = stage_rows(self.dataset, plan)
         model, policy = self.model, self.model.policy
+        rows: StageRows = (DenseRows if self.settings.positions == "all" else ListedRows)(model, plan)
         model.stage = plan.name
         if plan.name == "preference":
             policy.freeze_reference()
-        if plan.name == "preference" and self.settings.objective != "mppo":
-            with self.progress.timed("reference"):
-                kept = reference_logps(model, rows, self.ingredients, self.show_progress, self._stop_if_asked)
-            rows.update(Interaction({REFERENCE_LOGPS: kept}))
         self.optimizer = self._build_optimizer(learning_rate=plan.learning_rate)
         self.progress = resumed or Progress(stage=plan.name, seconds=self.progress.seconds)
         if resumed is not None:
@@ -166,19 +162,24 @@ class DynamicPOTrainer(RankingTrainer):
             self._save_adapter(plan.name)
         policy.load(self.adapters[plan.name])
 
-    def _train(self, plan: StagePlan, rows: Interaction) -> None:
+    def _train(self, plan: StagePlan, rows: StageRows) -> None:
         """Take the steps that are left of a stage."""
         if self.progress.stopped:
             return
-        per_epoch = plan.steps_per_epoch(len(rows[ROW_ID]))
+        per_epoch = plan.steps_per_epoch(rows.count)
         total, quiet = plan.epochs * per_epoch, not self.show_progress
+        more = (self.ingredients, self.show_progress, self._stop_if_asked)
+        kept = partial(reference_logps, self.model, *more)
         with tqdm(
             total=total, initial=self.progress.step, desc=plan.name, disable=quiet, unit="step",
             dynamic_ncols=True,
         ) as bar:  # fmt: skip
             for epoch in range(self.progress.step // per_epoch, plan.epochs):
                 done = self.progress.step - epoch * per_epoch
-                for batches in step_batches(self.model, plan, rows, epoch, done):
+                if plan.name == "preference" and self.settings.objective != "mppo":
+                    with self.progress.timed("reference"):
+                        rows.add_reference(epoch, kept)
+                for batches in rows.batches(epoch, done):
                     with self.progress.timed(plan.name):
                         values = self._step(plan, batches, total)
                     self.progress.step += 1
@@ -227,9 +228,9 @@ class DynamicPOTrainer(RankingTrainer):
         return self.progress.stopped
 
     def _validate(self, plan: StagePlan, epoch: int) -> bool:
-        """Validate, keep the adapter if it is the best of its stage, and return whether to stop."""
+        """Validate, keep the adapter if it is its stage's best, and return whether to stop."""
+        rows = rows_to_rank(self.valid_data, self.settings.seed)
         with self.progress.timed("validation"):
-            rows = rows_to_rank(self.valid_data, self.settings.seed)
             ranked = self.rank_rows(rows)
         result = {name: float(value) for name, value in ranked.result.items()}  # some are numpy numbers
         score = float(calculate_valid_score(result, self.valid_metric))
@@ -242,8 +243,7 @@ class DynamicPOTrainer(RankingTrainer):
         if better:
             self.progress.best_score, self.progress.best_result = score, result
             self._save_adapter(plan.name)
-            place, whole = self.adapters[plan.name].parent, self.model.dataset
-            keep_valid_ranks(place, plan.name, whole, rows._dataset, ranked)
+            keep_valid_ranks(self.run_folder, plan.name, self.model.dataset, rows._dataset, ranked)
         self.recorder.note(plan.name, self.progress.step, "valid", result)
         logger.info("%s step %d: valid %s", plan.name, self.progress.step, dict2str(result))
         if self.callback:
@@ -256,8 +256,9 @@ class DynamicPOTrainer(RankingTrainer):
 
     def _save_adapter(self, stage: str) -> None:
         card = self.model.card({"stage": stage, "model": self.config["model"]})
-        parts = (self.model.policy, self.model.collator.templates, self.model.catalogue, card)
-        save_recommender(self.adapters[stage], *parts)
+        model = self.model
+        parts = (model.collator.templates, model.catalogue, card, model.likelihood.priors)
+        save_recommender(self.adapters[stage], model.policy, *parts)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Build RecBole's optimizer of setting ``learner`` over the adapter alone."""
@@ -273,7 +274,7 @@ class DynamicPOTrainer(RankingTrainer):
         model_file: str | None = None,
         show_progress: bool = False,
     ) -> Any:
-        """Return RecBole's metrics of the final model, and leave the table of all (see ``voices``).
+        """Return RecBole's metrics of the final model, and leave the tables of all.
 
         Args:
             eval_data: a RecBole evaluation loader.

@@ -103,7 +103,7 @@ def test_requests_for_the_catalogue(recommender: Recommender) -> None:
 def test_a_trained_weight_counts(folder: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     """With s = 0 and a = 1 what is ranked is the prior: interactions of the title's items, and one half."""
     other = write_recommender(tmp_path / "prior", tiny_backbone, priors=["popularity"])
-    (other / "scalars.json").write_text(json.dumps({"scale": 0.0, "weights": [1.0]}))
+    (other / "scalars.json").write_text(json.dumps({"scale": 0.0, "weights": [1.0], "centre": []}))
     counts = dict.fromkeys(DISTINCT, 0.5)
     for title, count in zip(TITLES, POPULARITY, strict=True):
         counts[title] += count
@@ -115,8 +115,9 @@ def test_a_trained_weight_counts(folder: Path, tiny_backbone: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("scalars.json", {"scale": 1.0}, "scalars.json: got .* wanted finite numbers of the shapes"),
-        ("scalars.json", {"scale": 1.0, "weights": [math.nan]}, "scalars.json"),
+        ("scalars.json", {"scale": 1.0}, "scalars.json: got numbers of the shapes .* wanted"),
+        ("scalars.json", {"scale": 1.0, "weights": [math.nan], "centre": []}, "scalars.json"),
+        ("scalars.json", {"scale": 1.0, "weights": [1.0], "centre": [0.5]}, "centre has 1 numbers, wanted"),
         ("scalars.json", [], "scalars.json: not readable numbers"),
         ("recommender.json", {"priors": ["taste"]}, "priors is"),
         ("recommender.json", {"likelihood": "none"}, "likelihood is 'none', wanted one of vocabulary, cata"),

@@ -103,7 +103,16 @@ def test_given_candidates_are_ranked(server: str, recommender: Recommender) -> N
     expected = recommender.rank(request["history"], request["candidates"], 2)
     assert post(server, {"inputs": [request]}) == (
         200,
-        {"predictions": [{"ranked": as_json(expected), "candidates": "given", "num_candidates": 3}]},
+        {
+            "predictions": [
+                {
+                    "ranked": as_json(expected),
+                    "candidates": "given",
+                    "num_candidates": 3,
+                    "likelihood": "vocabulary",
+                }
+            ]
+        },
     )
 
 
@@ -119,6 +128,7 @@ def test_without_candidates_popular_ones_are_ranked_and_the_answer_says_so(
         "ranked": as_json(recommender.rank(["Bear"])),
         "candidates": "popular",
         "num_candidates": 5,
+        "likelihood": "vocabulary",
     }
 
 

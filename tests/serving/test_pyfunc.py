@@ -109,9 +109,12 @@ def test_signature_example_and_requirements(store: Store) -> None:
     model = Model.load(str(store.files))
     (request,) = model.signature.inputs.to_dict()
     fields = {name: (field["type"], field["required"]) for name, field in request["properties"].items()}
-    assert fields == {"history": ("array", True), "candidates": ("array", False), "k": ("long", False)}
+    assert fields == {
+        "history": ("array", True), "candidates": ("array", False), "k": ("long", False),
+        "exclude_history": ("boolean", False),
+    }  # fmt: skip
     (response,) = model.signature.outputs.to_dict()
-    assert sorted(response["properties"]) == ["candidates", "num_candidates", "ranked"]
+    assert sorted(response["properties"]) == ["candidates", "likelihood", "num_candidates", "ranked"]
     example = {"history": BY_POPULARITY[:2], "candidates": BY_POPULARITY[2:5], "k": 3}
     assert model.load_input_example(str(store.files)) == [example]
     assert json.loads(model.get_serving_input(str(store.files))) == {"inputs": [example]}
@@ -204,7 +207,9 @@ def test_mlflows_own_loader_scores_as_the_folder(
     model = mlflow.pyfunc.load_model(here.champion, model_config={"dtype": "float32"})
     (answer,) = model.predict([{"history": ["Bear", 4], "candidates": ["Canyon", 3, "Unheard Of"], "k": 2}])
     ranked = original.rank(["Bear", "Delta"], ["Canyon", "Amber", "Unheard Of"], k=2)
-    assert answer.model_dump() == {"ranked": as_json(ranked), "candidates": "given", "num_candidates": 3}
+    assert answer.model_dump() == {
+        "ranked": as_json(ranked), "candidates": "given", "num_candidates": 3, "likelihood": "vocabulary",
+    }  # fmt: skip
 
 
 def test_nothing_downloaded_is_left(here: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

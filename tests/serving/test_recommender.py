@@ -93,9 +93,10 @@ def test_a_title_that_several_items_bear_ranks_once(recommender: Recommender) ->
 
 
 def test_numbers_are_item_ids(recommender: Recommender) -> None:
-    """Of the catalogue, whose ids are texts: 4 is item "4", Delta; the text "4" is a title like any other."""
+    """Of the catalogue, whose ids are texts: 4 is item "4", Delta, and so is "4", which is no title."""
     assert recommender.rank([4], [2, 7]) == recommender.rank(["Delta"], ["Canyon", "Forest"])
-    assert recommender.rank(["Delta"], ["4"])[0].ids == ()
+    assert recommender.rank(["Delta"], ["4"])[0].ids == ("4",)
+    assert recommender.rank(["Delta"], ["04"])[0].ids == ()
 
 
 @pytest.mark.parametrize("history", [["Amber", "Delta"], [3, 4], [5, "Delta"], ["Delta", "no such title", 5]])

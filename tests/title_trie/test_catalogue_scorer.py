@@ -21,7 +21,7 @@ from recbole_dynamicpo.scoring.token_budget import TokenBudget
 from recbole_dynamicpo.title_trie.catalogue_likelihood import Mixture
 from recbole_dynamicpo.title_trie.catalogue_scorer import CatalogueScorer
 from recbole_dynamicpo.title_trie.catalogue_search import CatalogueSearch
-from recbole_dynamicpo.title_trie.prior import Background, PriorSource
+from recbole_dynamicpo.title_trie.prior import Histories, Prior, PriorSource, edge_masses
 from recbole_dynamicpo.title_trie.trie import Trie
 from tests.helpers import trie_oracle as oracle
 
@@ -44,7 +44,13 @@ ARCHITECTURES = ["llama", "cohere", "gemma2", "mistral", "llama4_text", "gpt2", 
 
 
 def popularity(trie: Trie) -> list[PriorSource]:
-    return [Background(trie, np.arange(1.0, trie.num_titles + 1))]
+    masses = edge_masses(trie, np.arange(1.0, trie.num_titles + 1))
+    none = np.zeros(0, np.int64)
+
+    def said(histories: Histories) -> Prior:
+        return Prior(masses, np.ones(len(histories.users)), none, np.zeros(0))
+
+    return [said]
 
 
 def scorer_of(
@@ -242,3 +248,15 @@ def test_a_prompt_leaves_room_for_any_title() -> None:
     assert 256 - deepest - 82 < len(prompt) <= 256 - deepest
     with pytest.raises(DataError, match="tokens without any history"):
         scorer_of(make_model(), template=LISTED).prompts([PromptRow([], ["x" * 300], [])])
+
+
+def test_what_the_untrained_model_thinks_of_all_is_taken_out() -> None:
+    """At the very history whose logits are the centre, the language model says nothing at all."""
+    scorer = scorer_of(make_model(torch.float64), priors=popularity)
+    centre = scorer.mean_logits(ROWS[:1])
+    assert centre.shape == (len(scorer.trie.edge_node),)
+    mixtures: Any = scorer.mixtures
+    mixtures["backbone"] = Mixture(1.0, [1.0], centre)
+    found = scorer.all_in_voices(ROWS[:2], ["backbone"])["backbone"].exp()
+    assert found[0].tolist() == pytest.approx([number / 55 for number in range(1, 11)], rel=1e-4)
+    assert found[1].tolist() != pytest.approx([number / 55 for number in range(1, 11)], rel=1e-2)

@@ -17,12 +17,12 @@ from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import Backbone, backbone_fingerprint
 from recbole_dynamicpo.language_model.policy import Policy
+from recbole_dynamicpo.likelihoods.vocabulary import VocabularyLikelihood
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import Templates
 from recbole_dynamicpo.scoring.scorer import Scorer
 from recbole_dynamicpo.training import reference
-from recbole_dynamicpo.training.likelihoods import VocabularyLikelihood
 from recbole_dynamicpo.training.reference import ReferenceCache, reference_key
 
 from ..conftest import make_model, make_tokenizer

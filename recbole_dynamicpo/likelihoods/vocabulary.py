@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -15,15 +16,11 @@ from torch import Tensor
 
 from ..dataset.dataset import DynamicPODataset
 from ..language_model.policy import Policy
-from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
 from ..scoring.scorer import Scorer
 from ..scoring.token_budget import TokenBudget
-from ..serving.catalogue_ranking import Voices, prior_sources
-from ..settings import Settings
-from ..storage import sha256_json
-from ..title_trie.catalogue_likelihood import Mixture
-from ..title_trie.catalogue_scorer import CatalogueScorer
+
+logger = logging.getLogger(__name__)
 
 IntArray = NDArray[np.int64]
 
@@ -65,7 +62,7 @@ class VocabularyLikelihood:
         self.dataset, self.policy, self.collator, self.budget = dataset, policy, collator, budget
         self.scorer = Scorer(policy, collator, budget)
         self.tokens, self.pass_size = 0, (1, 0)
-        self.digest = ""
+        self.digest, self.priors = "", None
 
     def logps(self, rows: Interaction, items: IntArray) -> tuple[Tensor, Tensor]:
         """See ``Likelihood``; the terms are tokens."""
@@ -84,7 +81,7 @@ class VocabularyLikelihood:
         shortened = self.collator.truncated_rows
         tokens = zip(*self.collator.token_ids(self.dataset.prompt_rows(rows, items)), strict=True)
         self.collator.truncated_rows = shortened  # looking rows up is no use of them
-        return [_hash([list(prompt), list(map(list, titles))]) for prompt, titles in tokens]
+        return [row_hash([list(prompt), list(map(list, titles))]) for prompt, titles in tokens]
 
 
 def _in_place(values: Tensor, items: IntArray, absent: float) -> Tensor:
@@ -94,71 +91,6 @@ def _in_place(values: Tensor, items: IntArray, absent: float) -> Tensor:
     return values.gather(1, place).masked_fill(~present, absent)
 
 
-class CatalogueLikelihood:
-    """A title's tokens are chosen among those of the catalogue's titles; see ``title_trie``."""
-
-    def __init__(
-        self,
-        dataset: DynamicPODataset,
-        policy: Policy,
-        collator: Collator,
-        budget: TokenBudget,
-        settings: Settings,
-    ) -> None:
-        self.dataset, self.collator = dataset, collator
-        policy.train_beside(
-            Mixture(settings.lm_scale, [settings.prior_weight] * len(settings.catalogue_prior))
-        )
-        known = dataset.catalogue
-        counts = dataset.popularity()[1:].tolist()
-        self.scorer = CatalogueScorer(
-            policy,
-            collator,
-            known.titles,
-            priors=lambda trie: prior_sources(trie, settings.catalogue_prior, counts),
-            mixtures=Voices(policy, len(settings.catalogue_prior)),
-            budget=budget,
-        )
-        # (item_num,) the trie's number of each item's title; -1 for no item.
-        self.numbers = np.concatenate([[-1], self.scorer.trie.title_of_item])
-        self.digest = self.scorer.trie.digest
-        self._prior = sha256_json([settings.catalogue_prior, counts])
-
-    @property
-    def tokens(self) -> int:
-        """See ``Likelihood``."""
-        return self.scorer.tokens
-
-    @property
-    def pass_size(self) -> tuple[int, int]:
-        """See ``Likelihood``."""
-        return self.scorer.pass_size
-
-    def logps(self, rows: Interaction, items: IntArray) -> tuple[Tensor, Tensor]:
-        """See ``Likelihood``; a title is one term, so that none counts more for being long."""
-        found = self.scorer.logps(self.prompt_rows(rows), self.numbers[items])
-        return found, torch.from_numpy(items > 0).to(found.device).long()
-
-    def in_voices(self, rows: Interaction, items: IntArray, voices: Sequence[str]) -> dict[str, Tensor]:
-        """See ``Likelihood``."""
-        return self.scorer.in_voices(self.prompt_rows(rows), self.numbers[items], voices)
-
-    def all_in_voices(self, rows: Interaction, voices: Sequence[str]) -> dict[str, Tensor]:
-        """Return each voice's (B, Y) log-probabilities of all distinct titles, nats."""
-        return self.scorer.all_in_voices(self.prompt_rows(rows), voices)
-
-    def keys(self, rows: Interaction, items: IntArray) -> list[str]:
-        """See ``Likelihood``."""
-        shared, shortened = [self.digest, self._prior], self.collator.truncated_rows
-        prompts = self.scorer.prompts(self.prompt_rows(rows))
-        self.collator.truncated_rows = shortened
-        owns = self.numbers[items].tolist()
-        return [_hash([*shared, prompt, own]) for prompt, own in zip(prompts, owns, strict=True)]
-
-    def prompt_rows(self, rows: Interaction) -> list[PromptRow]:
-        """Return the rows' prompts."""
-        return self.dataset.prompt_rows(rows, np.zeros((len(rows), 0), np.int64))
-
-
-def _hash(said: object) -> str:
+def row_hash(said: object) -> str:
+    """Return the SHA-256 of what a row's log-probabilities depend on."""
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()

@@ -1,0 +1,151 @@
+"""Log-probabilities at all positions of windows: of their titles, and of negatives that branch off."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from ..dataset.columns import CHAIN, NEGATIVES, START, STOP, TOKENS
+from ..dataset.dataset import DynamicPODataset
+from ..dataset.sampling import IntArray
+from ..errors import SettingsError
+from ..scoring.scorer import in_passes, speak
+from ..title_trie.catalogue_scorer import CatalogueScorer
+from ..title_trie.prior import Histories
+from .vocabulary import row_hash
+
+
+class WindowScores:
+    """Scores windows by a catalogue likelihood.
+
+    Args:
+        dataset: whose training sequences they are cut from.
+        scorer: of its catalogue.
+        numbers: (item_num,) the trie's number of each item's title.
+        longest: titles of a history that priors are asked about, as evaluation has them.
+        pool: likely titles that hard negatives are drawn from.
+        identity: of all that scores depend on beside adapter and rows.
+    """
+
+    def __init__(
+        self,
+        dataset: DynamicPODataset,
+        scorer: CatalogueScorer,
+        *,
+        numbers: IntArray,
+        longest: int,
+        pool: int,
+        identity: tuple[str, ...],
+    ) -> None:
+        self.dataset, self.scorer, self.numbers = dataset, scorer, numbers
+        self.longest, self.pool, self.identity = longest, pool, identity
+        self.collator = scorer.collator
+        titles = dataset.catalogue.titles
+        self.title_tokens = [[], *map(self.collator.title_ids, titles)]  # of each item
+
+    @property
+    def head(self) -> list[int]:
+        """Return the tokens before a history.
+
+        Raises:
+            SettingsError: the prompt's first template does not end with the history.
+        """
+        found = self.collator.head(0)
+        if found is None:
+            raise SettingsError(
+                "positions: all wants a template that ends with {history:...}, as 'sequence' does; got the "
+                f"first of {self.collator.templates.source}"
+            )
+        return found
+
+    def logps(self, rows: Interaction, voice: str = "policy") -> tuple[Tensor, Tensor]:
+        """Return (P, 1 + K) log-probabilities at all positions of windows, and where there are any.
+
+        Args:
+            rows: windows, with negatives or without.
+            voice: whose mixture; the policy speaks as it is.
+        """
+        trunks, row, place, histories = self._trunks(rows)
+        titles = self._titles(rows)
+        found = self.scorer.trunk_logps(trunks, row, place, titles, histories, voice)
+        return found, torch.from_numpy(titles >= 0).to(found.device)
+
+    def _spans(self, rows: Interaction) -> list[tuple[int, int, int]]:
+        columns = (rows[name].tolist() for name in (CHAIN, START, STOP))
+        return list(zip(*columns, strict=True))
+
+    def _trunks(self, rows: Interaction) -> tuple[list[list[int]], IntArray, IntArray, Histories]:
+        """Return each window as a trunk, and row, place and history of its positions."""
+        chains, trunks, place, row, histories, users = self.dataset.chains, [], [], [], [], []
+        for number, (chain, start, stop) in enumerate(self._spans(rows)):
+            items = chains.items[chain]
+            trunk, numbers = [*self.head], self.numbers[items]
+            for position in range(start, stop):
+                place.append(len(trunk) - 1)
+                row.append(number)
+                histories.append(numbers[max(0, position - self.longest) : position])
+                users.append(int(chains.users[chain]))
+                trunk += self.title_tokens[items[position]]
+            trunks.append(trunk)
+        asked = Histories(histories, np.array(users, dtype=np.int64))
+        return trunks, np.array(row), np.array(place), asked
+
+    def _titles(self, rows: Interaction) -> IntArray:
+        """Return (P, 1 + K) numbers of the titles at windows' positions and of their negatives."""
+        chains, parts = self.dataset.chains, []
+        for number, (chain, start, stop) in enumerate(self._spans(rows)):
+            mine = self.numbers[chains.items[chain][start:stop]][:, None]
+            if NEGATIVES in rows.interaction:
+                others = self.numbers[rows[NEGATIVES][number, : stop - start].numpy()]
+                mine = np.concatenate([mine, np.where(others == mine, -1, others)], axis=1)
+            parts.append(mine)
+        return np.concatenate(parts)
+
+    def keys(self, rows: Interaction) -> list[str]:
+        """Return a hash a window of everything but the adapter that its log-probabilities depend on."""
+        kept, chains = [], self.dataset.chains
+        for number, (chain, start, stop) in enumerate(self._spans(rows)):
+            before = self.numbers[chains.items[chain][:stop]].tolist()
+            negatives = self.numbers[rows[NEGATIVES][number, : stop - start].numpy()].tolist()
+            user = int(chains.users[chain])
+            own = [self.head, self.longest, user, start, before, negatives]
+            kept.append(row_hash([*self.identity, *own]))
+        return kept
+
+    @torch.no_grad()
+    def reference_logps(self, rows: Interaction, window: int) -> Tensor:
+        """Return (n, W * (1 + K)) log-probabilities of windows by the reference, 0 where there is none."""
+        policy, width = self.scorer.policy, window * (1 + rows[NEGATIVES].shape[2])
+        found = torch.zeros(len(rows), width, dtype=torch.float64)
+
+        def score(chosen: list[int]) -> dict[str, Tensor] | None:
+            part = rows[torch.tensor(chosen)]
+            size = (len(chosen), int(part[TOKENS].max()) * len(chosen))
+            return speak(
+                policy, ["reference"], lambda voice: self.logps(part, voice)[0].double().cpu(),
+                self.scorer.budget, size,
+            )  # fmt: skip
+
+        training = policy.training
+        policy.eval()
+        for chosen, said in in_passes(rows[TOKENS].tolist(), self.scorer.budget, score):
+            sizes = (rows[STOP] - rows[START])[torch.tensor(chosen)].tolist()
+            for row, logps in zip(chosen, said["reference"].split(sizes), strict=True):
+                found[row, : logps.numel()] = logps.flatten()
+        policy.train(training)
+        return found
+
+    def hard_pool(self, chain: int, positions: IntArray) -> IntArray:
+        """Return (P, pool) items that the last prior finds most likely at positions, the user left out."""
+        chains, size = self.dataset.chains, self.pool
+        numbers = self.numbers[chains.items[chain]]
+        taken = [numbers[max(0, at - self.longest) : at] for at in positions.tolist()]
+        users = np.full(len(taken), int(chains.users[chain]))
+        trie = self.scorer.trie
+        prior = self.scorer.priors[-1](Histories(taken, users))
+        p0 = prior.masses(np.arange(len(taken))[:, None], trie.title_edge[None])
+        best = np.argsort(-p0, axis=1, kind="stable")[:, :size]
+        found: IntArray = trie.item_order[trie.item_start[best]] + 1
+        return found

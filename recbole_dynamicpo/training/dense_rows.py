@@ -1,0 +1,103 @@
+"""Dense rows: windows of training sequences, each title of which is a supervised position."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+
+from ..dataset.columns import REFERENCE_LOGPS, START, STOP, TOKENS
+from ..dataset.sampling import IntArray, row_generator
+from ..dataset.windows import add_negatives, as_interaction, choose_windows, cut_windows, steps_of
+from ..errors import SettingsError
+from ..likelihoods.catalogue import CatalogueLikelihood
+from .plan import StagePlan
+from .reference import Rows
+
+if TYPE_CHECKING:
+    from .model import DynamicPO
+
+logger = logging.getLogger(__name__)
+
+
+class DenseRows:
+    """A stage whose rows are the positions of windows; every epoch cuts and draws anew.
+
+    Attributes:
+        count: positions of an epoch.
+
+    Args:
+        model: gives data set, settings and likelihood.
+        plan: of the stage.
+
+    Raises:
+        SettingsError: there are no training titles, or a window holds more of them than a step.
+    """
+
+    def __init__(self, model: DynamicPO, plan: StagePlan) -> None:
+        self.model, self.plan = model, plan
+        self.chains = model.dataset.chains
+        assert isinstance(model.likelihood, CatalogueLikelihood)
+        self.likelihood = model.likelihood
+        there = self.chains.positions
+        self.count = min(plan.rows, there) if plan.rows else there
+        window = model.settings.window
+        if not there:
+            raise SettingsError(f"stage {plan.name}: the data set has no training rows")
+        if plan.rows_per_step < window:
+            raise SettingsError(
+                f"window: got {window}, but a step of stage {plan.name} takes {plan.rows_per_step} positions "
+                "(batch size times accumulation); wanted at most that"
+            )
+        titles = ["", *model.dataset.catalogue.titles]
+        collator = model.collator
+        self.tokens = np.array([0, *(len(collator.title_ids(title)) for title in titles[1:])])
+        self.room = self.likelihood.scorer.room - len(self.likelihood.windows.head)
+        self._epoch: tuple[int, Interaction, IntArray] | None = None
+        logger.info(
+            "stage %s: %d of %d training titles, windows of %d, %d epochs, %d titles a step",
+            plan.name, self.count, there, window, plan.epochs, plan.rows_per_step,
+        )  # fmt: skip
+
+    def add_reference(self, epoch: int, kept: Callable[[Rows], torch.Tensor]) -> None:
+        """Add the reference's log-probabilities of an epoch's rows; ``kept`` knows or computes them."""
+        rows = self._rows(epoch)[0]
+        found = kept(Rows(rows, self.likelihood.windows.keys(rows), self._score))
+        rows.update(Interaction({REFERENCE_LOGPS: found}))
+
+    def _score(self, rows: Interaction) -> torch.Tensor:
+        return self.likelihood.windows.reference_logps(rows, self.model.settings.window)
+
+    def batches(self, epoch: int, done: int) -> Iterator[list[Interaction]]:
+        """Yield the batches of each optimizer step of an epoch, after the ``done`` steps that were taken."""
+        rows, steps = self._rows(epoch)
+        for step in range(done, self.plan.steps_per_epoch(self.count)):
+            chosen = np.flatnonzero(steps == step)
+            sizes = rows[TOKENS].numpy()[chosen]
+            yield [rows[torch.from_numpy(chosen[np.argsort(sizes, kind="stable")])]]
+
+    def _rows(self, epoch: int) -> tuple[Interaction, IntArray]:
+        """Return the windows of an epoch, and which step takes each."""
+        if self._epoch is not None and self._epoch[0] == epoch:
+            return self._epoch[1:]
+        model, settings = self.model, self.model.settings
+        seeds = (settings.seed, 29, self.plan.number, epoch)
+        draw = row_generator(*seeds)
+        windows = cut_windows(self.chains, self.tokens, settings.window, self.room, draw)
+        windows = choose_windows(windows, self.count, draw)
+        rows = as_interaction(windows, self.chains, self.tokens, model.dataset.uid_field)
+        if self.plan.name == "preference":
+            again = epoch if settings.redraw == "epoch" else 0
+            pool = None if settings.negatives == "uniform" else self.likelihood.windows.hard_pool
+            add_negatives(
+                rows, self.chains, model.dataset.title_numbers.numpy(), model.dataset.taken,
+                settings.num_negatives, (settings.seed, 31, again), pool,
+            )  # fmt: skip
+            held = (rows[STOP] - rows[START]) * settings.num_negatives
+            rows.update(Interaction({TOKENS: rows[TOKENS] + held}))  # a negative costs about one token
+        self._epoch = epoch, rows, steps_of(windows, self.plan.steps_per_epoch(self.count))
+        return self._epoch[1:]

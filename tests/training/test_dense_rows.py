@@ -1,0 +1,225 @@
+"""Dense rows: every position of a window scores as it would alone, and no user is seen by its own priors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from recbole_dynamicpo.dataset.columns import CHAIN, NEGATIVES, START, STOP, TOKENS
+from recbole_dynamicpo.evaluation.ranks import read_ranks
+from recbole_dynamicpo.host.config import PlainConfig
+from recbole_dynamicpo.host.run import load, run
+from recbole_dynamicpo.likelihoods.catalogue import CatalogueLikelihood, title_sequences
+from recbole_dynamicpo.likelihoods.losses import scored_pairs, sft_losses
+from recbole_dynamicpo.scoring.batches import PromptRow
+from recbole_dynamicpo.serving.priors import Priors
+from recbole_dynamicpo.title_trie.prior import Histories
+from recbole_dynamicpo.training.dense_rows import DenseRows
+from recbole_dynamicpo.training.model import DynamicPO
+from recbole_dynamicpo.training.plan import plan_stages
+
+DENSE = {
+    "likelihood": "catalogue", "prompt": "sequence", "positions": "all", "window": 4,
+    "catalogue_prior": ["popularity", "transitions", "cooccurrence"], "lm_scale": 0.7, "prior_weight": 0.8,
+    "sft_rows": 0, "preference_rows": 0, "max_history": 8,
+}  # fmt: skip
+
+
+@pytest.fixture
+def settings(toy_settings: dict[str, Any]) -> dict[str, Any]:
+    return {**toy_settings, **DENSE}
+
+
+def model_of(settings: dict[str, Any], **more: Any) -> DynamicPO:
+    own = {**settings, "dtype": "float64", **more}
+    model: DynamicPO = load(PlainConfig("DynamicPO", "toy", [], own)).model
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in model.policy.trainable():
+            if weight.dim() > 1:
+                weight.copy_(0.2 * torch.randn(weight.shape, generator=draw))
+    return model
+
+
+def windows_of(model: DynamicPO, stage: str, epoch: int = 0) -> Interaction:
+    plan = next(plan for plan in plan_stages(model.settings) if plan.name == stage)
+    parts = [part for step in DenseRows(model, plan).batches(epoch, 0) for part in step]
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0].interaction}
+    return Interaction(columns)
+
+
+def spans_of(rows: Interaction) -> list[tuple[int, int, int]]:
+    return list(zip(*(rows[name].tolist() for name in (CHAIN, START, STOP)), strict=True))
+
+
+def alone(model: DynamicPO, rows: Interaction) -> Tensor:
+    """Return (P, 1 + K) log-probabilities, each position as a row of its own behind its window's titles."""
+    likelihood = model.likelihood
+    assert isinstance(likelihood, CatalogueLikelihood)
+    chains, scorer, found = model.dataset.chains, likelihood.scorer, []
+    for number, (chain, start, stop) in enumerate(
+        zip(*(rows[c].tolist() for c in (CHAIN, START, STOP)), strict=True)
+    ):
+        items = chains.items[chain]
+        for position in range(start, stop):
+            titles = [items[position]]
+            if NEGATIVES in rows.interaction:
+                titles += rows[NEGATIVES][number, position - start].tolist()
+            numbers = likelihood.numbers[titles]
+            row = PromptRow([model.titles[item] for item in items[start:position]], [], [])
+            asked = Histories([likelihood.numbers[items[:position]]], np.array([int(chains.users[chain])]))
+            scorer.histories = lambda rows, asked=asked: asked  # type: ignore[method-assign]
+            found.append(scorer.logps([row], numbers[None])[0])
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("stage", ["sft", "preference"])
+def test_a_window_scores_as_each_position_alone(stage: str, settings: dict[str, Any]) -> None:
+    """Values and gradients; negatives that begin like the title of their position share its tokens."""
+    model = model_of(settings)
+    rows = windows_of(model, stage)[torch.arange(6)]
+    likelihood = model.likelihood
+    assert isinstance(likelihood, CatalogueLikelihood)
+    dense, present = likelihood.windows.logps(rows)
+    single = alone(model, rows)
+    assert dense.shape == single.shape == (int((rows[STOP] - rows[START]).sum()), 1 if stage == "sft" else 5)
+    assert dense.detach().numpy() == pytest.approx(single.detach().numpy(), abs=1e-9)
+    weights = torch.linspace(-1, 1, dense.numel(), dtype=torch.float64).view(dense.shape)
+    parameters = model.policy.trainable()
+    ours = torch.autograd.grad((dense * weights).sum(), parameters)
+    theirs = torch.autograd.grad((single * weights).sum(), parameters)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.double().numpy() == pytest.approx(other.double().numpy(), rel=1e-5, abs=1e-5)
+    assert present[:, 0].all()
+
+
+def test_any_split_of_windows_gives_the_same_sum(settings: dict[str, Any]) -> None:
+    model = model_of(settings)
+    rows = windows_of(model, "sft")
+    whole = sft_losses(model.likelihood, rows, model.POS_ITEM_ID)
+    for size in (1, 5):
+        parts = [
+            sft_losses(model.likelihood, rows[torch.arange(at, min(at + size, len(rows)))], model.POS_ITEM_ID)
+            for at in range(0, len(rows), size)
+        ]
+        assert torch.cat(parts).tolist() == pytest.approx(whole.tolist(), abs=1e-9)
+
+
+def test_every_training_title_once_an_epoch_and_no_other(settings: dict[str, Any]) -> None:
+    """Borders move; the last two items of a user are for validation and test."""
+    model = model_of(settings)
+    borders = []
+    for epoch in range(3):
+        rows = windows_of(model, "sft", epoch)
+        spans = spans_of(rows)
+        covered = sorted((chain, at) for chain, start, stop in spans for at in range(start, stop))
+        assert covered == [
+            (c, at) for c, items in enumerate(model.dataset.chains.items) for at in range(len(items))
+        ]
+        assert max(stop - start for _, start, stop in spans) <= 4
+        borders.append(sorted(spans))
+    assert borders[0] != borders[1]
+    assert [len(items) for items in model.dataset.chains.items] == [6] * 12
+
+
+@pytest.mark.parametrize("source", ["uniform", "prior"])
+def test_negatives_are_no_titles_of_the_user(source: str, settings: dict[str, Any]) -> None:
+    model = model_of(settings, negatives=source, hard_pool=12)
+    rows, dataset = windows_of(model, "preference"), model.dataset
+    again = windows_of(model, "preference")
+    assert (rows[NEGATIVES] == again[NEGATIVES]).all()
+    other = windows_of(model, "preference", epoch=1)
+    known: dict[tuple[int, int], list[int]] = {}
+    for part in (rows, other):
+        for number, (chain, start, stop) in enumerate(
+            zip(*(part[c].tolist() for c in (CHAIN, START, STOP)), strict=True)
+        ):
+            taken = set(dataset.taken(int(dataset.chains.users[chain])).tolist())
+            for at in range(start, stop):
+                drawn = [item for item in part[NEGATIVES][number, at - start].tolist() if item]
+                assert len(drawn) == len(set(drawn))
+                assert not taken & set(drawn)
+                if source == "uniform":
+                    assert len(drawn) == 4
+                known.setdefault((chain, at), []).append(drawn)
+    assert any(first != second for first, second in known.values())
+
+
+def test_negatives_that_are_never_redrawn_stay_where_borders_move(settings: dict[str, Any]) -> None:
+    model = model_of(settings, redraw="never")
+    found: list[dict[tuple[int, int], list[int]]] = []
+    for epoch in range(2):
+        part, known = windows_of(model, "preference", epoch), {}
+        for number, (chain, start, stop) in enumerate(
+            zip(*(part[c].tolist() for c in (CHAIN, START, STOP)), strict=True)
+        ):
+            known.update(
+                {(chain, at): part[NEGATIVES][number, at - start].tolist() for at in range(start, stop)}
+            )
+        found.append(known)
+    assert found[0] == found[1]
+
+
+def test_priors_are_made_without_the_user_who_is_asked_about(settings: dict[str, Any]) -> None:
+    """As if the model had been counted anew from everybody else."""
+    model = model_of(settings)
+    likelihood = model.likelihood
+    assert isinstance(likelihood, CatalogueLikelihood)
+    trie, data = likelihood.scorer.trie, title_sequences(model.dataset)
+    for user, taken in list(data.of_user.items())[:4]:
+        others = type(data)(data.items, {u: s for u, s in data.of_user.items() if u != user})
+        histories = [taken[:at] - 1 for at in (0, 1, 4)]
+        asked = Histories(histories, np.full(3, user))
+        unasked = Histories(histories, np.full(3, -1))
+        anew = Priors.count(model.settings.catalogue_prior, others)(trie)
+        place = (np.arange(3)[:, None], trie.title_edge[None])
+        for ours, theirs in zip(likelihood.scorer.priors, anew, strict=True):
+            found, wanted = ours(asked).masses(*place), theirs(unasked).masses(*place)
+            assert found / found.sum(axis=1, keepdims=True) == pytest.approx(
+                wanted / wanted.sum(axis=1, keepdims=True), rel=1e-12
+            )
+
+
+def test_a_test_item_changes_nothing_before_evaluation(settings: dict[str, Any]) -> None:
+    """Another last item of a user: windows, negatives, priors, scalars and adapters stay as they were."""
+    home = Path(settings["data_path"]) / "toy" / "toy.inter"
+    found = []
+    for turn in range(2):
+        own = {**settings, "checkpoint_dir": str(home.parent / f"saved{turn}"), "negatives": "prior"}
+        if turn:
+            head, *lines = home.read_text().splitlines()
+            cells = [line.split("\t") for line in lines]
+            last = max((cell for cell in cells if cell[0] == "u3"), key=lambda cell: float(cell[2]))
+            mine = {cell[1] for cell in cells if cell[0] == "u3"}
+            last[1] = next(f"i{n}" for n in range(1, 41) if f"i{n}" not in mine)
+            home.write_text("\n".join([head, *("\t".join(cell) for cell in cells)]) + "\n")
+        run("DynamicPO", "toy", overrides=own)
+        (folder,) = Path(own["checkpoint_dir"]).iterdir()
+        kept = ("adapter_model.safetensors", "scalars.json", "priors.safetensors")
+        found.append([(folder / "preference" / name).read_bytes() for name in kept])
+        ranks = read_ranks(folder).ranks.tolist()
+    assert found[0] == found[1]
+    assert len(ranks) == 12
+
+
+def test_a_reference_gap_is_nothing_at_the_first_step(settings: dict[str, Any]) -> None:
+    model = model_of(settings)
+    model.policy.freeze_reference()
+    model.stage = "preference"
+    plan = plan_stages(model.settings)[1]
+    rows = DenseRows(model, plan)
+    rows.add_reference(0, lambda wanted: wanted.score(wanted.rows))
+    (batch,) = next(rows.batches(0, 0))
+    ours, reference, present = scored_pairs(
+        model.likelihood, batch, model.dataset.title_numbers, model.settings
+    )
+    assert reference is not None
+    assert present.any()
+    assert ours.detach().numpy() == pytest.approx(reference.numpy(), abs=1e-9)
+    assert (batch[TOKENS] > 0).all()
