@@ -18,7 +18,7 @@ import torch
 from ..errors import BackboneError, nearest
 from ..storage import sha256_file, sha256_json
 from .attention import use_short_attention
-from .configuration import check_causal, look_back, not_loadable, position_limits
+from .configuration import check_causal, check_weights, look_back, not_loadable, position_limits
 from .decoder import ONE
 from .embedded import EMBEDDED, EMBEDDED_SHA256, embedded_folder
 from .probe import find_abilities
@@ -253,22 +253,25 @@ def _from_pretrained(
     from transformers.utils import logging as hub_logging
 
     extra: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
+    # Weights that are missing, or of another shape, would be drawn at random; they are named below instead.
+    extra |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if load_in_4bit:
         extra.update(device_map={"": device}, quantization_config=_nf4(device))
-    model: Any
+    load: Any = AutoModelForCausalLM.from_pretrained
     shows_bars = hub_logging.is_progress_bar_enabled()
     hub_logging.disable_progress_bar()  # a second's worth of "Loading weights" in every log
     try:
         try:
-            model = AutoModelForCausalLM.from_pretrained(place, attn_implementation="sdpa", **extra)
+            model, info = load(place, attn_implementation="sdpa", **extra)
         except ValueError:  # an architecture without that attention brings its own
-            model = AutoModelForCausalLM.from_pretrained(place, **extra)
+            model, info = load(place, **extra)
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # what a damaged file raises there is not documented
         raise BackboneError(not_loadable(name, error)) from error
     finally:
         if shows_bars:
             hub_logging.enable_progress_bar()
+    check_weights(model, info, name)
     if not load_in_4bit:
         model.to(device)
     if device.type == "cpu" and dtype == torch.bfloat16:

@@ -1,8 +1,10 @@
-"""What a model's configuration tells before any weight is loaded."""
+"""What a configuration tells of a model before any weight is loaded, and whether the weights fit it."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
 
 from ..errors import BackboneError
 from .embedded import EMBEDDED
@@ -11,6 +13,7 @@ from .embedded import EMBEDDED
 _PARTS_OF_ONE = {"attn_config", "ffn_config"}
 # Entries of a configuration that tell how many positions a model knows.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
+_FIRST_TRAINED = "original_max_position_embeddings"
 # Layers that do not look back to the start, and the entry of a configuration that says how far.
 _NEAR_SIGHTED = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
@@ -46,9 +49,17 @@ def check_causal(place: str, name: str) -> None:
 
 
 def position_limits(config: Any) -> list[tuple[int, str]]:
-    """Return how many positions a model knows, by each entry of its configuration that says so."""
+    """Return how many positions a model knows, by each entry of its configuration that says so.
+
+    One with long RoPE turns all rows of a batch by other angles once its longest row has more positions than
+    it was first trained with, so that a row's scores would depend on the others: that is its limit here.
+    """
     inner = config.get_text_config(decoder=True)
     found = [(getattr(inner, name, None), name) for name in _POSITIONS]
+    ropes = getattr(inner, "rope_parameters", None) or {}
+    for rope in (ropes, *(part for part in ropes.values() if isinstance(part, dict))):
+        if rope.get("rope_type") == "longrope":
+            found.append((rope.get(_FIRST_TRAINED), _FIRST_TRAINED))
     return [(value, name) for value, name in found if isinstance(value, int)]
 
 
@@ -73,3 +84,26 @@ def not_loadable(name: str, error: Exception) -> str:
         f"(wanted '{EMBEDDED}', a local folder with config.json and safetensors, or a hub id; "
         "a hub model needs a network connection the first time)"
     )
+
+
+def check_weights(model: Any, info: dict[str, Any], name: str) -> None:
+    """See whether the files held every weight of a model, and numbers in it.
+
+    Args:
+        model: as loaded.
+        info: what transformers says of loading it.
+        name: what the user calls it.
+
+    Raises:
+        BackboneError: naming the first weight that is wrong.
+    """
+    wrong = [
+        *(f"weight {key} is missing" for key in sorted(info["missing_keys"])),
+        *(f"weight {key} is {tuple(got)}, wanted {tuple(wanted)}" for key, got, wanted in
+          sorted(info["mismatched_keys"])),
+        *(f"weight {key} holds NaN or infinity" for key, value in model.named_parameters()
+          if value.is_floating_point() and not torch.isfinite(value).all()),
+    ]  # fmt: skip
+    if wrong:
+        more = f" ({len(wrong)} such weights)" if len(wrong) > 1 else ""
+        raise BackboneError(f"backbone '{name}': {wrong[0]}{more}; wanted the weights of its config.json")

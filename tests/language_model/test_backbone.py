@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from recbole_dynamicpo.errors import BackboneError
 from recbole_dynamicpo.language_model import backbone
@@ -62,6 +65,61 @@ def test_other_weights_have_another_fingerprint(tiny_backbone: Path, tmp_path: P
     name = str(tiny_backbone)
     assert backbone_fingerprint(name, name) == backbone_fingerprint(name, "another name")
     assert backbone_fingerprint(name, name) != backbone_fingerprint(str(tmp_path), str(tmp_path))
+
+
+def lacks_layers(folder: Path) -> None:
+    change_config(folder, num_hidden_layers=5)
+
+
+def lacks_its_head(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k != "lm_head.weight"}, folder / "model.safetensors")
+
+
+def has_other_shapes(folder: Path) -> None:
+    change_config(folder, intermediate_size=64)
+
+
+def has_a_larger_vocabulary(folder: Path) -> None:
+    change_config(folder, vocab_size=500)
+
+
+def is_no_number(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+
+
+def is_infinite(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("inf")
+    save_file(weights, folder / "model.safetensors")
+
+
+def change_config(folder: Path, **change: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lacks_layers, r"weight model\.layers\.2\..* is missing \(27 such weights\)"),
+        (lacks_its_head, r"weight lm_head\.weight is missing; wanted"),
+        (has_other_shapes, r"weight model\.layers\.0\.mlp\.\w+\.weight is \(.*48.*\), wanted \(.*64.*\)"),
+        (has_a_larger_vocabulary, r"weight lm_head\.weight is \(257, 32\), wanted \(500, 32\)"),
+        (is_no_number, r"weight model\.norm\.weight holds NaN or infinity; wanted"),
+        (is_infinite, r"weight model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity"),
+    ],
+)
+def test_weights_that_are_not_those_of_the_configuration_are_named(
+    damage: Callable[[Path], None], said: str, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Transformers would draw what is missing at random, in each process anew."""
+    shutil.copytree(tiny_backbone, tmp_path / "own")
+    damage(tmp_path / "own")
+    with pytest.raises(BackboneError, match=rf"backbone '.*own': {said}"):
+        load_backbone(str(tmp_path / "own"), dtype="float32")
 
 
 def test_weights_of_4_bits_have_another_fingerprint(

@@ -13,6 +13,7 @@ from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import Backbone, load_backbone
 from recbole_dynamicpo.language_model.logps import separate_logps, shared_logps
 from recbole_dynamicpo.language_model.miniature import make_visible, miniatures, small_config
+from recbole_dynamicpo.language_model.packed import TokenBatch
 from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.language_model.probe import find_abilities, probe
 
@@ -184,6 +185,27 @@ def test_the_limit_that_binds_has_a_name(name: str, entry: str, limit: int) -> N
     backbone = Backbone(model, make_tokenizer(), name, "0" * 64, **find_abilities(model, name)._asdict())
     assert backbone.limit == (limit, f"the backbone's {entry}")
     assert backbone.max_length == limit
+
+
+def long_rope(original: int) -> Any:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    return build("phi3", sliding_window=None, original_max_position_embeddings=original, rope_parameters=rope)
+
+
+@pytest.mark.parametrize("original", [12, 20, 100])
+@torch.no_grad()
+def test_rows_do_not_turn_by_the_longest_of_their_batch(original: int) -> None:
+    """Beyond the positions that it was first trained with, long RoPE takes other angles for all rows."""
+    model = long_rope(original)
+    backbone = Backbone(model, make_tokenizer(), "mine", "0" * 64, **find_abilities(model, "mine")._asdict())
+    assert backbone.limit == (original, "the backbone's original_max_position_embeddings")
+    make_visible(model, 0.3)
+    draw = torch.Generator().manual_seed(0)
+    prompt = torch.randint(1, 256, (2, original - 4), generator=draw)
+    titles = torch.randint(1, 256, (2, 2, 4), generator=draw)
+    both = TokenBatch(prompt, torch.tensor([original - 4, 4]), titles, torch.full((2, 2), 4))
+    alone = TokenBatch(*(tensor[1:] for tensor in both))
+    torch.testing.assert_close(shared_logps(model, both)[1:], shared_logps(model, alone), rtol=0, atol=1e-4)
 
 
 WINDOWS = [
