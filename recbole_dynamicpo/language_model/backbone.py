@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..errors import BackboneError, nearest
+from ..errors import BackboneError, nearest, short
 from ..storage import sha256_file, sha256_json
 from .attention import use_short_attention
 from .configuration import check_causal, check_weights, look_back, not_loadable, position_limits
@@ -161,7 +161,7 @@ def resolve_backbone(name: str) -> str:
     if name.count("/") != 1 or any(not part.strip(".") for part in name.split("/")):
         hint = nearest(name, [EMBEDDED])
         raise BackboneError(
-            f"backbone: got '{name}', which is no folder here; "
+            f"backbone: got {short(name)}, which is no folder here; "
             f"wanted '{EMBEDDED}', a local folder or a hub id like 'owner/model'{hint}"
         )
     return name
