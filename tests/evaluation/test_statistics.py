@@ -196,6 +196,21 @@ def test_rows_that_only_share_their_numbers_cannot_be_compared(tmp_path: Path, n
         compare_runs(tmp_path / "a.parquet", tmp_path / "c.parquet")
 
 
+@pytest.mark.parametrize("silent", ["first", "second"])
+@pytest.mark.parametrize("said", [{"users": "u"}, {"targets": "t", "candidates": "c"}])
+def test_rows_that_nothing_is_said_of_cannot_be_compared(
+    silent: str, said: dict[str, str], tmp_path: Path
+) -> None:
+    """Nor do rows agree of which the one side says less than the other."""
+    for name in ("first", "second"):
+        write_ranks(tmp_path / f"{name}.parquet", ["1"], ["u"], [1], {} if name == silent else said)
+    with pytest.raises(DataError, match=rf"{silent}\.parquet does not say which rows"):
+        compare_runs(tmp_path / "first.parquet", tmp_path / "second.parquet")
+    write_ranks(tmp_path / f"{silent}.parquet", ["1"], ["u"], [1], {**said, "places": "p"})
+    with pytest.raises(DataError, match="ranked rows with other places"):
+        compare_runs(tmp_path / "first.parquet", tmp_path / "second.parquet")
+
+
 @pytest.mark.parametrize(
     ("rows", "users", "ranks", "message"),
     [

@@ -197,14 +197,22 @@ def test_a_wrong_name_in_a_file_is_named(
 # --- several processes ---
 
 
-@pytest.mark.parametrize("arguments", [["--nproc=2"], ["--nproc=3", "--world_size=6"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nproc=2"],
+        ["--world_size=6", "--nproc=3"],
+        ["--group_offset=2", "--world_size=4", "--nproc=2"],
+        ["--ip=10.0.0.1", "--port=5000", "--nproc=8"],
+    ],
+)
 def test_several_processes_are_warned_of(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     started: list[Any] = []
     monkeypatch.setattr(torch.multiprocessing, "spawn", lambda *given, **more: started.append(more["nprocs"]))
     assert run_recbole(["--model=SASRec", *arguments]) == 0
-    assert started == [int(arguments[0][-1])]
+    assert started == [int(arguments[-1][-1])]
     assert "RecBole 1.2.1's metrics are wrong then" in caplog.text
     assert "--nproc=1 measures rightly" in caplog.text
 

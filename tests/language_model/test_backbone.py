@@ -137,7 +137,7 @@ def test_weights_of_4_bits_have_another_fingerprint(
 
 
 def test_dtype_auto_is_decided_by_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    for seconds in (1.0, 9.0):
+    for seconds in (1e-6, 1.0, 2.9, 3.1, 9.0):
         measured = {torch.bfloat16: seconds, torch.float32: 3.0}
         monkeypatch.setattr(backbone, "_product_seconds", measured.__getitem__)
         assert resolve_dtype("auto", torch.device("cpu")) == torch.float32

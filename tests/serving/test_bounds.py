@@ -146,3 +146,22 @@ def test_a_title_without_room_is_said_of_its_request(
 def test_a_long_history_loses_its_oldest_titles(history: list[str], recommender: Recommender) -> None:
     found = recommender.rank(history, ["Amber", "Delta"])
     assert sorted(item.title for item in found) == ["Amber", "Delta"]
+
+
+# --- somebody new ---
+
+
+@pytest.mark.parametrize("candidates", [None, ["Amber"], [2, "Delta"], ["nobody knows it", "Bear"]])
+def test_a_user_without_history_is_answered(
+    candidates: list[str | int] | None, recommender: Recommender
+) -> None:
+    found = recommender.ranking([], candidates)
+    assert len(found.ranked) == found.num_candidates == (6 if candidates is None else len(candidates))
+    (again,) = answer(recommender, [{"history": [], "candidates": candidates}])
+    assert [item.title for item in again.ranked] == [item.title for item in found.ranked]
+
+
+def test_nobody_and_somebody_are_answered_in_one_call(recommender: Recommender) -> None:
+    both = answer(recommender, [{"history": []}, {"history": ["Bear"]}, {"history": []}])
+    assert both[0] == both[2] != both[1]
+    assert len(both[0].ranked) == len(both[1].ranked) + 1
