@@ -42,9 +42,17 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+# Rows with listed candidates under the vocabulary likelihood; the default job has others.
+LISTED = {
+    "likelihood": "vocabulary", "catalogue_prior": None, "centre": False, "positions": "last",
+    "negatives": "uniform", "prompt": "neutral", "rank_among": ["candidates"], "max_history": 6,
+    "sft_batch_size": 8, "train_batch_size": 8,
+}  # fmt: skip
+
+
 def read_dataset(name: str, settings: Mapping[str, Any]) -> DynamicPODataset:
-    """Return a built data set, read as a run of the default model reads it."""
-    dataset = DynamicPODataset(PlainConfig("DynamicPO", name, [], dict(settings)))
+    """Return a built data set, read as a run with listed candidates reads it."""
+    dataset = DynamicPODataset(PlainConfig("DynamicPO", name, [], {**LISTED, **settings}))
     dataset.build()
     return dataset
 

@@ -15,5 +15,6 @@ history = ["Toy Story", "Heat", "Sabrina"]  # oldest first
 for place, item in enumerate(recommender.rank(history, candidates=["Alien", "Babe", "Fargo"]), start=1):
     print(f"{place}. {item.title}  ({item.score:.2f} nats)")
 
-# Of the most popular titles that are not in the history.
-print("popular:", ", ".join(item.title for item in recommender.rank(history, k=3)))
+# Of the whole catalogue, the history left out.
+for place, item in enumerate(recommender.rank(history, k=10), start=1):
+    print(f"{place}. {item.title}")

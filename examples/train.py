@@ -15,4 +15,4 @@ result = run_recbole(model="DynamicPO", config_dict={"dataset": "ml-100k", "chec
 for metric, value in result["test_result"].items():
     print(f"{metric}: {value:.4f}")
 newest = max(Path("saved").glob("DynamicPO-*"), key=lambda folder: folder.stat().st_mtime)
-print(f"python examples/rank.py {newest / 'preference'}")
+print(f"python examples/rank.py {newest}")

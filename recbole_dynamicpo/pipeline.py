@@ -185,7 +185,7 @@ def evaluate(
         outputs = {
             "test": {name: float(value) for name, value in found.items()},
             "contestants": read_report(folder),
-            "adapter": str(trainer.adapters[trainer.final_stage]),
+            "adapter": str(trainer.adapters[trainer.chosen]),
         }
         return finish(folder, StageResult("evaluate", key, str(folder), outputs))
 

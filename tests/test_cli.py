@@ -127,7 +127,7 @@ def test_prompts_are_counted_for_a_named_backbone(
     for limit, share in ((40, 1.0), (4000, 0.0)):
         assert main([*command, str(limit)]) == 0
         printed = capsys.readouterr().out
-        assert f"  prompts: backbone {tiny_backbone}, template music, max history " in printed
+        assert f"  prompts: backbone {tiny_backbone}, template sequence, max history " in printed
         assert f", max length {limit}\n" in printed
         assert "prompts, truncated share" in printed
         assert json.loads(audit.read_text())["splits"]["test"]["prompts"]["truncated_share"] == share
@@ -140,8 +140,8 @@ def test_prompts_are_counted_for_a_named_backbone(
 def test_measured_tokens_are_those_of_the_prompt_and_its_longest_title(tiny_backbone: Path) -> None:
     check = load_prompt_check("lastfm", str(tiny_backbone), 100)
     assert check is not None
-    # "Artists listened to: A; B\nCandidates: Cc; Ddd\nNext artist:", then " Ddd" and the end
-    text = "Artists listened to: A; B\nCandidates: Cc; Ddd\nNext artist:"
+    # each title with a space before it and a line break behind it, then " Ddd" and the end
+    text = "Titles that one person chose, in this order: A\n B\n"
     assert check.measure([(["A", "B"], ["Cc", "Ddd"])]) == [len(text) + 5]
 
 

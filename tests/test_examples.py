@@ -34,15 +34,14 @@ def test_train_then_rank(
     run("train.py", "--dataset=toy", *flags, *more)
     said = capsys.readouterr().out
     assert re.search(r"^ndcg@5: 0\.\d{4}$", said, re.MULTILINE)
-    (folder,) = re.findall(
-        r"^python examples/rank\.py (saved/DynamicPO-toy-\S+/preference)$", said, re.MULTILINE
-    )
+    (folder,) = re.findall(r"^python examples/rank\.py (saved/DynamicPO-toy-\S+)$", said, re.MULTILINE)
     run("rank.py", folder)
-    *ranked, popular = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    ranked, catalogue = lines[:3], lines[3:]
     assert {re.fullmatch(r"\d\. (\w+)  \(-\d+\.\d\d nats\)", line)[1] for line in ranked} == {
         *("Alien", "Babe", "Fargo")
     }
-    assert len(popular.removeprefix("popular: ").split(", ")) == 3
+    assert [line.partition(". ")[0] for line in catalogue] == [str(place) for place in range(1, 11)]
 
 
 def test_your_own_data(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

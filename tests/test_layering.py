@@ -61,14 +61,14 @@ EMBASSIES = {
     "scipy": "data.counting data.give_away data.global_order evaluation.statistics",
     "matplotlib": "tracking.figures",
     "psutil": "tracking.system",
-    "pyarrow": "data.sequences evaluation.ranks",
+    "pyarrow": "data.sequences evaluation.ranks serving.batch",
     "huggingface_hub": "data.download language_model.backbone",
     "safetensors": "language_model.adapter_folder serving.priors training.checkpoint",
     "filelock": "storage",
     "packaging": "serving.packaging",
     "sqlalchemy": "serving.mlflow_uri",
     "numpy": "data evaluation scoring title_trie dataset likelihoods serving tracking.figures training host",
-    "tqdm": "data scoring training host",
+    "tqdm": "data scoring serving.batch training host",
     "yaml": "scoring.prompt_lengths dataset.data_files host.config",
 }
 

@@ -19,5 +19,6 @@ def test_every_model_runs_by_name(model: str, toy_settings: dict[str, Any]) -> N
     report = json.loads((folder / "report.json").read_text())
     names = [contestant["name"] for contestant in report["contestants"]]
     assert names[0] == "popularity"
-    assert names[-1] == f"after {model}"
+    assert f"after {model}" in names
+    assert names[-1] in (f"after {model}", "after SFT")  # whichever ranks its validation rows better
     assert report["contestants"][-1]["hr_at_1"] == pytest.approx(result["test_result"]["hit@1"], abs=1e-4)

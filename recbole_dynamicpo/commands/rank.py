@@ -1,10 +1,12 @@
-"""``recbole-dynamicpo rank``: rank titles with a saved adapter."""
+"""``recbole-dynamicpo rank``: rank titles with a saved adapter, for one history or for a file of users."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from ..errors import SettingsError
 from .arguments import add_command
 
 
@@ -14,17 +16,45 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--model", required=True, help="folder of a run, recommender folder in it, models:/... or runs:/..."
     )
-    parser.add_argument("--history", required=True, help="titles, oldest first, separated by |; may be empty")
+    parser.add_argument("--history", help="titles or item ids, oldest first, separated by |; may be empty")
     parser.add_argument("--candidates", help="titles to rank, separated by |; default: the whole catalogue")
+    parser.add_argument(
+        "--input", type=Path, help="Parquet, CSV or JSON lines of users instead: columns user and history"
+    )
+    parser.add_argument("--out", type=Path, help="folder that takes the parts of --input's ranking")
     parser.add_argument(
         "--keep-history",
         action="store_true",
         help="rank the history's titles too, where no candidates are given",
     )
-    parser.add_argument("-k", type=int, default=10, help="how many to print")
+    parser.add_argument("-k", type=int, default=10, help="how many titles a history (10)")
 
 
 def _run(options: argparse.Namespace) -> None:
+    if (options.input is None) == (options.history is None):
+        raise SettingsError("rank: wanted either --history or --input")
+    if options.input is not None:
+        _rank_file(options)
+    else:
+        _rank_one(options)
+
+
+def _rank_file(options: argparse.Namespace) -> None:
+    from ..serving.batch import rank_file
+    from ..serving.recommender import load_recommender
+
+    if options.out is None or options.candidates is not None:
+        raise SettingsError("rank --input: wanted --out, and no --candidates")
+    found = rank_file(
+        load_recommender(options.model), options.input, options.out, k=options.k,
+        exclude_history=not options.keep_history,
+    )  # fmt: skip
+    print(
+        f"{found.ranked} users ranked in {found.parts} parts, {found.rejected} rows set aside: {options.out}"
+    )
+
+
+def _rank_one(options: argparse.Namespace) -> None:
     from ..serving.recommender import load_recommender
 
     candidates = options.candidates.split("|") if options.candidates is not None else None

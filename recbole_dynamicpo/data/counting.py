@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -106,6 +108,8 @@ class Transitions:
 
     def many(self, histories: Sequence[IntArray], without: int | None = None) -> sparse.csr_array:
         """Return (B, N) z of many histories, which a user without whom is counted shares."""
+        from scipy import sparse
+
         recent = [history[::-1][:RECENT] for history in histories]
         lengths = [len(history) for history in recent]
         items = np.concatenate([np.zeros(0, dtype=np.int64), *recent])
@@ -117,6 +121,8 @@ class Transitions:
 
     def _followers_of(self, items: IntArray, without: int | None) -> sparse.csr_array:
         """Return (n, N) shares of what followed each item; a row sums to less than 1."""
+        from scipy import sparse
+
         own = self.data.of_user.get(without) if without is not None else None
         data, indices, start = [np.zeros(0)], [np.zeros(0, dtype=np.int64)], [0]
         for item in items.tolist():
@@ -158,6 +164,8 @@ class CoOccurrence:
     """Cosine by the users who have both: z(y) sums C[h, y] / sqrt(C[h, h] C[y, y]) over the history."""
 
     def __init__(self, data: Sequences) -> None:
+        from scipy import sparse
+
         self.data = data
         users = np.repeat(np.arange(len(data.of_user)), [len(s) for s in data.of_user.values()])
         every = np.concatenate([np.zeros(0, dtype=np.int64), *data.of_user.values()])
@@ -175,6 +183,8 @@ class CoOccurrence:
     @classmethod
     def of_tables(cls, items: int, tables: Mapping[str, NDArray[Any]]) -> CoOccurrence:
         """Return a model of N items from its tables, from which no user can be taken out."""
+        from scipy import sparse
+
         model = cls(Sequences(items, {}))
         parts = (tables["counts"].astype(np.int64), tables["item"], tables["start"])
         model.together = sparse.csr_array(parts, shape=(items, items))
@@ -188,6 +198,8 @@ class CoOccurrence:
 
     def many(self, histories: Sequence[IntArray], without: int | None = None) -> sparse.csr_array:
         """Return (B, N) z of many histories; normalised after the user's own items are taken out."""
+        from scipy import sparse
+
         lengths = [len(history) for history in histories]
         items = np.concatenate([np.zeros(0, dtype=np.int64), *histories])
         known, column = np.unique(items, return_inverse=True)

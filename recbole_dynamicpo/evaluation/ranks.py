@@ -17,7 +17,8 @@ from ..errors import DataError
 from ..storage import atomic_file
 
 RANKS_FILE, ALL_RANKS_FILE = "ranks.parquet", "ranks_all.parquet"  # among candidates, among all titles
-POPULARITY = "popularity"  # whose ranks of validation rows lie beside a model's
+# Whose ranks of validation rows lie beside a model's: that of popularity, and of the best that counts.
+POPULARITY, COUNTING = "popularity", "counting"
 _COLUMNS = ("row_id", "user_id", "rank")
 _HIGHEST_RANK = 2**31 - 1  # of what the file holds
 _ROWS_KEY = b"recbole-dynamicpo.rows"  # of the file's metadata

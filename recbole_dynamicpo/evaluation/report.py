@@ -24,10 +24,12 @@ class Contestant:
     Attributes:
         name: who ranked.
         ranks: (n,) 1-based rank of the item chosen, in each test row.
+        logps: (n,) its log-probability among all titles, nats; None where there is none.
     """
 
     name: str
     ranks: np.ndarray[Any, Any]
+    logps: np.ndarray[Any, Any] | None = None
 
 
 def metric_name(name: str) -> str:
@@ -79,7 +81,7 @@ def summarize(contestant: Contestant, view: View = VIEWS["candidates"]) -> dict[
         f"ndcg_at_{view.depth}": float(ndcg_at(ranks, view.depth).mean()),
         "mrr": float(reciprocal_rank(ranks).mean()),
     }
-    return found
+    return found if contestant.logps is None else {**found, "nll": float(-contestant.logps.mean())}
 
 
 def read_report(folder: Path) -> list[dict[str, Any]]:
@@ -123,13 +125,15 @@ def render(
     width = max(len(c.name) for c in contestants) + 2
     rate, ndcg = f"hr_at_{view.hits}", f"ndcg_at_{view.depth}"
     titles = (f"HR@{view.hits}", f"NDCG@{view.depth}")
-    lines = [f"{'':{width}}{titles[0]:>7}  {'95 % interval':^17}{titles[1]:>8}{'MRR':>8}{'rows':>7}"]
+    losses = any(contestant.logps is not None for contestant in contestants)
+    head = f"{'':{width}}{titles[0]:>7}  {'95 % interval':^17}{titles[1]:>8}{'MRR':>8}"
+    lines = [f"{head}{'NLL':>8}{'rows':>7}" if losses else f"{head}{'rows':>7}"]
     for contestant in contestants:
         s = summarize(contestant, view)
         interval = f"[{s[rate + '_low']:.4f}, {s[rate + '_high']:.4f}]"
-        lines.append(
-            f"{s['name']:{width}}{s[rate]:7.4f}  {interval:^17}{s[ndcg]:8.4f}{s['mrr']:8.4f}{s['rows']:7d}"
-        )
+        nll = f"{s['nll']:8.4f}" if "nll" in s else " " * 8 * losses
+        line = f"{s['name']:{width}}{s[rate]:7.4f}  {interval:^17}{s[ndcg]:8.4f}{s['mrr']:8.4f}"
+        lines.append(f"{line}{nll}{s['rows']:7d}")
     if chance:
         lines.append(f"{'random choice':{width}}{min(1.0, chance * view.hits):7.4f}")
     final = contestants[-1]

@@ -47,12 +47,9 @@ class PromptLengths:
             prompts: history titles, oldest first, and candidate titles of each.
         """
         collator = self.collator
-        texts = [
-            collator.templates.render(history[-collator.max_history :], candidates)
-            for history, candidates in prompts
-        ]
+        rows = [PromptRow(history, candidates, []) for history, candidates in prompts]
+        tokens = collator.prompt_ids(rows, [1 << 62] * len(rows))
         longest = [max(len(collator.title_ids(title)) for title in candidates) for _, candidates in prompts]
-        tokens = collator.tokenizer(texts).input_ids
         return [len(ids) + more for ids, more in zip(tokens, longest, strict=True)]
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import AdapterError, BackboneError, short
 from ..language_model.adapter_folder import adapter_digest
-from ..language_model.backbone import DTYPES, Backbone, load_backbone
+from ..language_model.backbone import DTYPES, NF4, Backbone, load_backbone, quantized_fingerprint
 from ..names import LIKELIHOODS, PRIORS, STAGES
 from ..storage import load_json, write_json
 
@@ -20,8 +20,10 @@ from ..storage import load_json, write_json
 BACKBONE_VARIABLE = "RECBOLE_DYNAMICPO_BACKBONE"
 
 RECOMMENDER_FILE, CATALOGUE_FILE, TEMPLATES_FILE = "recommender.json", "catalogue.json", "templates.json"
+FINAL_FILE = "final.json"  # of a run: which stage's adapter is its result
 # Where the packaged recommender lies in a logged model, and what MLflow calls it.
 ARTIFACT, ARTIFACT_FOLDER = "recommender", "artifacts/recommender"
+_MAY_BE_EMPTY = {"trie_sha256", "quantization"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Card:
         likelihood: of a title, as setting ``likelihood`` calls it; ``vocabulary`` in cards of 0.1.0.
         priors: below a catalogue likelihood, as setting ``catalogue_prior`` calls them.
         trie_sha256: of the catalogue's title trie, which all scores depend on; empty without one.
+        quantization: of the backbone's weights when it was trained: ``nf4``, or empty.
     """
 
     backbone: str
@@ -57,6 +60,7 @@ class Card:
     likelihood: str = "vocabulary"
     priors: list[str] = dataclasses.field(default_factory=list)
     trie_sha256: str = ""
+    quantization: str = ""
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -78,7 +82,7 @@ def read_card(folder: Path) -> Card:
     for field in fields(Card):
         value = getattr(card, field.name)
         valid = {
-            "str": isinstance(value, str) and (bool(value) or field.name == "trie_sha256"),
+            "str": isinstance(value, str) and (bool(value) or field.name in _MAY_BE_EMPTY),
             "int": type(value) is int and value >= 1,
             "dict[str, str]": isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
             "list[str]": isinstance(value, list)
@@ -90,6 +94,8 @@ def read_card(folder: Path) -> Card:
         raise AdapterError(
             f"{path}: likelihood is {short(card.likelihood)}, wanted one of {', '.join(LIKELIHOODS)}"
         )
+    if card.quantization not in ("", NF4):
+        raise AdapterError(f"{path}: quantization is {short(card.quantization)}, wanted {NF4} or nothing")
     if card.dtype not in DTYPES:
         raise AdapterError(f"{path}: dtype is {short(card.dtype)}, wanted one of {', '.join(DTYPES)}")
     return card
@@ -117,7 +123,8 @@ def recommender_folder(path: Path) -> Path:
     Raises:
         AdapterError: it is none of them.
     """
-    for folder in (path, path / ARTIFACT_FOLDER, *(path / stage for stage in reversed(STAGES))):
+    stages = sorted(STAGES, key=lambda stage: (stage == final_stage(path), STAGES.index(stage)), reverse=True)
+    for folder in (path, path / ARTIFACT_FOLDER, *(path / stage for stage in stages)):
         if (folder / RECOMMENDER_FILE).is_file():
             return folder
     raise AdapterError(
@@ -125,21 +132,51 @@ def recommender_folder(path: Path) -> Path:
     )
 
 
-def load_card_backbone(card: Card, source: str, dtype: str, device: torch.device | str) -> Backbone:
-    """Return the backbone of a card, or the one that the environment names, if it has the same weights."""
+def final_stage(folder: Path) -> str | None:
+    """Return the stage whose adapter is the result of a run, as its evaluation found; None before that.
+
+    Raises:
+        AdapterError: the file that says so is damaged.
+    """
+    path = folder / FINAL_FILE
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    stage = content.get("stage") if isinstance(content, dict) else None
+    if stage not in STAGES:
+        raise AdapterError(f"{path}: stage is {short(stage)}, wanted one of {', '.join(STAGES)}")
+    return str(stage)
+
+
+def load_card_backbone(
+    card: Card, source: str, dtype: str, device: torch.device | str, load_in_4bit: bool | None = None
+) -> Backbone:
+    """Return the backbone of a card, or the one that the environment names, if it has the same weights.
+
+    Args:
+        card: of the recommender.
+        source: of the card, for messages.
+        dtype: of the weights.
+        device: where they go.
+        load_in_4bit: whether to cut them to 4 bits; None: as in training.
+    """
+    cut = card.quantization == NF4 if load_in_4bit is None else load_in_4bit
     given = os.environ.get(BACKBONE_VARIABLE)
     try:
-        backbone = load_backbone(given or card.backbone, dtype=dtype, device=device)
+        backbone = load_backbone(given or card.backbone, dtype=dtype, device=device, load_in_4bit=cut)
     except BackboneError as error:
         way = "names it" if given else "may name its folder or hub id"
         raise BackboneError(
             f"{error}. Wanted for {source}: backbone '{card.backbone}' with SHA-256 "
             f"{card.fingerprint[:12]}...; the environment variable {BACKBONE_VARIABLE} {way}"
         ) from error
-    if backbone.fingerprint != card.fingerprint:
+    found = backbone.fingerprint
+    if load_in_4bit is False:  # asked for by name: other weights than those that were trained
+        found = quantized_fingerprint(found, card.quantization)
+    if found != card.fingerprint:
         here = f"that of {BACKBONE_VARIABLE}, '{given}'," if given else "the backbone of that name here"
         raise AdapterError(
             f"{source}: made for backbone '{card.backbone}' with SHA-256 {card.fingerprint[:12]}..., "
-            f"but {here} has {backbone.fingerprint[:12]}..."
+            f"but {here} has {found[:12]}..."
         )
     return backbone

@@ -244,6 +244,7 @@ def load_recommender(
     device: torch.device | str = "cpu",
     dtype: str | None = None,
     tracking_uri: str | None = None,
+    load_in_4bit: bool | None = None,
 ) -> Recommender:
     """Load a recommender.
 
@@ -254,6 +255,8 @@ def load_recommender(
         dtype: of the backbone's weights; None takes the one it was trained with.
         tracking_uri: where MLflow's URIs are looked up; None takes MLFLOW_TRACKING_URI, else
             ``mlflow.db`` of this folder.
+        load_in_4bit: whether to cut the backbone's weights to 4 bits; None: as in training. False ranks with
+            the whole weights of a model that was trained on cut ones, where these cannot be had.
 
     Raises:
         AdapterError: no recommender there, a damaged one, or the backbone's weights are others than
@@ -265,7 +268,8 @@ def load_recommender(
         shape = read_lora_shape(folder)
         templates = Templates(read_json(folder / TEMPLATES_FILE), str(folder / TEMPLATES_FILE))
         catalogue = Catalogue.load(folder / CATALOGUE_FILE)
-        policy = Policy(load_card_backbone(card, str(source), dtype or card.dtype, device), shape, seed=0)
+        backbone = load_card_backbone(card, str(source), dtype or card.dtype, device, load_in_4bit)
+        policy = Policy(backbone, shape, seed=0)
         priors = None
         if card.likelihood == "catalogue":
             centre = stored_scalars(folder).get("centre")

@@ -1,4 +1,6 @@
-"""Who becomes champion: a model that ranks as it should, better than popularity, no worse than the champion.
+"""Who becomes champion: a model that ranks as it should, better than popularity, no worse than counting.
+
+No worse than the present champion either.
 
 A paired bootstrap of MRR on the model's validation rows settles both, one-sided, p < 0.05: the gain over
 popularity has to be proven, a loss against the present champion must not be.
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..evaluation.ranks import POPULARITY, Ranks, read_ranks, valid_ranks_file
+from ..evaluation.ranks import COUNTING, POPULARITY, Ranks, read_ranks, valid_ranks_file
 from ..evaluation.statistics import Gain, mrr_gain, paired_ranks
 from ..serving import gate
 from ..serving.folder import read_card
@@ -51,9 +53,11 @@ def judge(client: Any, uri: str, version: Any, folder: Path, record: Record, rec
         "gate_device": verdict.device,
     }
     place, stage = record.stage_folder(folder, recommender.name), recommender.name
-    ranks, popular = (_read(place / valid_ranks_file(who)) for who in (stage, POPULARITY))
+    ranks, popular, counted = (_read(place / valid_ranks_file(who)) for who in (stage, POPULARITY, COUNTING))
     gain = over_popularity(ranks, popular)
     reasons = [*verdict.reasons, *against(gain)]
+    if ranks is not None and counted is not None and gain is not None:
+        reasons += below_counting(mrr_gain(*paired_ranks(ranks, counted, "the model", COUNTING)))
     if gain is not None:
         tags |= {"valid_mrr": repr(gain.mrr), "valid_mrr_popularity": repr(gain.other)}
         tags["valid_p_value"] = repr(gain.p_better)
@@ -90,6 +94,13 @@ def against(gain: Gain | None) -> list[str]:
             "(setting valid_rows)"
         ]
     return [] if gain.better else [f"ranks no better than {POPULARITY} ({_said(gain, POPULARITY)})"]
+
+
+def below_counting(gain: Gain) -> list[str]:
+    """Return what speaks against a model that has ``gain`` over the best that only counts."""
+    if not gain.worse:
+        return []
+    return [f"ranks worse than the best counting contestant ({_said(gain, 'it', loss=True)})"]
 
 
 def _said(gain: Gain | None, other: str, *, loss: bool = False) -> str:

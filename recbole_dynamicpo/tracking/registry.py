@@ -12,7 +12,7 @@ from ..errors import StoppedError, TrackingError
 from ..evaluation.report import metric_name
 from ..names import STAGES
 from ..serving import gate
-from ..serving.folder import RECOMMENDER_FILE, read_card
+from ..serving.folder import RECOMMENDER_FILE, final_stage, read_card
 from ..serving.mlflow_store import log_model
 from ..serving.mlflow_uri import sync_command, without_password
 from ..storage import is_number, locked, sha256_file, sha256_json
@@ -79,7 +79,8 @@ def register(folder: Path, uri: str) -> Registered | None:
 
 def final_recommender(folder: Path, record: Record) -> tuple[str, Path] | None:
     """Return the stage and the recommender folder that are a run's result; None for models without one."""
-    for stage in reversed(STAGES):
+    chosen = final_stage(record.stage_folder(folder, "evaluate"))
+    for stage in sorted(STAGES, key=lambda stage: (stage == chosen, STAGES.index(stage)), reverse=True):
         found = record.stage_folder(folder, stage) / stage
         if (found / RECOMMENDER_FILE).is_file():
             return stage, found

@@ -5,7 +5,7 @@ They rank the very rows that a model ranks, from training rows alone, and so say
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -25,6 +25,8 @@ from .whole_catalogue import Scores, WholeCatalogue, as_scores
 POPULARITY_SHARE = 0.05
 # Items up to which EASE's matrix is inverted: some seconds and 8 bytes a pair.
 MOST_FOR_EASE = 6000
+# Scores of all titles that are kept to rank the candidates by too: 1 GB.
+MOST_KEPT = 1 << 28
 
 
 def rank_all(
@@ -38,14 +40,29 @@ def rank_all(
         show_progress: show RecBole's progress bar.
     """
     model = trainer.model
-    found: dict[str, dict[str, Ranked]] = {}
-    for among in model.settings.rank_among:
-        ranked: dict[str, Ranked] = {}
-        rank = _among_candidates if among == "candidates" else _among_all
-        with model.scoring_together([voice for voice in model.voices() if voice != POPULARITY]):
-            for name, one in rank(trainer, rows, show_progress):
-                ranked[name] = one
-        found[among] = ranked
+    spoken = [voice for voice in model.voices() if voice != POPULARITY]
+    among = model.settings.rank_among
+    scores = len(rows._dataset.inter_feat) * len(spoken) * model.dataset.item_num
+    ways = {"candidates": _among_candidates, "all": _among_all}
+    with model.scoring_together(spoken, whole=len(among) > 1 and scores <= MOST_KEPT):
+        return {name: dict(ways[name](trainer, rows, show_progress)) for name in among}
+
+
+def rank_in_voices(
+    trainer: RankingTrainer, rows: FullSortEvalDataLoader, voices: Mapping[str, str]
+) -> dict[str, Ranked]:
+    """Return name -> what the model in some of its voices is found to rank among candidates.
+
+    Args:
+        trainer: whose model speaks.
+        rows: of ``rows_to_rank``.
+        voices: voice -> name.
+    """
+    found = {}
+    with trainer.model.scoring_together(list(voices)):
+        for voice, name in voices.items():
+            with trainer.model.speaking_as(voice):
+                found[name] = trainer.rank_rows(rows)
     return found
 
 

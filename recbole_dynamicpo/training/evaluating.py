@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,6 @@ from torch import Tensor
 from ..dataset.columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import row_generator
-from ..evaluation.ranks import POPULARITY, valid_ranks_file, write_ranks
 from ..evaluation.scores import popularity_scores, ranks_of, settle, tie_draws
 from ..storage import sha256_json
 from .whole_catalogue import Scores, WholeCatalogue
@@ -40,6 +38,7 @@ class Ranked(NamedTuple):
         row_ids: (n,) the rows that they belong to.
         chance: hit rate of a random choice at the first place.
         rows: digests of what was ranked.
+        logps: (n,) log-probability of the item chosen among all titles, nats; None where there is none.
     """
 
     result: dict[str, Any]
@@ -47,6 +46,7 @@ class Ranked(NamedTuple):
     row_ids: np.ndarray[Any, Any]
     chance: float
     rows: dict[str, str]
+    logps: np.ndarray[Any, Any] | None = None
 
     @classmethod
     def of(cls, data: DynamicPODataset, ranks: Tensor, result: dict[str, Any]) -> Ranked:
@@ -103,8 +103,10 @@ class RankingTrainer(Trainer):
         """
         self.ranked_data, self._among_all = rows._dataset, None
         self._ranks: list[Tensor] = []
+        self._logps: list[Tensor] = []
         result = Trainer.evaluate(self, rows, load_best_model, show_progress=show_progress)
-        return Ranked.of(rows._dataset, torch.cat(self._ranks), result)
+        found = Ranked.of(rows._dataset, torch.cat(self._ranks), result)
+        return found._replace(logps=torch.cat(self._logps).numpy() if self._logps else None)
 
     @torch.no_grad()
     def rank_among_all(
@@ -135,6 +137,8 @@ class RankingTrainer(Trainer):
         interaction, scores, rows, items = batch
         scores = self.among_candidates(interaction, scores)
         self._ranks.append(ranks_of(scores, rows, items))
+        if (logps := getattr(self.model, "target_logps", None)) is not None:
+            self._logps.append(logps)
         return interaction, scores, rows, items
 
     def among_candidates(self, interaction: Interaction, scores: Tensor) -> Tensor:
@@ -189,23 +193,6 @@ def rank_by_popularity(data: DynamicPODataset) -> Ranked:
     candidates = data.inter_feat[CANDIDATE_IDS]
     counts = torch.from_numpy(data.popularity())
     return rank_candidates(data, popularity_scores(counts[candidates], candidates > 0))
-
-
-def keep_valid_ranks(
-    folder: Path, stage: str, whole: DynamicPODataset, rows: DynamicPODataset, ranked: Ranked
-) -> None:
-    """Write the ranks by which a stage's adapter was chosen, and those of popularity on the same rows.
-
-    Args:
-        folder: where the stage's adapter lies.
-        stage: that was validated.
-        whole: the built data set.
-        rows: what was ranked.
-        ranked: what the validation found.
-    """
-    for name, found in ((stage, ranked), (POPULARITY, rank_by_popularity(rows))):
-        names = row_names(whole, found.row_ids)
-        write_ranks(folder / valid_ranks_file(name), *names, found.ranks, found.rows)
 
 
 def row_names(dataset: DynamicPODataset, row_ids: np.ndarray[Any, Any]) -> tuple[list[str], list[str]]:

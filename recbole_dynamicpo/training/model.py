@@ -51,6 +51,9 @@ class DynamicPO(SequentialRecommender):
     Attributes:
         stage: ``sft`` or ``preference``; which loss ``calculate_loss`` returns.
         voice: who answers ``predict``; see ``speaking_as``.
+        final_voice: whose the run's model is.
+        target_logps: (B,) of the items chosen of the last rows, among all titles, nats; None where the
+            likelihood is the vocabulary's.
         diagnostics: of the last preference batch.
         beta_counts: (BETA_BINS,) histogram of that batch's betas over beta0.
         likelihood: what a title's log-probability is.
@@ -93,8 +96,10 @@ class DynamicPO(SequentialRecommender):
         self.budget = TokenBudget(self.settings.tokens_per_batch, self.settings.max_memory)
         self.likelihood = self._make_likelihood()
         self.stage = "preference"
-        self.voice = "policy"
+        self.voice, self.final_voice = "policy", "policy"
+        self.target_logps: Tensor | None = None
         self._voices: tuple[str, ...] = ()
+        self._keeps_all = False
         self._answers: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         self.diagnostics: Diagnostics | None = None
         self.beta_counts = torch.zeros(BETA_BINS)
@@ -155,9 +160,14 @@ class DynamicPO(SequentialRecommender):
     def candidate_logps(self, interaction: Interaction) -> Tensor:
         """Return (B, C) log-probabilities of all candidates, -inf where a row has fewer."""
         candidates = interaction[CANDIDATE_IDS].cpu()
+        self.target_logps = None
         if self.voice == "popularity":
             return popularity_scores(self.popularity[candidates], candidates > 0)
-        return self._scores(interaction, candidates)
+        scores = self._scores(interaction, candidates)
+        if self.settings.likelihood == "catalogue":
+            places = (candidates == interaction[self.ITEM_ID].cpu()[:, None]).int().argmax(dim=1)
+            self.target_logps = scores.gather(1, places[:, None])[:, 0]
+        return scores
 
     def card(self, made_by: dict[str, str]) -> Card:
         """Return the card of a recommender made of this model as it is; ``made_by``: model and stage."""
@@ -175,21 +185,27 @@ class DynamicPO(SequentialRecommender):
             likelihood=self.settings.likelihood,
             priors=list(self.settings.catalogue_prior),
             trie_sha256=self.likelihood.digest,
+            quantization=backbone.quantization,
         )
 
     def voices(self) -> dict[str, str]:
-        """Return who is evaluated (see ``speaking_as``) and under which name, the final model last."""
+        """Return who is evaluated (see ``speaking_as``) and under which name, the run's model last."""
+        own = {"reference": "after SFT", "policy": f"after {type(self).__name__}"}
         known = {}
         if self.settings.compare_stages:
             shown = portable_backbone(self.settings.backbone)
             known = {"popularity": "popularity", "backbone": f"{shown} zero-shot"}
             if self.settings.catalogue_prior:
                 known["policy counts"] = "fitted counts"
-            if self.policy.has_reference:
-                known["reference"] = "after SFT"
-            if self.settings.catalogue_prior:
-                known["policy alone"] = f"after {type(self).__name__}, without priors"
-        return {**known, "policy": f"after {type(self).__name__}"}
+                known["policy alone"] = f"{own['policy']}, without priors"
+            others = own if self.policy.has_reference else {"policy": own["policy"]}
+            known |= {voice: name for voice, name in others.items() if voice != self.final_voice}
+        return {**known, self.final_voice: own[self.final_voice]}
+
+    def judged(self) -> dict[str, str]:
+        """Return who is validated and under which name: fitted priors, if any, and the policy."""
+        counts = {"policy counts": "fitted counts"} if self.settings.catalogue_prior else {}
+        return {**counts, "policy": "policy"}
 
     @contextmanager
     def speaking_as(self, voice: str) -> Iterator[None]:
@@ -201,19 +217,24 @@ class DynamicPO(SequentialRecommender):
             self.voice = "policy"
 
     @contextmanager
-    def scoring_together(self, voices: Sequence[str]) -> Iterator[None]:
+    def scoring_together(self, voices: Sequence[str], *, whole: bool = False) -> Iterator[None]:
         """Score for all ``voices`` at once inside the block, where each will be asked for the same rows.
 
-        The answers to the first voice's question are kept until the others are asked.
+        The answers to the first voice's question are kept until the others are asked; with ``whole`` the
+        scores of all titles are, until the end, and answer for candidates too.
         """
-        self._voices = tuple(voices)
+        self._voices, self._keeps_all = tuple(voices), whole
         try:
             yield
         finally:
-            self._voices, self._answers = (), {}
+            self._voices, self._answers, self._keeps_all = (), {}, False
 
     def _scores(self, interaction: Interaction, candidates: Tensor) -> Tensor:
         """Return (B, C) scores in the present voice, perhaps known since another voice was asked."""
+        if self._keeps_all and isinstance(self.likelihood, CatalogueLikelihood):
+            numbers = torch.from_numpy(self.likelihood.numbers[candidates.numpy()])
+            found = self.title_scores(interaction).gather(1, numbers.clamp(min=0))
+            return found.masked_fill(numbers < 0, -torch.inf)
         return self._together(
             interaction, lambda voices: self.likelihood.in_voices(interaction, candidates.numpy(), voices)
         )
@@ -230,7 +251,8 @@ class DynamicPO(SequentialRecommender):
         if (self.voice, rows) not in self._answers:
             voices = self._voices if self.voice in self._voices else (self.voice,)
             self._answers.update({(voice, rows): scores for voice, scores in score(voices).items()})
-        return self._answers.pop((self.voice, rows))
+        known = (self.voice, rows)
+        return self._answers[known] if self._keeps_all else self._answers.pop(known)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return (B, item_num) scores: the candidates' log-probabilities, settled, -inf elsewhere."""

@@ -43,7 +43,7 @@ def write_report(
     texts, figures = [], {}
     for place, (among, ranked) in enumerate(found.items()):
         view, last = VIEWS[among], place == len(found) - 1
-        contestants = [Contestant(name, one.ranks) for name, one in ranked.items()]
+        contestants = [Contestant(name, one.ranks, one.logps) for name, one in ranked.items()]
         *_, final = ranked.values()
         texts.append(f"among {view.among}" if len(found) > 1 else "")
         texts.append(render(

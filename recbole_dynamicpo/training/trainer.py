@@ -1,8 +1,7 @@
 """RecBole trainer of the two stages: sft, then preference.
 
-Differs from RecBole's Trainer where a language model needs it: only the adapter is optimized, with
-accumulation, warm-up and a cosine; checkpoints are adapter folders, not pickles; each stage has its
-own best score; a killed run goes on from its last checkpoint along the same trajectory.
+Differs from RecBole's Trainer where a language model needs it: only the adapter is optimized, checkpoints are
+adapter folders and no pickles, each stage has its own best score, a killed run goes on along its trajectory.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from ..storage import locked, remove_partial
 from ..tracking.live import NoTracking, Tracking
 from ..tracking.run_folder import new_run_folder, write_identity
 from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, resume_run, save_checkpoint
-from .contestants import rank_all
+from .choice import choose_final, keep_valid_ranks, report
+from .contestants import rank_all, rank_in_voices
 from .dense_rows import DenseRows
-from .evaluating import RankingTrainer, keep_valid_ranks, rows_to_rank
+from .evaluating import RankingTrainer, rows_to_rank
 from .model import DynamicPO
 from .plan import StagePlan, plan_stages
 from .recording import Recorder, gather
 from .reference import reference_logps
-from .reporting import where_to_go_on, write_report
 from .rows import ListedRows, StageRows
 from .step import summary, take_step
 
@@ -86,6 +85,7 @@ class DynamicPOTrainer(RankingTrainer):
         self.stop = StopRequest()
         self.on_progress: OnProgress = lambda stage, done, total: None
         self.progress = Progress()
+        self.chosen = self.final_stage  # whose adapter is the run's model, once evaluated
 
     @property
     def final_stage(self) -> str:
@@ -231,7 +231,8 @@ class DynamicPOTrainer(RankingTrainer):
         """Validate, keep the adapter if it is its stage's best, and return whether to stop."""
         rows = rows_to_rank(self.valid_data, self.settings.seed)
         with self.progress.timed("validation"):
-            ranked = self.rank_rows(rows)
+            found = rank_in_voices(self, rows, self.model.judged())
+        *_, ranked = found.values()
         result = {name: float(value) for name, value in ranked.result.items()}  # some are numpy numbers
         score = float(calculate_valid_score(result, self.valid_metric))
         best = self.progress.best_score
@@ -243,7 +244,7 @@ class DynamicPOTrainer(RankingTrainer):
         if better:
             self.progress.best_score, self.progress.best_result = score, result
             self._save_adapter(plan.name)
-            keep_valid_ranks(self.run_folder, plan.name, self.model.dataset, rows._dataset, ranked)
+            keep_valid_ranks(self.run_folder, plan.name, self.model.dataset, rows._dataset, found)
         self.recorder.note(plan.name, self.progress.step, "valid", result)
         logger.info("%s step %d: valid %s", plan.name, self.progress.step, dict2str(result))
         if self.callback:
@@ -287,14 +288,12 @@ class DynamicPOTrainer(RankingTrainer):
         if not eval_data:
             return None
         if load_best_model:
-            folder = Path(model_file or self.adapters[self.final_stage])
-            self.model.policy.load(folder)
-            logger.info("evaluating the adapter in %s", folder)
-        rows = rows_to_rank(eval_data, self.settings.seed)
+            self.model.policy.load(Path(model_file or self.adapters[self.final_stage]))
+        rows, model = rows_to_rank(eval_data, self.settings.seed), self.model
+        self.chosen = choose_final(self.adapters, self.final_stage)
+        model.final_voice = "reference" if model.policy.has_reference and self.chosen == "sft" else "policy"
         with self.recorder.stage("evaluate", lambda: 0):
             found = rank_all(self, rows, show_progress)
-            notes = where_to_go_on(self.adapters["sft"], self.adapters[self.final_stage])
-            write_report(self.recorder.journal, self.model, found, self.progress.seconds, notes)
+            report(self, found)
         self.recorder.publish()
-        *_, final = next(iter(found.values())).values()
-        return final.result
+        return [*next(iter(found.values())).values()][-1].result

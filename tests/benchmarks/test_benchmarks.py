@@ -24,6 +24,7 @@ from ..conftest import make_model, make_tokenizer, write_dataset
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import catalogue
 import common
 import evaluate
 import floor
@@ -250,6 +251,11 @@ def test_the_other_benchmarks_run(
     found = figures()
     assert found["likelihood"]["token_passes_per_row"] > found["rows"]
     assert found["generation"]["forward_passes"] <= 20
+    assert catalogue.main([*arguments, "--quick"]) == 0
+    found = figures()
+    assert found["users"] == 3
+    assert 0 < found["nodes_best_first"] <= found["nodes"]
+    assert 0 <= found["missed_by_beams"] <= 1
     assert floor.main([*arguments, "--quick"]) == 0
     found = figures()
     assert list(found) == ["bfloat16", "float32"]

@@ -145,10 +145,10 @@ def test_recboles_own_defaults_pass(toy_settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"topk": [10, 20]}, "valid_metric: got NDCG@5 (the default), wanted one that metrics and topk hold: "
+        ({"topk": [10, 20]}, "valid_metric: got NDCG@5, wanted one that metrics and topk hold: "
          "Hit@10, Hit@20, NDCG@10, NDCG@20, MRR@10, MRR@20"),
-        ({"topk": 3}, "valid_metric: got NDCG@5 (the default)"),
-        ({"metrics": "Hit"}, "valid_metric: got NDCG@5 (the default), wanted one that metrics and topk hold: "
+        ({"topk": 3}, "valid_metric: got NDCG@5"),
+        ({"metrics": "Hit"}, "valid_metric: got NDCG@5, wanted one that metrics and topk hold: "
          "Hit@1, Hit@5, Hit@10"),
         ({"valid_metric": "NDCG"}, "valid_metric: got NDCG, wanted"),
         ({"valid_metric": "GAUC@5", "metrics": ["GAUC"]}, "metrics and topk hold: GAUC"),
@@ -195,7 +195,7 @@ def test_stock_models_on_our_rows_have_their_evaluation_checked(toy_settings: di
 
     keys = ("data_path", "load_col", "checkpoint_dir", "num_candidates")
     given = {**{key: toy_settings[key] for key in keys}, "topk": [2]}
-    with pytest.raises(SettingsError, match=r"valid_metric: got NDCG@5 \(the default\)"):
+    with pytest.raises(SettingsError, match=r"valid_metric: got MRR@10 \(the default\)"):
         run_baselines("toy", overrides=given)
     with pytest.raises(SettingsError, match=r"bteta: unknown setting"):
         run_baselines("toy", overrides={**given, "valid_metric": "Hit@2", "bteta": 1})

@@ -107,7 +107,7 @@ def test_a_run_reports_the_same_with_and_without(
 ) -> None:
     own = {**toy_settings, "lora_layers": 1}
     together = run("DynamicPO", "toy", overrides={**own, "checkpoint_dir": str(tmp_path / "a")})
-    monkeypatch.setattr(DynamicPO, "scoring_together", lambda self, voices: nullcontext())
+    monkeypatch.setattr(DynamicPO, "scoring_together", lambda self, voices, **more: nullcontext())
     apart = run("DynamicPO", "toy", overrides={**own, "checkpoint_dir": str(tmp_path / "b")})
     assert together["test_result"] == apart["test_result"]
     reports = [next((tmp_path / name).iterdir()) / "report.json" for name in "ab"]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from recbole_dynamicpo import load_recommender
-from recbole_dynamicpo.errors import AdapterError, DataError
+from recbole_dynamicpo.errors import AdapterError, BackboneError, DataError
+from recbole_dynamicpo.language_model.backbone import quantized_fingerprint
 from recbole_dynamicpo.serving import catalogue_ranking
 from recbole_dynamicpo.serving.recommender import Recommender
 from recbole_dynamicpo.serving.requests import answer
@@ -121,6 +122,7 @@ def test_a_trained_weight_counts(folder: Path, tiny_backbone: Path, tmp_path: Pa
         ("scalars.json", [], "scalars.json: not readable numbers"),
         ("recommender.json", {"priors": ["taste"]}, "priors is"),
         ("recommender.json", {"likelihood": "none"}, "likelihood is 'none', wanted one of vocabulary, cata"),
+        ("recommender.json", {"quantization": "int3"}, "quantization is 'int3', wanted nf4 or nothing"),
         ("recommender.json", {"trie_sha256": "e" * 64}, "trie_sha256 is eeeeeeeeeeee"),
     ],
 )
@@ -139,3 +141,21 @@ def test_the_vocabulary_has_no_shares(tiny_backbone: Path, tmp_path: Path) -> No
     plain = load_recommender(write_recommender(tmp_path / "plain", tiny_backbone))
     with pytest.raises(DataError, match="wanted a model with likelihood catalogue"):
         plain.catalogue_logps(["Bear"])
+
+
+def test_weights_that_were_cut_in_training_are_cut_again_or_named(
+    folder: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """4 bits take CUDA: elsewhere it says so, and only who asks by name gets the whole weights instead."""
+    card = json.loads((folder / "recommender.json").read_text())
+    cut = write_recommender(tmp_path / "cut", tiny_backbone, priors=["popularity"])
+    fingerprint = quantized_fingerprint(card["fingerprint"], "nf4")
+    changed = {**card, "quantization": "nf4", "fingerprint": fingerprint}
+    (cut / "recommender.json").write_text(json.dumps(changed))
+    with pytest.raises(BackboneError, match="load_in_4bit"):
+        load_recommender(cut)
+    whole = load_recommender(cut, load_in_4bit=False)
+    assert whole.rank(["Bear"]) == load_recommender(folder).rank(["Bear"])
+    (cut / "recommender.json").write_text(json.dumps({**changed, "fingerprint": card["fingerprint"]}))
+    with pytest.raises(AdapterError, match="made for backbone"):
+        load_recommender(cut, load_in_4bit=False)

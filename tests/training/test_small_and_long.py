@@ -168,7 +168,7 @@ def test_prompts_of_sampled_evaluation_that_fit_are_ranked(toy_settings: dict[st
 # --- prepare ---
 
 
-@pytest.mark.parametrize(("letters", "named"), [(2600, True), (400, True), (280, True), (100, False)])
+@pytest.mark.parametrize(("letters", "named"), [(2600, True), (600, True), (480, True), (400, False)])
 @pytest.mark.parametrize("published", [True, False])
 def test_prepare_names_a_title_that_no_prompt_can_hold(
     published: bool,
@@ -178,7 +178,7 @@ def test_prepare_names_a_title_that_no_prompt_can_hold(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Of a token a letter, twice as long as the title it has no place in 512."""
+    """Of a token a letter; 512 tokens hold the head of the prompt and one title."""
     long = "Symphony " + "x" * (letters - 9)
     if published:
         rows = [row | {"itemList": [*row["itemList"], long]} for row in published_rows(5, seed=3)]

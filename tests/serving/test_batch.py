@@ -1,0 +1,179 @@
+"""A file of users ranked into files: the same as one by one, in every format, whatever kills it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from recbole_dynamicpo import load_recommender
+from recbole_dynamicpo.cli import main
+from recbole_dynamicpo.errors import DataError, SettingsError
+from recbole_dynamicpo.serving.batch import BatchResult, rank_file
+from recbole_dynamicpo.serving.recommender import Recommender
+
+from ..helpers.saved_recommender import TITLES, write_recommender
+
+HISTORIES: list[Any] = [["Bear"], [], ["Delta", "nobody knows it"], ["4", "Forest"], ["Canyon"] * 3]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recommender(tmp_path_factory.mktemp("kept") / "it", tiny_backbone, priors=["popularity"])
+
+
+@pytest.fixture(scope="module")
+def recommender(folder: Path) -> Recommender:
+    return load_recommender(folder)
+
+
+def write_users(path: Path, histories: list[Any]) -> Path:
+    users = [f"u{number}" for number in range(len(histories))]
+    if path.suffix == ".parquet":
+        kind = pyarrow.list_(pyarrow.string())
+        parquet.write_table(pyarrow.table({"user": users, "history": pyarrow.array(histories, kind)}), path)
+    elif path.suffix == ".csv":
+        lines = [json.dumps(history).replace('"', '""') for history in histories]
+        rows = [f'{user},"{line}"' for user, line in zip(users, lines, strict=True)]
+        path.write_text("\n".join(["user,history", *rows]) + "\n")
+    else:
+        pairs = zip(users, histories, strict=True)
+        path.write_text("".join(json.dumps({"user": u, "history": h}) + "\n" for u, h in pairs))
+    return path
+
+
+def read_parts(out: Path) -> list[dict[str, Any]]:
+    return [
+        row for part in sorted(out.glob("part-*.parquet")) for row in parquet.read_table(part).to_pylist()
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_a_file_is_ranked_as_its_users_one_by_one(
+    suffix: str, recommender: Recommender, tmp_path: Path
+) -> None:
+    source = write_users(tmp_path / f"users{suffix}", HISTORIES)
+    found = rank_file(recommender, source, tmp_path / "out", k=3, part_rows=2, progress=False)
+    assert found == BatchResult(parts=3, ranked=5, rejected=0)
+    rows = read_parts(tmp_path / "out")
+    for number, history in enumerate(HISTORIES):
+        mine = [row for row in rows if row["user"] == f"u{number}"]
+        alone = recommender.rank(history, k=3)
+        assert [row["rank"] for row in mine] == [1, 2, 3]
+        assert [row["title"] for row in mine] == [item.title for item in alone]
+        assert [row["ids"] for row in mine] == [list(item.ids) for item in alone]
+        assert [row["score"] for row in mine] == pytest.approx([item.score for item in alone], abs=1e-5)
+
+
+def test_rows_that_cannot_be_ranked_are_set_aside(recommender: Recommender, tmp_path: Path) -> None:
+    histories = [["Bear"], "Bear", None, [True], [["Bear"]], [99], list(TITLES), ["x" * 4000], ["Delta"]]
+    source = write_users(tmp_path / "users.jsonl", histories)
+    with source.open("a") as handle:
+        handle.write('{"history": ["Bear"]}\n')
+    out = tmp_path / "out"
+    found = rank_file(recommender, source, out, part_rows=4, progress=False)
+    assert (found.parts, found.ranked, found.rejected) == (3, 3, 7)
+    lines = [line for path in sorted(out.glob("rejected-*")) for line in path.read_text().splitlines()]
+    aside = [json.loads(line) for line in lines]
+    assert [row["row"] for row in aside] == [2, 3, 4, 5, 6, 7, 10]
+    assert aside[0]["reason"] == "history: got 'Bear', wanted a list of titles and item ids"
+    assert "item id 99" in aside[4]["reason"]
+    assert "every title of the catalogue" in aside[5]["reason"]
+    assert aside[6] == {"row": 10, "user": None, "reason": "user: missing"}
+    assert {row["user"] for row in read_parts(out)} == {"u0", "u7", "u8"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("users.txt", "", "wanted a file of users that ends in"),
+        ("gone.csv", None, "cannot be read"),
+        ("users.csv", "user,items\n1,[]\n", "has the columns user, items; wanted user and history"),
+        ("users.jsonl", '{"user": 1}\n[1]\n', "row 2: got .* wanted an object"),
+        ("users.jsonl", '{"user": 1, "history": []}\n{\n', "row 2: no JSON object"),
+        ("users.parquet", "no Parquet", "not a readable Parquet file"),
+    ],
+)
+def test_a_file_that_is_none_is_named(
+    name: str, text: str | None, message: str, recommender: Recommender, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        rank_file(recommender, tmp_path / name, tmp_path / "out", progress=False)
+    assert name in str(caught.value)
+
+
+def test_a_folder_holds_one_batch(recommender: Recommender, tmp_path: Path) -> None:
+    source = write_users(tmp_path / "users.jsonl", HISTORIES)
+    rank_file(recommender, source, tmp_path / "out", k=3, progress=False)
+    with pytest.raises(SettingsError, match=r"holds a batch of another k \(3, now 4\)"):
+        rank_file(recommender, source, tmp_path / "out", k=4, progress=False)
+    write_users(source, HISTORIES[1:])
+    with pytest.raises(SettingsError, match="holds a batch of another input"):
+        rank_file(recommender, source, tmp_path / "out", k=3, progress=False)
+
+
+def test_by_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_users(tmp_path / "users.csv", HISTORIES)
+    command = [
+        "rank",
+        "--model",
+        str(folder),
+        "--input",
+        str(source),
+        "--out",
+        str(tmp_path / "out"),
+        "-k",
+        "2",
+    ]
+    assert main(command) == 0
+    assert "5 users ranked in 1 parts, 0 rows set aside" in capsys.readouterr().out
+    assert len(read_parts(tmp_path / "out")) == 10
+    assert main(["rank", "--model", str(folder)]) != 0
+    assert "either --history or --input" in capsys.readouterr().err
+
+
+_RUN = (
+    "import sys; from pathlib import Path; from recbole_dynamicpo import load_recommender; "
+    "from recbole_dynamicpo.serving.batch import rank_file; "
+    "place = [Path(text) for text in sys.argv[1:]]; "
+    "rank_file(load_recommender(place[0]), place[1], place[2], part_rows=20, progress=False)"
+)
+
+
+def test_a_batch_that_is_killed_twice_ends_with_the_same_bytes(
+    folder: Path, recommender: Recommender, tmp_path: Path
+) -> None:
+    source = write_users(tmp_path / "users.jsonl", [[title] for title in TITLES] * 60 + [[True]])
+    whole = rank_file(recommender, source, tmp_path / "whole", part_rows=20, progress=False)
+    out = tmp_path / "killed"
+    for parts in (2, 9):
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _RUN, str(folder), str(source), str(out)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("part-*"))) < parts:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert len(list(out.glob("part-*"))) < whole.parts
+    assert rank_file(recommender, source, out, part_rows=20, progress=False) == whole
+    files = sorted(
+        path.name for path in (tmp_path / "whole").iterdir() if path.suffix in (".parquet", ".jsonl")
+    )
+    assert len(files) == whole.parts + 1
+    for name in files:
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
