@@ -12,6 +12,7 @@ from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import IntArray
 from ..errors import SettingsError
 from ..scoring.scorer import in_passes, speak
+from ..serving.catalogue_ranking import COUNTS
 from ..title_trie.catalogue_scorer import CatalogueScorer
 from ..title_trie.prior import Histories
 from .vocabulary import row_hash
@@ -138,14 +139,15 @@ class WindowScores:
         return found
 
     def hard_pool(self, chain: int, positions: IntArray) -> IntArray:
-        """Return (P, pool) items that the last prior finds most likely at positions, the user left out."""
-        chains, size = self.dataset.chains, self.pool
+        """Return (P, pool) items that the fitted counts find most likely, best first, the user left out."""
+        chains, size, trie = self.dataset.chains, self.pool, self.scorer.trie
         numbers = self.numbers[chains.items[chain]]
         taken = [numbers[max(0, at - self.longest) : at] for at in positions.tolist()]
-        users = np.full(len(taken), int(chains.users[chain]))
-        trie = self.scorer.trie
-        prior = self.scorer.priors[-1](Histories(taken, users))
-        p0 = prior.masses(np.arange(len(taken))[:, None], trie.title_edge[None])
-        best = np.argsort(-p0, axis=1, kind="stable")[:, :size]
+        asked = Histories(taken, np.full(len(taken), int(chains.users[chain])))
+        place = (np.arange(len(taken))[:, None], trie.title_edge[None])
+        weights = self.scorer.mixtures[COUNTS].weights.tolist()
+        pairs = zip(weights, self.scorer.priors, strict=True)
+        likely = sum(weight * np.log(prior(asked).masses(*place)) for weight, prior in pairs)
+        best = np.argsort(-likely, axis=1, kind="stable")[:, :size]
         found: IntArray = trie.item_order[trie.item_start[best]] + 1
         return found

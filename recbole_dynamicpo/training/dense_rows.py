@@ -35,7 +35,7 @@ class DenseRows:
         plan: of the stage.
 
     Raises:
-        SettingsError: there are no training titles, or a window holds more of them than a step.
+        SettingsError: there are no training titles.
     """
 
     def __init__(self, model: DynamicPO, plan: StagePlan) -> None:
@@ -45,14 +45,9 @@ class DenseRows:
         self.likelihood = model.likelihood
         there = self.chains.positions
         self.count = min(plan.rows, there) if plan.rows else there
-        window = model.settings.window
+        self.window = min(model.settings.window, plan.rows_per_step)  # no step is without one
         if not there:
             raise SettingsError(f"stage {plan.name}: the data set has no training rows")
-        if plan.rows_per_step < window:
-            raise SettingsError(
-                f"window: got {window}, but a step of stage {plan.name} takes {plan.rows_per_step} positions "
-                "(batch size times accumulation); wanted at most that"
-            )
         titles = ["", *model.dataset.catalogue.titles]
         collator = model.collator
         self.tokens = np.array([0, *(len(collator.title_ids(title)) for title in titles[1:])])
@@ -60,7 +55,7 @@ class DenseRows:
         self._epoch: tuple[int, Interaction, IntArray] | None = None
         logger.info(
             "stage %s: %d of %d training titles, windows of %d, %d epochs, %d titles a step",
-            plan.name, self.count, there, window, plan.epochs, plan.rows_per_step,
+            plan.name, self.count, there, self.window, plan.epochs, plan.rows_per_step,
         )  # fmt: skip
 
     def add_reference(self, epoch: int, kept: Callable[[Rows], torch.Tensor]) -> None:
@@ -70,7 +65,7 @@ class DenseRows:
         rows.update(Interaction({REFERENCE_LOGPS: found}))
 
     def _score(self, rows: Interaction) -> torch.Tensor:
-        return self.likelihood.windows.reference_logps(rows, self.model.settings.window)
+        return self.likelihood.windows.reference_logps(rows, self.window)
 
     def batches(self, epoch: int, done: int) -> Iterator[list[Interaction]]:
         """Yield the batches of each optimizer step of an epoch, after the ``done`` steps that were taken."""
@@ -87,7 +82,7 @@ class DenseRows:
         model, settings = self.model, self.model.settings
         seeds = (settings.seed, 29, self.plan.number, epoch)
         draw = row_generator(*seeds)
-        windows = cut_windows(self.chains, self.tokens, settings.window, self.room, draw)
+        windows = cut_windows(self.chains, self.tokens, self.window, self.room, draw)
         windows = choose_windows(windows, self.count, draw)
         rows = as_interaction(windows, self.chains, self.tokens, model.dataset.uid_field)
         if self.plan.name == "preference":
