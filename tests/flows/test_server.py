@@ -140,7 +140,7 @@ def test_the_ui_shows_progress_metrics_links_figure_and_logs(world: World, first
         logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[first])), limit=200)
     assert [shown[f"progress-ml-100k-{stage}"] for stage in STAGES] == [100] * 4
     lines = json.loads(shown["metrics-ml-100k"])
-    assert [line["rows"] for line in lines] == [8] * 7
+    assert [line["rows"] for line in lines] == [8] * 9
     assert all(re.fullmatch(r"0\.\d{4} to [01]\.\d{4}", line["95 % interval"]) for line in lines)
     assert "/runs/" in shown["mlflow-run-ml-100k"]
     assert "/models/dynamicpo-ml-100k/versions/1" in shown["model-ml-100k"]

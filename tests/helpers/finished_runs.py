@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recbole_dynamicpo.evaluation.ranks import POPULARITY, valid_ranks_file, write_ranks
+from recbole_dynamicpo.evaluation.ranks import COUNTING, POPULARITY, valid_ranks_file, write_ranks
 from recbole_dynamicpo.serving import gate
 from recbole_dynamicpo.serving.gate import Verdict
 from recbole_dynamicpo.storage import write_json
@@ -54,7 +54,7 @@ def write_valid_ranks(
     popular = [1] * first + [4] * (len(ranks) - first) if popular is None else popular
     names = [str(row) for row in range(len(ranks))]
     digests = {"users": "u", "histories": "h", "targets": "t", "candidates": "c", "places": "p", **rows}
-    for name, found in ((stage, ranks), (POPULARITY, popular)):
+    for name, found in ((stage, ranks), (POPULARITY, popular), (COUNTING, popular)):
         write_ranks(folder / valid_ranks_file(name), names, names, np.array(found), digests)
 
 

@@ -206,7 +206,7 @@ def run_settings(folder: Path) -> Target:
 
     target = settings_file(folder)
     text = target.file.read_text().replace(
-        "base: &b {x: 1}\nmore: *b\n", "metrics: ['Hit', 'NDCG']\nstopping_step: 3\n"
+        "base: &b {x: 1}\nmore: *b\n", "metrics: ['Hit', 'NDCG']\nvalid_metric: NDCG@5\nstopping_step: 3\n"
     )
     target.file.write_text(text)
 

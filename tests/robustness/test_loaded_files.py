@@ -41,7 +41,7 @@ from .run_targets import write_recommender
     "key", ["toy-SequentialDataset.pth", "toy-for-DynamicPO-dataloader.pth", "named", "loader"]
 )
 def test_saved_data_sets_are_not_unpickled(key: str, canary: Path, toy_settings: dict[str, Any]) -> None:
-    own = {**toy_settings, "dataset_save_path": None}
+    own = {**toy_settings, "dataset_save_path": None, "valid_metric": "MRR@10"}
     file = Path(own["checkpoint_dir"]) / key
     file.parent.mkdir()
     file.write_bytes(pickle.dumps(Trap(canary)))
