@@ -184,7 +184,7 @@ def evaluate(
         found = trainer.evaluate(loaded.test, show_progress=config["show_progress"])
         outputs = {
             "test": {name: float(value) for name, value in found.items()},
-            "contestants": read_report(folder),
+            "contestants": read_report(folder)["contestants"],
             "adapter": str(trainer.adapters[trainer.chosen]),
         }
         return finish(folder, StageResult("evaluate", key, str(folder), outputs))

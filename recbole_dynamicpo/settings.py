@@ -125,6 +125,7 @@ class Settings:
     candidate_seed: PerhapsWhole = setting(
         None, "of the candidates of evaluation rows; none: seed", decides="prepare", ge=0, le=2**32 - 1
     )
+    hidden_items: Number = setting(0.0, "share of items kept from training", decides="prepare", ge=0, le=0.5)
     history_order: HistoryOrder = setting(
         "time",
         "of a user's titles: by time (as published, where rows are split already), as the file has them, or "

@@ -102,9 +102,9 @@ def restore_swapped(path: Path) -> None:
 
 
 def remove_partial(path: Path) -> None:
-    """Remove what killed processes left of a folder ``path``, which no other process may be writing."""
+    """Remove what killed processes left of a file or folder ``path``, which no other may be writing."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
-        shutil.rmtree(left)
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def set_aside(path: Path) -> Path:

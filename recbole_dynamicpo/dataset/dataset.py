@@ -26,6 +26,7 @@ from ..scoring.batches import PromptRow
 from ..settings import read_settings
 from .columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
 from .data_files import check_splits, data_notes, read_catalogue, require_data
+from .hidden_items import hide_items
 from .row_order import goes_on, put_in_order, shuffle_rows
 from .sampling import (
     TEMPLATE_DRAWS,
@@ -101,6 +102,7 @@ class DynamicPODataset(SequentialDataset):
         """Put the interactions into the order that settings ask for, before times become float32."""
         if self.benchmark_filename_list is None and self.time_field in self.inter_feat:
             self.notes += put_in_order(self)
+        self.notes += hide_items(self)
         super()._change_feat_format()
 
     def build(self) -> list[DynamicPODataset]:

@@ -84,18 +84,19 @@ def summarize(contestant: Contestant, view: View = VIEWS["candidates"]) -> dict[
     return found if contestant.logps is None else {**found, "nll": float(-contestant.logps.mean())}
 
 
-def read_report(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of the report that a run left in ``folder``.
+def read_report(folder: Path) -> dict[str, Any]:
+    """Return the report that a run left in ``folder``: lines by a view's key, seconds, segments, notes.
 
     Raises:
         DataError: there is none, or it is damaged.
     """
     path = folder / REPORT_FILE
     try:
-        lines: list[dict[str, Any]] = load_json(path)["contestants"]
+        found: dict[str, Any] = load_json(path)
+        list(found["contestants"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path}: not a readable report ({error!r})") from error
-    return lines
+    return found
 
 
 def paired_p(first: Contestant, second: Contestant, hits: int = 1) -> tuple[int, int, float]:
@@ -103,6 +104,22 @@ def paired_p(first: Contestant, second: Contestant, hits: int = 1) -> tuple[int,
     a, b = hit_at(first.ranks, hits) > 0, hit_at(second.ranks, hits) > 0
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return only_a, only_b, mcnemar(only_a, only_b)
+
+
+def table_lines(figures: Sequence[Mapping[str, Any]], view: View) -> list[str]:
+    """Return the lines of a table: a head, and one for each of the ``figures`` that ``summarize`` made."""
+    width = max(len(s["name"]) for s in figures) + 2
+    rate, ndcg = f"hr_at_{view.hits}", f"ndcg_at_{view.depth}"
+    titles = (f"HR@{view.hits}", f"NDCG@{view.depth}")
+    losses = any("nll" in s for s in figures)
+    head = f"{'':{width}}{titles[0]:>7}  {'95 % interval':^17}{titles[1]:>8}{'MRR':>8}"
+    lines = [f"{head}{'NLL':>8}{'rows':>7}" if losses else f"{head}{'rows':>7}"]
+    for s in figures:
+        interval = f"[{s[rate + '_low']:.4f}, {s[rate + '_high']:.4f}]"
+        nll = f"{s['nll']:8.4f}" if "nll" in s else " " * 8 * losses
+        line = f"{s['name']:{width}}{s[rate]:7.4f}  {interval:^17}{s[ndcg]:8.4f}{s['mrr']:8.4f}"
+        lines.append(f"{line}{nll}{s['rows']:7d}")
+    return lines
 
 
 def render(
@@ -123,17 +140,7 @@ def render(
         view: what to show.
     """
     width = max(len(c.name) for c in contestants) + 2
-    rate, ndcg = f"hr_at_{view.hits}", f"ndcg_at_{view.depth}"
-    titles = (f"HR@{view.hits}", f"NDCG@{view.depth}")
-    losses = any(contestant.logps is not None for contestant in contestants)
-    head = f"{'':{width}}{titles[0]:>7}  {'95 % interval':^17}{titles[1]:>8}{'MRR':>8}"
-    lines = [f"{head}{'NLL':>8}{'rows':>7}" if losses else f"{head}{'rows':>7}"]
-    for contestant in contestants:
-        s = summarize(contestant, view)
-        interval = f"[{s[rate + '_low']:.4f}, {s[rate + '_high']:.4f}]"
-        nll = f"{s['nll']:8.4f}" if "nll" in s else " " * 8 * losses
-        line = f"{s['name']:{width}}{s[rate]:7.4f}  {interval:^17}{s[ndcg]:8.4f}{s['mrr']:8.4f}"
-        lines.append(f"{line}{nll}{s['rows']:7d}")
+    lines = table_lines([summarize(contestant, view) for contestant in contestants], view)
     if chance:
         lines.append(f"{'random choice':{width}}{min(1.0, chance * view.hits):7.4f}")
     final = contestants[-1]

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .compat import prepare
 from .defaults import HOME, known_models, read_our_defaults
 from .stock_checkpoints import load_own_checkpoints
 
@@ -61,6 +62,8 @@ class _Patcher(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        if fullname == "recbole":
+            prepare()
         if fullname not in _PATCHES:
             return None
         spec = PathFinder.find_spec(fullname, path, target)

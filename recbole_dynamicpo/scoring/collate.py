@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..language_model.packed import TokenBatch
-from ..language_model.tokenizer import text_tokens, title_tokens
+from ..language_model.tokenizer import text_tokens, title_tokens, warn_of_titles
 from .batches import PromptRow
 from .prompts import Templates
 
@@ -142,6 +142,17 @@ class Collator:
         """Return the completion's tokens: a space, the title, the terminator."""
         encode = self._kept if len(title) <= LONGEST_KEPT else self._encode
         return [*encode(title), self.terminator]
+
+    def catalogue_tokens(self, titles: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of a catalogue's titles, without the terminator.
+
+        From here on titles end with what none of them holds: the separator, or else the end of sequence.
+        """
+        tokens = [self.title_ids(title)[:-1] for title in titles]
+        warn_of_titles(self.tokenizer, titles, tokens)
+        if any(self.terminator in title for title in tokens):
+            self.terminator = self.tokenizer.eos_token_id
+        return tokens
 
     def _encode(self, title: str) -> array[int]:
         return array("i", title_tokens(self.tokenizer, title))

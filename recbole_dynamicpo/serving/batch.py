@@ -8,26 +8,23 @@ aside beside their part, with their number and the reason.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from ..errors import DataError, SettingsError, short
-from ..storage import atomic_file, load_json, locked, sha256_json, write_json
+from ..storage import atomic_file, load_json, locked, remove_partial, sha256_file, sha256_json, write_json
 from .ranking import Question, Ranking
 from .recommender import Recommender
 
 MANIFEST_FILE = "batch.json"
 # Rows of a part, and of one call of the recommender.
 PART_ROWS, AT_ONCE = 1000, 50
-# Bytes at both ends of the input that tell it from another.
-_ENDS = 1 << 20
 
 
 class UserRow(NamedTuple):
@@ -37,11 +34,13 @@ class UserRow(NamedTuple):
         number: from 1 on, the header not counted.
         user: whatever the file says.
         history: titles and item ids, oldest first; or something wrong.
+        wrong: why the row could not be read, or nothing.
     """
 
     number: int
     user: Any
     history: Any
+    wrong: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,8 @@ def rank_file(
         source: Parquet, CSV or JSON lines with columns ``user`` and ``history``: a list of titles (texts) and
             item ids; in CSV a JSON list.
         out: folder of ``part-00000.parquet`` and so on, one line a ranked title (user, rank, title, ids,
-            score in nats), and of ``rejected-00000.jsonl`` beside a part with rows that were set aside.
+            score in nats), and of ``rejected-00000.jsonl`` beside a part with rows that were set aside: those
+            that cannot be ranked, and lines that are no JSON object.
         k: titles a user.
         exclude_history: leave the history's titles out.
         part_rows: rows of a part.
@@ -143,6 +143,8 @@ def _write_part(
     import pyarrow
     from pyarrow import parquet
 
+    for path in (_part(out, number), _set_aside(out, number)):
+        remove_partial(path)
     lines: dict[str, list[Any]] = {name: [] for name in ("user", "rank", "title", "ids", "score")}
     bad: list[str] = []
     for start in range(0, len(rows), AT_ONCE):
@@ -172,8 +174,8 @@ def _rank(
     asked: list[tuple[int, Question]] = []
     for place, row in enumerate(rows):
         try:
-            if row.user is None or row.user == "":
-                raise DataError("user: missing")
+            if row.wrong or row.user is None or row.user == "":
+                raise DataError(row.wrong or "user: missing")
             question = recommender.question(row.history, k=wanted.k, exclude_history=wanted.exclude_history)
             recommender.check(question)
             asked.append((place, question))
@@ -221,19 +223,18 @@ def _read_csv(path: Path) -> Iterator[tuple[Any, Any]]:
             raise DataError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def _read_lines(path: Path) -> Iterator[tuple[Any, Any]]:
-    with path.open(encoding="utf-8") as handle:
-        try:
-            for number, line in enumerate(filter(str.strip, handle), start=1):
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{path}, row {number}: no JSON object ({error})") from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}, row {number}: got {short(row)}, wanted an object")
+def _read_lines(path: Path) -> Iterator[tuple[Any, ...]]:
+    with path.open("rb") as handle:
+        for line in filter(bytes.strip, handle):
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError) as error:
+                yield None, None, f"no JSON object ({error})"
+                continue
+            if isinstance(row, dict):
                 yield row.get("user"), row.get("history")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text ({error.reason})") from error
+            else:
+                yield None, None, f"got {short(row)}, wanted an object with user and history"
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
@@ -249,10 +250,10 @@ def _listed(cell: str | None) -> Any:
         return cell
 
 
-def _count(path: Path) -> int | None:
-    """Return how many rows a file has, where it says so."""
+def _count(path: Path) -> int:
+    """Return how many rows a file has, so that a bar can tell the time left."""
     if path.suffix.lower() != ".parquet":
-        return None
+        return sum(1 for _ in read_users(path))
     import pyarrow
     from pyarrow import parquet
 
@@ -264,16 +265,10 @@ def _count(path: Path) -> int | None:
 
 
 def _digest(path: Path) -> str:
-    """Return what tells an input from another: its size and its two ends, hashed."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as handle:
-            ends = [handle.read(_ENDS)]
-            handle.seek(max(0, size - _ENDS))
-            ends.append(handle.read(_ENDS))
+        return sha256_file(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return hashlib.sha256(b"".join(chain([str(size).encode()], ends))).hexdigest()
 
 
 def _identity(recommender: Recommender) -> str:

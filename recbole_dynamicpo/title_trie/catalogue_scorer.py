@@ -63,7 +63,7 @@ class CatalogueScorer:
         self.collator = collator
         self.mixtures = mixtures
         self.budget = budget
-        self.trie = _build(collator, titles)
+        self.trie = build_trie(titles, collator.catalogue_tokens(titles), collator.terminator)
         self.number = {title: number for number, title in enumerate(dict.fromkeys(titles))}
         self.priors = priors(self.trie)
         deepest = int(self.trie.depth[self.trie.branching].max(initial=0))
@@ -289,11 +289,3 @@ class CatalogueScorer:
 def speaker_of(voice: str) -> str:
     """Return who speaks in a voice: ``policy alone`` is the policy in a mixture without priors."""
     return voice.partition(" ")[0]
-
-
-def _build(collator: Collator, titles: Sequence[str]) -> Trie:
-    """Return the titles' trie; the collator ends titles with what none of them holds."""
-    tokens = [collator.title_ids(title)[:-1] for title in titles]
-    if any(collator.terminator in title for title in tokens):
-        collator.terminator = collator.tokenizer.eos_token_id
-    return build_trie(titles, tokens, collator.terminator)

@@ -211,7 +211,7 @@ def _note(place: Path, status: str) -> dict[str, str]:
 
 def _contestants(place: Path) -> list[dict[str, Any]]:
     """Return the lines of a stage's report; models of others leave none."""
-    return read_report(place) if (place / REPORT_FILE).is_file() else []
+    return read_report(place)["contestants"] if (place / REPORT_FILE).is_file() else []
 
 
 def _files(place: Path, *names: str) -> list[Upload]:

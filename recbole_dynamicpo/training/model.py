@@ -23,6 +23,7 @@ from ..data.catalogue import Catalogue
 from ..dataset.columns import CANDIDATE_IDS, ROW_ID
 from ..dataset.dataset import DynamicPODataset
 from ..errors import DataError
+from ..evaluation.ranks import FITTED_COUNTS
 from ..evaluation.scores import popularity_scores
 from ..language_model.adapter_folder import LoraShape
 from ..language_model.backbone import load_backbone
@@ -196,7 +197,7 @@ class DynamicPO(SequentialRecommender):
             shown = portable_backbone(self.settings.backbone)
             known = {"popularity": "popularity", "backbone": f"{shown} zero-shot"}
             if self.settings.catalogue_prior:
-                known["policy counts"] = "fitted counts"
+                known["policy counts"] = FITTED_COUNTS
                 known["policy alone"] = f"{own['policy']}, without priors"
             others = own if self.policy.has_reference else {"policy": own["policy"]}
             known |= {voice: name for voice, name in others.items() if voice != self.final_voice}
@@ -204,7 +205,7 @@ class DynamicPO(SequentialRecommender):
 
     def judged(self) -> dict[str, str]:
         """Return who is validated and under which name: fitted priors, if any, and the policy."""
-        counts = {"policy counts": "fitted counts"} if self.settings.catalogue_prior else {}
+        counts = {"policy counts": FITTED_COUNTS} if self.settings.catalogue_prior else {}
         return {**counts, "policy": "policy"}
 
     @contextmanager

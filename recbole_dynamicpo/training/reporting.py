@@ -7,8 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.ranks import write_ranks
+import numpy as np
+
+from ..dataset.columns import ROW_ID
+from ..dataset.dataset import DynamicPODataset
+from ..evaluation.ranks import FITTED_COUNTS, write_ranks
 from ..evaluation.report import REPORT_FILE, VIEWS, Contestant, metric_name, render, summarize
+from ..evaluation.segments import by_segment, segments
 from ..storage import write_json
 from ..tracking.journal import Journal
 from .evaluating import Ranked, row_names
@@ -39,7 +44,7 @@ def write_report(
     about = [*dataset.notes]
     about += [f"{phase} rows: {kept} of {total}" for phase, (kept, total) in dataset.subsampled().items()]
     about += [f"prompts that lost old history: {cut}"] if cut else []
-    report: dict[str, Any] = {"seconds": dict(seconds)}
+    report: dict[str, Any] = {"seconds": dict(seconds), "segments": {}, "notes": [*about, *notes]}
     texts, figures = [], {}
     for place, (among, ranked) in enumerate(found.items()):
         view, last = VIEWS[among], place == len(found) - 1
@@ -51,6 +56,8 @@ def write_report(
             notes=[*about, *notes] if last else [], view=view,
         ))  # fmt: skip
         report[view.key] = [summarize(contestant, view) for contestant in contestants]
+        parts = _segments(dataset, final.row_ids)
+        report["segments"][among] = by_segment(contestants, parts, view, FITTED_COUNTS)
         write_ranks(folder / view.file, *row_names(dataset, final.row_ids), final.ranks, final.rows)
         found_here = {metric_name(name): float(value) for name, value in final.result.items()}
         # RecBole rounds its metrics to four digits; the same ones of our own are exact.
@@ -61,6 +68,16 @@ def write_report(
     write_json(folder / REPORT_FILE, report)
     earlier = [e for e in journal.entries() if (e["stage"], e["kind"]) == ("evaluate", "test")]
     journal.write("evaluate", len(earlier), "test", figures)
+
+
+def _segments(dataset: DynamicPODataset, row_ids: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Return name -> (n,) the test rows of each segment."""
+    rows = dataset.built["test"].inter_feat
+    place = {row: number for number, row in enumerate(rows[ROW_ID].tolist())}
+    order = [place[row] for row in row_ids.tolist()]
+    counts, targets = dataset.popularity(), rows[dataset.iid_field].numpy()[order]
+    lengths = rows[dataset.item_list_length_field].numpy()[order]
+    return segments(counts[1:], counts[targets], lengths)
 
 
 def where_to_go_on(reference: Path, final: Path) -> list[str]:

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import catalogue
 import common
+import dense
 import evaluate
 import floor
 import naive
@@ -291,3 +292,14 @@ def test_a_run_without_a_step_tells_why(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(start, "COMMAND", "import sys; sys.exit(f'wrong: {sys.argv[1:]}')")
     with pytest.raises(RuntimeError, match=r"no training step(.|\n)*wrong: \['--num_negatives=99'\]"):
         start.first_step(["--num_negatives=99"])
+
+
+def test_windows_against_listed_rows(arguments: list[str]) -> None:
+    """Every title of a window costs about its own tokens; a listed row shows all of its candidates."""
+    assert dense.main([*arguments, "--num_candidates=20", "--quick"]) == 0
+    found = figures()
+    tokens, rows = found["tokens_per_row"], found["rows"]
+    assert set(rows.values()) == {48, 24, 4}
+    assert tokens["sft, windows"] < tokens["sft, listed"] / 5
+    assert tokens["K = 1, windows"] < tokens["K = 15, windows"] < tokens["K = 15, listed"] / 3
+    assert min(speed["low"] for speed in found["rows_per_second"].values()) > 0

@@ -9,14 +9,14 @@ import pytest
 
 from recbole_dynamicpo.errors import BackboneError
 from recbole_dynamicpo.language_model.backbone import load_backbone
-from recbole_dynamicpo.language_model.tokenizer import check_tokenizer, title_tokens
+from recbole_dynamicpo.language_model.tokenizer import check_tokenizer, title_tokens, warn_of_titles
 
 from ..conftest import make_model, make_tokenizer
 
 
 def metaspace(prepend: str = "always", *, normalizer: bool = False) -> Any:
     """Return a tokenizer of single characters that writes a space as a mark, as SentencePiece does."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     letters = ["<eos>", "<unk>", "▁", *map(chr, range(33, 127)), "\n", "É"]
@@ -26,6 +26,7 @@ def metaspace(prepend: str = "always", *, normalizer: bool = False) -> Any:
         made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
         made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", unk_token="<unk>")
 
 
@@ -121,3 +122,33 @@ def test_it_is_asked_at_load(tmp_path: Path) -> None:
     with_template("$A <eos>").save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match="ends every text"):
         load_backbone(str(tmp_path))
+
+
+def word_pieces() -> Any:
+    """Return a tokenizer of lower-case letters that marks what goes on, as BERT's does."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [*map(chr, range(33, 65)), *map(chr, range(91, 127))]
+    pieces = ["<eos>", "<unk>", *letters, *(f"##{letter}" for letter in letters)]
+    model = models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>")
+    made = Tokenizer(model)
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer, made.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece(cleanup=False)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "lost"),
+    [
+        (make_tokenizer(), ""),
+        (metaspace(), ""),
+        (word_pieces(), "does not keep 2 of 3 titles whole, such as '2001: A Space', of which it makes"),
+    ],
+    ids=["bytes", "sentencepiece", "wordpiece"],
+)
+def test_titles_that_tokens_do_not_keep_are_told(tokenizer: Any, lost: str, caplog: Any) -> None:
+    """Of each family: bytes, a mark for a space, pieces of lower-case words."""
+    titles = ["2001: A Space", "Élan <eos>", "x (1995)"]
+    warn_of_titles(tokenizer, titles, [title_tokens(tokenizer, title) for title in titles])
+    assert [lost in message for message in caplog.messages] == ([True] if lost else [])

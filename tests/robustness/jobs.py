@@ -14,6 +14,8 @@ from typing import Any
 
 from recbole_dynamicpo import cli
 from recbole_dynamicpo.evaluation.ranks import read_ranks
+from recbole_dynamicpo.language_model.adapter_folder import SCALARS_FILE
+from recbole_dynamicpo.serving.priors import PRIORS_FILE
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.training.checkpoint import has_checkpoint
 
@@ -21,6 +23,12 @@ from ..conftest import make_model, make_tokenizer, small_settings, write_dataset
 from ..helpers import near_gate
 from ..helpers.published_data import small_published
 
+# Windows of whole sequences under the catalogue likelihood, above priors.
+DENSE = {
+    "likelihood": "catalogue", "prompt": "sequence", "positions": "all", "window": 4, "negatives": "prior",
+    "catalogue_prior": "['popularity','transitions']", "centre": True, "rank_among": "['candidates','all']",
+    "sft_batch_size": 24, "train_batch_size": 24, "sft_rows": 0, "preference_rows": 0,
+}  # fmt: skip
 STEPS = 12  # of the job: two stages of two epochs with three steps each
 
 
@@ -74,6 +82,11 @@ def run(world: Path, home: Path, torch_threads: int = 1, **more: Any) -> int:
     if left:
         chosen["resume"] = str(left[0])
     return cli.run_recbole(["--model=DynamicPO", "--dataset=toy", *(f"--{k}={v}" for k, v in chosen.items())])
+
+
+def dense(world: Path, home: Path) -> int:
+    """The same with windows of whole sequences above counting priors."""
+    return run(world, home, **DENSE)
 
 
 def resume(world: Path, home: Path, folder: str) -> int:
@@ -136,6 +149,13 @@ def outcome_of_run(home: Path) -> dict[str, Any]:
     """Return all that may not differ between a run and its resumed like."""
     folder = run_folder(home)
     return outcome(dict.fromkeys(("sft", "preference", "evaluate"), folder))
+
+
+def outcome_of_dense(home: Path) -> dict[str, Any]:
+    """Return the same, with priors and scalars of each stage."""
+    folder = run_folder(home)
+    kept = [folder / stage / name for stage in ("sft", "preference") for name in (PRIORS_FILE, SCALARS_FILE)]
+    return {**outcome_of_run(home), **{f"{path.parent.name} {path.name}": digest(path) for path in kept}}
 
 
 def outcome_of_stages(home: Path) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from .warm import Warm
 
 # Which job is killed in which of its phases, in turn.
 PLACES = [
-    ("run", "checkpoint"), ("stages", "preference"), ("prepare", "data"), ("run", "evaluation"),
-    ("stages", "reference"), ("run", "sft"), ("register", "registration"), ("stages", "checkpoint"),
-    ("run", "preference"), ("stages", "evaluation"), ("stages", "sft"), ("run", "reference"),
+    ("dense", "preference"), ("stages", "preference"), ("prepare", "data"), ("run", "evaluation"),
+    ("dense", "sft"), ("dense", "checkpoint"), ("run", "checkpoint"), ("stages", "reference"),
+    ("run", "sft"), ("register", "registration"), ("stages", "checkpoint"),
+    ("run", "preference"), ("dense", "reference"), ("dense", "evaluation"),
+    ("stages", "evaluation"), ("stages", "sft"), ("run", "reference"),
 ]  # fmt: skip
 Tally = dict[str, Counter[str]]
 

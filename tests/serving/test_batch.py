@@ -78,18 +78,22 @@ def test_rows_that_cannot_be_ranked_are_set_aside(recommender: Recommender, tmp_
     histories = [["Bear"], "Bear", None, [True], [["Bear"]], [99], list(TITLES), ["x" * 4000], ["Delta"]]
     source = write_users(tmp_path / "users.jsonl", histories)
     with source.open("a") as handle:
-        handle.write('{"history": ["Bear"]}\n')
+        handle.write('{"history": ["Bear"]}\n{"user": "u10"\n\n[1]\n')
+    with source.open("ab") as handle:
+        handle.write(b'"\xff"\n{"user": "u13", "history": ["Delta"]}\n')
     out = tmp_path / "out"
     found = rank_file(recommender, source, out, part_rows=4, progress=False)
-    assert (found.parts, found.ranked, found.rejected) == (3, 3, 7)
+    assert (found.parts, found.ranked, found.rejected) == (4, 4, 10)
     lines = [line for path in sorted(out.glob("rejected-*")) for line in path.read_text().splitlines()]
     aside = [json.loads(line) for line in lines]
-    assert [row["row"] for row in aside] == [2, 3, 4, 5, 6, 7, 10]
+    assert [row["row"] for row in aside] == [2, 3, 4, 5, 6, 7, 10, 11, 12, 13]
     assert aside[0]["reason"] == "history: got 'Bear', wanted a list of titles and item ids"
     assert "item id 99" in aside[4]["reason"]
     assert "every title of the catalogue" in aside[5]["reason"]
     assert aside[6] == {"row": 10, "user": None, "reason": "user: missing"}
-    assert {row["user"] for row in read_parts(out)} == {"u0", "u7", "u8"}
+    reasons = ["no JSON object", "got [1], wanted an object", "no JSON object ('utf-8' codec"]
+    assert all(reason in row["reason"] for row, reason in zip(aside[7:], reasons, strict=True))
+    assert {row["user"] for row in read_parts(out)} == {"u0", "u7", "u8", "u13"}
 
 
 @pytest.mark.parametrize(
@@ -98,8 +102,6 @@ def test_rows_that_cannot_be_ranked_are_set_aside(recommender: Recommender, tmp_
         ("users.txt", "", "wanted a file of users that ends in"),
         ("gone.csv", None, "cannot be read"),
         ("users.csv", "user,items\n1,[]\n", "has the columns user, items; wanted user and history"),
-        ("users.jsonl", '{"user": 1}\n[1]\n', "row 2: got .* wanted an object"),
-        ("users.jsonl", '{"user": 1, "history": []}\n{\n', "row 2: no JSON object"),
         ("users.parquet", "no Parquet", "not a readable Parquet file"),
     ],
 )
@@ -118,7 +120,7 @@ def test_a_folder_holds_one_batch(recommender: Recommender, tmp_path: Path) -> N
     rank_file(recommender, source, tmp_path / "out", k=3, progress=False)
     with pytest.raises(SettingsError, match=r"holds a batch of another k \(3, now 4\)"):
         rank_file(recommender, source, tmp_path / "out", k=4, progress=False)
-    write_users(source, HISTORIES[1:])
+    write_users(source, [*HISTORIES[:2], ["Canyon", "nobody knows it"], *HISTORIES[3:]])
     with pytest.raises(SettingsError, match="holds a batch of another input"):
         rank_file(recommender, source, tmp_path / "out", k=3, progress=False)
 
@@ -175,5 +177,6 @@ def test_a_batch_that_is_killed_twice_ends_with_the_same_bytes(
         path.name for path in (tmp_path / "whole").iterdir() if path.suffix in (".parquet", ".jsonl")
     )
     assert len(files) == whole.parts + 1
+    assert not list(out.glob(".*.tmp"))
     for name in files:
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -20,6 +20,7 @@ from recbole_dynamicpo.likelihoods.losses import scored_pairs, sft_losses
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.serving.priors import Priors
 from recbole_dynamicpo.title_trie.prior import Histories
+from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.training.dense_rows import DenseRows
 from recbole_dynamicpo.training.model import DynamicPO
 from recbole_dynamicpo.training.plan import plan_stages
@@ -186,8 +187,14 @@ def test_priors_are_made_without_the_user_who_is_asked_about(settings: dict[str,
             )
 
 
-def test_a_test_item_changes_nothing_before_evaluation(settings: dict[str, Any]) -> None:
-    """Another last item of a user: windows, negatives, priors, scalars and adapters stay as they were."""
+@pytest.mark.parametrize(("phase", "from_the_end"), [("test", 1), ("valid", 2)])
+def test_a_held_out_item_changes_nothing_before_evaluation(
+    phase: str, from_the_end: int, settings: dict[str, Any]
+) -> None:
+    """Another item held out of a user: windows, negatives, priors and losses stay as they were.
+
+    So do scalars and adapters where it is a test item; what ranks validation rows best is kept of a stage.
+    """
     home = Path(settings["data_path"]) / "toy" / "toy.inter"
     found = []
     for turn in range(2):
@@ -195,16 +202,20 @@ def test_a_test_item_changes_nothing_before_evaluation(settings: dict[str, Any])
         if turn:
             head, *lines = home.read_text().splitlines()
             cells = [line.split("\t") for line in lines]
-            last = max((cell for cell in cells if cell[0] == "u3"), key=lambda cell: float(cell[2]))
-            mine = {cell[1] for cell in cells if cell[0] == "u3"}
-            last[1] = next(f"i{n}" for n in range(1, 41) if f"i{n}" not in mine)
+            theirs = sorted((cell for cell in cells if cell[0] == "u3"), key=lambda cell: float(cell[2]))
+            mine = {cell[1] for cell in theirs}
+            theirs[-from_the_end][1] = next(f"i{n}" for n in range(1, 41) if f"i{n}" not in mine)
             home.write_text("\n".join([head, *("\t".join(cell) for cell in cells)]) + "\n")
         run("DynamicPO", "toy", overrides=own)
         (folder,) = Path(own["checkpoint_dir"]).iterdir()
-        kept = ("adapter_model.safetensors", "scalars.json", "priors.safetensors")
-        found.append([(folder / "preference" / name).read_bytes() for name in kept])
+        kept = ["priors.safetensors"]
+        kept += ["adapter_model.safetensors", "scalars.json"] if phase == "test" else []
+        entries = Journal(folder / "metrics.jsonl").entries()
+        losses = [entry["loss"] for entry in entries if entry["kind"] == "train"]
+        found.append([losses, *((folder / "preference" / name).read_bytes() for name in kept)])
         ranks = read_ranks(folder).ranks.tolist()
     assert found[0] == found[1]
+    assert len(losses) > 5
     assert len(ranks) == 12
 
 

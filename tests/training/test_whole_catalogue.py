@@ -79,7 +79,7 @@ def test_both_tables_of_one_run(toy_settings: dict[str, Any]) -> None:
     (folder,) = Path(own["checkpoint_dir"]).iterdir()
     report = load_json(folder / "report.json")
     names = [line["name"] for line in report["all"]]
-    assert names == [line["name"] for line in read_report(folder)]
+    assert names == [line["name"] for line in read_report(folder)["contestants"]]
     assert {"popularity", "transitions", "after SFT", "after DynamicPO, without priors"} < set(names)
     among, everything = read_ranks(folder), read_ranks(folder / ALL_RANKS_FILE)
     assert (among.ranks <= everything.ranks).all()  # a rival among the candidates is one among all
