@@ -22,7 +22,7 @@ from ..serving.priors import Priors
 from ..settings import Settings
 from ..title_trie.catalogue_likelihood import Mixture
 from ..title_trie.catalogue_scorer import CatalogueScorer
-from ..title_trie.fitted_counts import fit_weights, sample_positions
+from ..title_trie.fitted_counts import fit_experts, fit_weights, sample_positions
 from ..title_trie.prior import Histories
 from .vocabulary import row_hash
 from .windows import WindowScores
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # Training titles that the priors' weights are fitted to, and that the mean opinion is taken over.
 FITTED_ROWS, CENTRED_ROWS = 1000, 32
+# The language model's weight is fitted from here where it has all but vanished.
+_LEAST_START = 1e-3
 
 
 def title_sequences(data: DynamicPODataset) -> Sequences:
@@ -103,6 +105,18 @@ class CatalogueLikelihood:
             centre = self.scorer.mean_logits(rows)
         self.voices.counts = Mixture(0.0, fitted)
         policy.train_beside(Mixture(settings.lm_scale, weights, centre))
+
+    @torch.no_grad()
+    def fit_mixture(self, rows: Interaction) -> None:
+        """Give language model and priors their weights of greatest likelihood of the titles of windows."""
+        mixture = self.voices["policy"]
+        start = [max(mixture.scale.item(), _LEAST_START), *mixture.weights.tolist()]
+        (scale, *weights), loss = fit_experts(self.windows.said(rows), start, positive=1)
+        mixture.scale.fill_(scale)
+        mixture.weights.copy_(torch.tensor(weights))
+        named = zip(self.priors.names, weights, strict=True)
+        said = ", ".join([f"language model {scale:.3f}", *(f"{name} {weight:.3f}" for name, weight in named)])
+        logger.info("weights %s fitted to training titles, loss %.4f", said, loss)
 
     def _sample(self, lengths: list[int], count: int, seed: int) -> tuple[Histories, IntArray]:
         """Return training histories and the titles chosen behind them, drawn by the seed."""

@@ -14,6 +14,7 @@ from ..errors import SettingsError
 from ..scoring.scorer import in_passes, speak
 from ..serving.catalogue_ranking import COUNTS
 from ..title_trie.catalogue_scorer import CatalogueScorer
+from ..title_trie.fitted_counts import Said
 from ..title_trie.prior import Histories
 from .vocabulary import row_hash
 
@@ -72,6 +73,22 @@ class WindowScores:
         titles = self._titles(rows)
         found = self.scorer.trunk_logps(trunks, row, place, titles, histories, voice)
         return found, torch.from_numpy(titles >= 0).to(found.device)
+
+    @torch.no_grad()
+    def said(self, rows: Interaction) -> list[Said]:
+        """Return what the policy, its mean opinion taken out, and the priors say at windows' positions."""
+        policy, found = self.scorer.policy, []
+        training = policy.training
+        policy.eval()
+        for chosen in self.scorer.budget.split(rows[TOKENS].tolist()):
+            part = rows[chosen]
+            trunks, row, place, histories = self._trunks(part)
+            batch, layout = self.scorer.trunks(trunks, row, place, self._titles(part))
+            products, ratios = self.scorer.experts(batch, layout, histories)
+            own = self.scorer.mixtures["policy"].centred(products, layout.edges.edge).cpu()
+            found.append(Said(torch.cat([own, ratios.to(own)]), layout))
+        policy.train(training)
+        return found
 
     def _spans(self, rows: Interaction) -> list[tuple[int, int, int]]:
         columns = (rows[name].tolist() for name in (CHAIN, START, STOP))

@@ -48,8 +48,11 @@ class Mixture(nn.Module):
             edge: (E,) of the trie.
         """
         scale, weights = self.scale.to(products.device), self.weights.to(products.device)
-        centre = self.centre.to(products)[edge.to(products.device)] if len(self.centre) else None
-        return edge_logits(products, scale, weights, log_ratios, centre)
+        return edge_logits(self.centred(products, edge), scale, weights, log_ratios)
+
+    def centred(self, products: Tensor, edge: Tensor) -> Tensor:
+        """Return (..., E) products without what the untrained model thinks of the (E,) edges of the trie."""
+        return products - self.centre.to(products)[edge.to(products.device)] if len(self.centre) else products
 
 
 def child_products(states: Tensor, weight: Tensor, edges: ChildEdges) -> Tensor:
@@ -73,20 +76,17 @@ def child_products(states: Tensor, weight: Tensor, edges: ChildEdges) -> Tensor:
     return torch.cat(parts, dim=-1).index_select(-1, place)
 
 
-def edge_logits(
-    products: Tensor, scale: Tensor, weights: Tensor, log_ratios: Tensor, centre: Tensor | None = None
-) -> Tensor:
+def edge_logits(products: Tensor, scale: Tensor, weights: Tensor, log_ratios: Tensor) -> Tensor:
     """Return (..., E) logits of children, from the language model and the priors.
 
     Args:
-        products: (..., E) of :func:`child_products`.
+        products: (..., E) of the language model, c taken out.
         scale: () s, the weight of the language model.
         weights: (J,) a, those of the priors.
         log_ratios: (J, ..., E) log of the share of a node's mass that goes to each child, nats; of any
             floating type and on any device.
-        centre: (..., E) c, taken from the products; None for nothing.
     """
-    logits = scale * (products if centre is None else products - centre)
+    logits = scale * products
     for weight, log_ratio in zip(weights, log_ratios.to(products), strict=True):
         logits = logits + weight * log_ratio
     return logits

@@ -117,13 +117,18 @@ class CatalogueScorer:
             histories: Q, of the queries.
             voice: whose mixture; the policy speaks as it is.
         """
+        batch, layout = self.trunks(trunks, row, place, titles)
+        self.tokens, self.pass_size = batch.tokens(), (len(trunks), batch.padded_tokens())
+        return self._read(batch, layout, histories, [voice])[voice].squeeze(0)
+
+    def trunks(
+        self, trunks: Sequence[Sequence[int]], row: Integers, place: Integers, titles: Integers
+    ) -> tuple[TreeBatch, Layout]:
+        """Return what is forwarded and read for titles behind places of trunks; see ``trunk_logps``."""
         layout = lay_out(self.trie, titles)
         nodes = layout.nodes
         there = place[nodes.query.numpy()] + nodes.depth.numpy()
-        on_trunk = np.where(nodes.candidate.numpy() == 0, there, -1)
-        batch = pack_trees(trunks, row, place, layout, on_trunk)
-        self.tokens, self.pass_size = batch.tokens(), (len(trunks), batch.padded_tokens())
-        return self._read(batch, layout, histories, [voice])[voice].squeeze(0)
+        return pack_trees(trunks, row, place, layout, np.where(nodes.candidate.numpy(), -1, there)), layout
 
     def histories(self, rows: Sequence[PromptRow]) -> Histories:
         """Return what priors are asked: the titles of rows that the catalogue knows."""
@@ -141,15 +146,19 @@ class CatalogueScorer:
         self, batch: TreeBatch, layout: Layout, histories: Histories, mixtures: Sequence[str]
     ) -> dict[str, Tensor]:
         """Return the titles' (..., Q, C) log-probabilities in several mixtures, as the policy speaks now."""
-        found = self.policy.tree_states(batch, self.budget.tokens)
-        many = len(layout.source) < len(batch.read)
-        products = self.products(found, layout.edges, len(histories.users) if many else 1)
-        ratios = self.log_ratios(layout.edges, histories, many)
+        products, ratios = self.experts(batch, layout, histories)
         where = layout.to(products.device)
         return {
             name: catalogue_logps(self.mixtures[name].logits(products, ratios, layout.edges.edge), where)
             for name in mixtures
         }
+
+    def experts(self, batch: TreeBatch, layout: Layout, histories: Histories) -> tuple[Tensor, Tensor]:
+        """Return (rows, E) and (J, ...) what the policy as it speaks now, and the priors, say at edges."""
+        found = self.policy.tree_states(batch, self.budget.tokens)
+        many = len(layout.source) < len(batch.read)
+        products = self.products(found, layout.edges, len(histories.users) if many else 1)
+        return products, self.log_ratios(layout.edges, histories, many)
 
     def products(self, found: TreeStates, edges: ChildEdges, rows: int) -> Tensor:
         """Return (rows, E) logits of the language model."""

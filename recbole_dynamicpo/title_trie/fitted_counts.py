@@ -1,4 +1,4 @@
-"""The priors without a language model, their weights fitted: what a language model has to beat.
+"""Weights fitted by likelihood: of the priors alone, and of a language model with them.
 
 A model that is compared with priors of given weights is credited with what belongs to the weights.
 """
@@ -6,6 +6,7 @@ A model that is compared with priors of given weights is credited with what belo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +14,18 @@ from torch import Tensor
 
 from .catalogue_likelihood import catalogue_logps
 from .prior import Histories, PriorSource
-from .title_layout import lay_out
+from .title_layout import Layout, lay_out
 from .trie import Integers, Trie
 
 # Rounds of L-BFGS at most; the loss is convex and has a handful of weights.
 ROUNDS = 50
+
+
+class Said(NamedTuple):
+    """What experts say where some titles are decided."""
+
+    experts: Tensor  # (N, E) logits at the layout's edges; of a prior, nats
+    layout: Layout  # with one candidate a query: the title chosen
 
 
 def fit_weights(
@@ -34,12 +42,34 @@ def fit_weights(
     layout = lay_out(trie, targets[:, None])
     history = layout.edges.query.numpy()[layout.edges.source.numpy()]
     said = torch.stack([prior(histories).log_ratios(layout.edges, history) for prior in priors])
-    weights = torch.full((len(priors),), 1.0 / len(priors), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=ROUNDS, line_search_fn="strong_wolfe")
+    return fit_experts([Said(said, layout)], [1.0 / len(priors)] * len(priors))
+
+
+def fit_experts(
+    parts: Sequence[Said], start: Sequence[float], positive: int = 0
+) -> tuple[list[float], float]:
+    """Return (N,) weights of greatest likelihood, and the loss under them, nats a title.
+
+    The loss is convex in the weights, so that where they start decides nothing but the time.
+
+    Args:
+        parts: what is said of all titles that are fitted to.
+        start: (N,) weights to begin with; those that stay positive have to be.
+        positive: how many of the first experts can not be turned round.
+    """
+    raw = torch.tensor(start, dtype=torch.float64)
+    raw[:positive] = raw[:positive].log()
+    raw.requires_grad_()
+    count = sum(part.layout.steps.queries for part in parts)
+    optimizer = torch.optim.LBFGS([raw], max_iter=ROUNDS, line_search_fn="strong_wolfe")
+
+    def weights() -> Tensor:
+        return torch.cat([raw[:positive].exp(), raw[positive:]])
 
     def loss() -> Tensor:
-        logits = torch.einsum("j,je->e", weights, said)
-        return -catalogue_logps(logits[None], layout).mean()
+        found = [torch.einsum("n,ne->e", weights(), part.experts.double())[None] for part in parts]
+        logps = [catalogue_logps(logits, part.layout) for logits, part in zip(found, parts, strict=True)]
+        return -torch.stack([one.sum() for one in logps]).sum() / count
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -47,9 +77,10 @@ def fit_weights(
         value.backward()
         return value
 
-    optimizer.step(closure)
+    with torch.enable_grad():
+        optimizer.step(closure)
     with torch.no_grad():
-        return weights.tolist(), loss().item()
+        return weights().tolist(), loss().item()
 
 
 def sample_positions(lengths: Sequence[int], count: int, draw: np.random.Generator) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from ..dataset.columns import REFERENCE_LOGPS, START, STOP, TOKENS
 from ..dataset.sampling import IntArray, row_generator
 from ..dataset.windows import add_negatives, as_interaction, choose_windows, cut_windows, steps_of
 from ..errors import SettingsError
-from ..likelihoods.catalogue import CatalogueLikelihood
+from ..likelihoods.catalogue import FITTED_ROWS, CatalogueLikelihood
 from .plan import StagePlan
 from .reference import Rows
 
@@ -74,6 +74,16 @@ class DenseRows:
             chosen = np.flatnonzero(steps == step)
             sizes = rows[TOKENS].numpy()[chosen]
             yield [rows[torch.from_numpy(chosen[np.argsort(sizes, kind="stable")])]]
+
+    def settle(self) -> None:
+        """See ``StageRows``; after SFT the weights of language model and priors are fitted."""
+        if self.plan.name != "sft":
+            return
+        draw = row_generator(self.model.settings.seed, 43)
+        windows = cut_windows(self.chains, self.tokens, self.window, self.room, draw)
+        windows = choose_windows(windows, FITTED_ROWS, draw)
+        rows = as_interaction(windows, self.chains, self.tokens, self.model.dataset.uid_field)
+        self.likelihood.fit_mixture(rows)
 
     def _rows(self, epoch: int) -> tuple[Interaction, IntArray]:
         """Return the windows of an epoch, and which step takes each."""

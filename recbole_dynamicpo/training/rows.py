@@ -156,6 +156,9 @@ class StageRows(Protocol):
     def batches(self, epoch: int, done: int) -> Iterator[list[Interaction]]:
         """Yield the batches of each optimizer step of an epoch, after the ``done`` steps that were taken."""
 
+    def settle(self) -> None:
+        """Fit, before the model is validated, what is not left to the steps."""
+
 
 class ListedRows:
     """Rows of their own, each with its candidates; the same ones every epoch."""
@@ -180,3 +183,6 @@ class ListedRows:
     def batches(self, epoch: int, done: int) -> Iterator[list[Interaction]]:
         """See ``StageRows``."""
         return step_batches(self.model, self.plan, self.rows, epoch, done)
+
+    def settle(self) -> None:
+        """See ``StageRows``; nothing is."""

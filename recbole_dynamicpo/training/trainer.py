@@ -187,7 +187,7 @@ class DynamicPOTrainer(RankingTrainer):
                     self.on_progress(plan.name, self.progress.step, total)
                     bar.update()
                     bar.set_postfix_str(summary(values))
-                    if self._after_step(plan, per_epoch):
+                    if self._after_step(plan, rows, per_epoch):
                         return
 
     def _step(self, plan: StagePlan, batches: list[Interaction], total: int) -> dict[str, Any]:
@@ -211,15 +211,16 @@ class DynamicPOTrainer(RankingTrainer):
             ) from error
         return {**values, "learning_rate": rate}
 
-    def _after_step(self, plan: StagePlan, per_epoch: int) -> bool:
+    def _after_step(self, plan: StagePlan, rows: StageRows, per_epoch: int) -> bool:
         """Validate and write a checkpoint where they are due; return whether to stop early."""
         step, every = self.progress.step, self.settings.validate_every
-        epoch_ends = step % per_epoch == 0
-        epoch = step // per_epoch
+        epoch, epoch_ends = step // per_epoch, step % per_epoch == 0
         if every:
             due = step % every == 0 or step == plan.epochs * per_epoch
         else:
             due = self.config["eval_step"] > 0 and epoch_ends and epoch % self.config["eval_step"] == 0
+        if due or epoch_ends:
+            rows.settle()
         if due and self.valid_data:
             self.progress.stopped = self._validate(plan, epoch)
         if due or step % self.settings.checkpoint_every == 0 or epoch_ends or self.stop.received:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recbole_dynamicpo.title_trie import title_layout
 from recbole_dynamicpo.title_trie.catalogue_likelihood import (
+    Mixture,
     catalogue_logps,
     child_products,
     edge_logits,
@@ -67,14 +68,12 @@ def test_by_hand() -> None:
 
 def test_logits_by_hand() -> None:
     """s (h.W - c) + a_1 r_1 + a_2 r_2 = 2 (3 - 1) + 0.5 * 4 - 10 = -4, and 2 (5 - 2) + 0.5 * 6 = 9."""
-    found = edge_logits(
-        torch.tensor([3.0, 5.0]),
-        torch.tensor(2.0),
-        torch.tensor([0.5, 10.0]),
-        torch.tensor([[4.0, 6.0], [-1.0, 0.0]], dtype=torch.float64),
-        centre=torch.tensor([1.0, 2.0]),
-    )
+    ratios = torch.tensor([[4.0, 6.0], [-1.0, 0.0]], dtype=torch.float64)
+    mixture = Mixture(2.0, [0.5, 10.0], centre=torch.tensor([7.0, 1.0, 2.0]))
+    found = mixture.logits(torch.tensor([3.0, 5.0]), ratios, edge=torch.tensor([1, 2]))
     assert found.tolist() == [-4.0, 9.0]
+    plain = edge_logits(torch.tensor([2.0, 3.0]), torch.tensor(2.0), torch.tensor([0.5, 10.0]), ratios)
+    assert plain.tolist() == found.tolist()
     assert found.dtype == torch.float32
 
 
@@ -184,7 +183,7 @@ def test_gradients() -> None:
 
     def logps(states: Tensor, scale: Tensor, weights: Tensor) -> Tensor:
         products = child_products(states, weight, layout.edges)
-        return catalogue_logps(edge_logits(products, scale, weights, torch.stack(ratios), centre), layout)
+        return catalogue_logps(edge_logits(products - centre, scale, weights, torch.stack(ratios)), layout)
 
     inputs = (read(states, trie, layout), torch.tensor(0.7).double(), torch.tensor([1.2, -0.3]).double())
     assert torch.autograd.gradcheck(logps, tuple(value.requires_grad_() for value in inputs))
@@ -214,12 +213,14 @@ if golden_cases():  # worked cases of one's own, named by an environment variabl
             ).log_ratios(layout.edges, np.zeros(1, np.int64))
             for p0 in case["priors"].values()
         ]
+        own = torch.from_numpy(oracle.edge_values(trie, logit))
+        if case["centre"]:
+            own -= torch.from_numpy(oracle.edge_values(trie, centre))
         logits = edge_logits(
-            torch.from_numpy(oracle.edge_values(trie, logit)),
+            own,
             torch.tensor(case["scale"], dtype=torch.float64),
             torch.tensor([case["weights"][name] for name in case["priors"]], dtype=torch.float64),
             torch.stack(ratios) if ratios else torch.zeros(0, dtype=torch.float64),
-            torch.from_numpy(oracle.edge_values(trie, centre)) if case["centre"] else None,
         )
         logps = catalogue_logps(logits, layout)[0]
         assert logps.tolist() == pytest.approx(case["logps"], rel=1e-9, abs=1e-12)

@@ -234,3 +234,26 @@ def test_a_reference_gap_is_nothing_at_the_first_step(settings: dict[str, Any]) 
     assert present.any()
     assert ours.detach().numpy() == pytest.approx(reference.numpy(), abs=1e-9)
     assert (batch[TOKENS] > 0).all()
+
+
+def test_language_model_and_priors_get_the_weights_that_fit_best(settings: dict[str, Any]) -> None:
+    """After SFT, from whatever they were; no others near them are more likely on the windows fitted to."""
+    model = model_of(settings)
+    plan = plan_stages(model.settings)[0]
+    rows, likelihood = DenseRows(model, plan), model.likelihood
+    assert isinstance(likelihood, CatalogueLikelihood)
+    mixture = likelihood.voices["policy"]
+    draws = torch.get_rng_state()
+    rows.settle()
+    found = [mixture.scale.item(), *mixture.weights.tolist()]
+    with torch.no_grad():
+        mixture.scale.fill_(2.0)
+        mixture.weights.fill_(0.1)
+    rows.settle()
+    assert [mixture.scale.item(), *mixture.weights.tolist()] == pytest.approx(found, abs=5e-3)
+    assert torch.equal(torch.get_rng_state(), draws)
+    said = likelihood.windows.said(rows._rows(0)[0])
+    kept = [mixture.scale.item(), *mixture.weights.tolist()]
+    DenseRows(model, plan_stages(model.settings)[1]).settle()
+    assert [mixture.scale.item(), *mixture.weights.tolist()] == kept
+    assert sum(part.layout.steps.queries for part in said) == rows.count
