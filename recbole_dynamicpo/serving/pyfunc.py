@@ -17,7 +17,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from recbole_dynamicpo.errors import DataError, DynamicPOError
 from recbole_dynamicpo.serving.folder import ARTIFACT
 from recbole_dynamicpo.serving.recommender import load_recommender
-from recbole_dynamicpo.serving.requests import RankRequest, RankResponse, answer
+from recbole_dynamicpo.serving.requests import RankRequest, RankResponse, answer, answer_rows
 
 
 class RankingError(MlflowException):
@@ -70,7 +70,9 @@ class RankModel(PythonModel):
 
     @checked_by_us
     def predict(self, context: PythonModelContext, model_input: list[RankRequest]) -> list[RankResponse]:
-        """Answer each request; a wrong one refuses them all."""
+        """Answer each request, or each row of a data frame; a wrong one refuses them all."""
+        if hasattr(model_input, "to_dict"):
+            return answer_rows(self.recommender, model_input)
         return answer(self.recommender, model_input)
 
 

@@ -19,6 +19,8 @@ from .recommender import DEFAULT_K, Recommender
 MOST_TITLES = 10_000
 # What a request for the whole catalogue counts as: it costs about as much as so many titles.
 WHOLE_CATALOGUE = 100
+# Rows of a data frame that are ranked together.
+ROWS_AT_ONCE = 50
 
 
 class RankRequest(BaseModel):
@@ -102,6 +104,32 @@ def answer(recommender: Recommender, requests: object) -> list[RankResponse]:
             with _numbered(index):
                 recommender.check(question)
         raise
+
+
+def answer_rows(recommender: Recommender, frame: Any) -> list[RankResponse]:
+    """Answer the rows of a data frame, any number of them, as Spark hands them over.
+
+    Args:
+        recommender: ranks.
+        frame: a pandas data frame with the keys of a request as columns; None and NaN are left out.
+
+    Raises:
+        DataError: as ``answer`` does; it names the row of the frame.
+    """
+    found: list[RankResponse] = []
+    rows = [_request(row) for row in frame.to_dict("records")]
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        try:
+            found += answer(recommender, rows[start : start + ROWS_AT_ONCE])
+        except DataError as error:
+            raise DataError(f"rows from {start} on: {error}") from error
+    return found
+
+
+def _request(row: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a row of a data frame as JSON would have it."""
+    plain = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in row.items()}
+    return {key: value for key, value in plain.items() if value is not None and value == value}
 
 
 @contextmanager
