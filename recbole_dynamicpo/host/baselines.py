@@ -21,12 +21,12 @@ from recbole.utils import ModelType, get_local_time, get_model, init_logger, ini
 from ..dataset.columns import CANDIDATE_IDS
 from ..dataset.dataset import DynamicPODataset
 from ..errors import SettingsError
-from ..evaluation.ranks import RANKS_FILE, write_ranks
-from ..evaluation.report import REPORT_FILE, Contestant, render, summarize
+from ..evaluation.ranks import write_ranks
+from ..evaluation.report import REPORT_FILE, VIEWS, Contestant, render, summarize
 from ..names import MODEL_NAMES
 from ..settings import properties_folder, read_dataset_defaults
 from ..storage import write_json
-from ..training.contestants import rank_by_counting
+from ..training.contestants import all_by_counting, rank_by_counting
 from ..training.evaluating import (
     Ranked,
     RankingTrainer,
@@ -35,10 +35,14 @@ from ..training.evaluating import (
     rows_to_rank,
     score_table,
 )
+from ..training.whole_catalogue import Scores, WholeCatalogue
 from .config import PlainConfig, check_model, refuse_pickles
 from .defaults import check_settings
 from .registration import register
 from .stock_histories import fit_histories
+
+# RecBole's 300 epochs take SASRec half a day on ml-100k and two cores; validation stops it long before.
+BOUNDED = {"epochs": 10, "stopping_step": 2}
 
 
 class BaselineConfig(PlainConfig):
@@ -50,6 +54,7 @@ class BaselineConfig(PlainConfig):
         for key in self.parameters["Training"]:
             if key in stock:
                 self.internal_config_dict[key] = stock[key]
+        self.internal_config_dict |= BOUNDED
         read_dataset_defaults(self, dataset)
         loss = self.external_config_dict.get("loss_type", stock.get("loss_type"))
         if loss == "CE":  # RecBole refuses its own default of one negative with this loss
@@ -76,6 +81,15 @@ class CandidateTrainer(RankingTrainer):
     """
 
     ranked: Ranked
+
+    def title_scores(self, catalogue: WholeCatalogue) -> Scores:
+        """Return what gives rows the model's scores of all titles."""
+
+        def scores(rows: Interaction) -> torch.Tensor:
+            found = self.model.full_sort_predict(rows.to(self.device))
+            return catalogue.of_items(found.view(len(rows), -1).cpu())
+
+        return scores
 
     def evaluate(
         self,
@@ -104,12 +118,14 @@ class Baselines:
 
     Attributes:
         contestants: popularity, rules where lists are published, counting models, the stock model.
+        everything: all but the rules, their ranks among all titles; none where settings do not ask for them.
         result: RecBole's own metrics of the stock model over the candidates.
         table: both as text.
         folder: where their ranks lie, a folder each.
     """
 
     contestants: list[Contestant]
+    everything: list[Contestant]
     result: Mapping[str, float]
     table: str
     folder: Path
@@ -143,24 +159,47 @@ def run_baselines(
     rows = rows_to_rank(test, config["seed"])._dataset
     found = {"popularity": rank_by_popularity(rows), **rank_by_counting(data, rows)}
     seconds, result = {}, {}
+    init_seed(config["seed"], config["reproducibility"])
+    trainer = CandidateTrainer(
+        config, get_model(model or "SASRec")(config, train._dataset).to(config["device"])
+    )
     if model:
-        init_seed(config["seed"], config["reproducibility"])
-        trainer = CandidateTrainer(config, get_model(model)(config, train._dataset).to(config["device"]))
         started = time.perf_counter()
         trainer.fit(train, valid, show_progress=config["show_progress"])
         seconds = {f"{model} training": time.perf_counter() - started}
         result, found[model] = trainer.evaluate(test), trainer.ranked
-    contestants = [Contestant(name, ranked.ranks) for name, ranked in found.items()]
+    tables = {"candidates": found}
+    if "all" in data.settings.rank_among:
+        tables["all"] = _among_all(trainer, data, rows_to_rank(test, config["seed"]), model)
     folder = Path(config["checkpoint_dir"]) / f"baselines-{dataset}-{get_local_time()}"
-    _save(folder, data, found, seconds)
     used, total = data.subsampled()["test"]
-    table = render(
-        contestants,
-        chance=found["popularity"].chance,
-        seconds=seconds,
-        notes=[*data.notes, f"test rows: {used} of {total}", f"ranks: {folder}, a folder each"],
-    )
-    return Baselines(contestants, result, table, folder)
+    notes = [*data.notes, f"test rows: {used} of {total}", f"ranks: {folder}, a folder each"]
+    _save(folder, data, tables, {"seconds": seconds, "notes": notes})
+    contestants = {among: _contestants(ranked) for among, ranked in tables.items()}
+    texts = [
+        f"among {VIEWS[among].among}\n" + render(
+            lines, chance=tables[among]["popularity"].chance, seconds={}, notes=[], view=VIEWS[among]
+        )
+        for among, lines in contestants.items()
+    ]  # fmt: skip
+    spent = [f"time: {name} {value:.0f} s" for name, value in seconds.items()]
+    table = "\n".join([*texts, *spent, *notes])
+    return Baselines(contestants["candidates"], contestants.get("all", []), result, table, folder)
+
+
+def _among_all(
+    trainer: CandidateTrainer, data: DynamicPODataset, rows: Any, model: str | None
+) -> dict[str, Ranked]:
+    """Return name -> what counting and the stock model are found to rank among all titles."""
+    catalogue = WholeCatalogue(data)
+    ways = dict(all_by_counting(catalogue))
+    if model:
+        ways[model] = trainer.title_scores(catalogue)
+    return {name: trainer.rank_among_all(rows, catalogue, scores) for name, scores in ways.items()}
+
+
+def _contestants(found: Mapping[str, Ranked]) -> list[Contestant]:
+    return [Contestant(name, ranked.ranks) for name, ranked in found.items()]
 
 
 def _configure(
@@ -179,11 +218,17 @@ def _configure(
 
 
 def _save(
-    folder: Path, data: DynamicPODataset, found: Mapping[str, Ranked], seconds: Mapping[str, float]
+    folder: Path,
+    data: DynamicPODataset,
+    tables: Mapping[str, Mapping[str, Ranked]],
+    about: Mapping[str, Any],
 ) -> None:
     """Write each contestant's ranks where ``compare`` reads them, and the figures as JSON."""
-    for name, ranked in found.items():
-        place = folder / name / RANKS_FILE
-        write_ranks(place, *row_names(data, ranked.row_ids), ranked.ranks, ranked.rows)
-    summaries = [summarize(Contestant(name, ranked.ranks)) for name, ranked in found.items()]
-    write_json(folder / REPORT_FILE, {"contestants": summaries, "seconds": dict(seconds)})
+    report: dict[str, Any] = dict(about)
+    for among, found in tables.items():
+        view = VIEWS[among]
+        for name, ranked in found.items():
+            place = folder / name / view.file
+            write_ranks(place, *row_names(data, ranked.row_ids), ranked.ranks, ranked.rows)
+        report[view.key] = [summarize(contestant, view) for contestant in _contestants(found)]
+    write_json(folder / REPORT_FILE, report)

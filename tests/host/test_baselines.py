@@ -17,10 +17,11 @@ import torch
 from recbole.data.interaction import Interaction
 
 import recbole_dynamicpo
+from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.data.prepare import prepare
 from recbole_dynamicpo.dataset.columns import CANDIDATE_IDS, ROW_ID
 from recbole_dynamicpo.errors import DataError, SettingsError
-from recbole_dynamicpo.evaluation.ranks import read_ranks
+from recbole_dynamicpo.evaluation.ranks import ALL_RANKS_FILE, read_ranks
 from recbole_dynamicpo.evaluation.scores import tie_draws
 from recbole_dynamicpo.evaluation.statistics import compare_runs
 from recbole_dynamicpo.host.baselines import BaselineConfig, BaselineDataset, run_baselines
@@ -68,7 +69,7 @@ def test_settings_are_dynamicpos_but_for_the_training() -> None:
         "prompt",
     ):
         assert config[key] == ours[key]
-    assert (config["learner"], config["epochs"], config["train_batch_size"]) == ("adam", 300, 2048)
+    assert (config["learner"], config["epochs"], config["train_batch_size"]) == ("adam", 10, 2048)
     assert (config["learning_rate"], config["hidden_size"], config["loss_type"]) == (0.001, 64, "CE")
     pairs = BaselineConfig("SASRec", "ml-100k", [], {"loss_type": "BPR"})
     assert pairs["train_neg_sample_args"]["sample_num"] == 1
@@ -112,7 +113,18 @@ def test_both_rank_every_test_row_and_recboles_hit_is_the_hit_rate(small: dict[s
         assert found.result[f"hit@{k}"] == pytest.approx(np.mean(ranks <= k), abs=1e-4)
     report = json.loads((found.folder / "report.json").read_text())
     assert report["contestants"][-1]["hr_at_1"] == np.mean(ranks == 1)
+    assert [contestant.name for contestant in found.everything] == [
+        *("popularity", "co-occurrence", "transitions", "EASE", "SASRec"),
+    ]
+    for contestant in found.everything:
+        saved = read_ranks(found.folder / contestant.name / ALL_RANKS_FILE)
+        among = read_ranks(found.folder / contestant.name)
+        assert (saved.ranks == contestant.ranks).all()
+        assert (among.ranks <= saved.ranks).all()  # a rival among the candidates is one among all
+    assert report["all"][-1]["mrr"] == pytest.approx(np.mean(1 / found.everything[-1].ranks))
     assert "test rows: 12 of 12" in found.table
+    assert main(["show", str(found.folder)]) == 0
+    assert "among all titles of the catalogue" in found.table
     assert "random choice" in found.table
     assert "0.1667" in found.table
 
