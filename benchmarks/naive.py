@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from recbole_dynamicpo.language_model.packed import TokenBatch
 from recbole_dynamicpo.language_model.policy import REFERENCE, Policy
-from recbole_dynamicpo.settings import Settings
+
+if TYPE_CHECKING:
+    from recbole_dynamicpo.settings import Settings
 
 TANH_SCALE = 0.5
 TIE = 1e-12  # costs of two groupings closer than this are equal: the earlier one counts

@@ -11,7 +11,20 @@ import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from .commands import audit, baselines, bootstrap, compare, evaluate, prepare, rank, run, show, sync
+from .commands import (
+    audit,
+    baselines,
+    bootstrap,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    prepare,
+    rank,
+    run,
+    show,
+    sync,
+)
 from .errors import DynamicPOError, StoppedError
 
 # Read when torch loads its OpenMP runtime. Where other processes are busy, its threads wait for one another
@@ -69,7 +82,19 @@ def _main(arguments: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (prepare, audit, evaluate, baselines, compare, rank, show, bootstrap, sync):
+    for command in (
+        prepare,
+        audit,
+        evaluate,
+        baselines,
+        compare,
+        rank,
+        show,
+        export,
+        doctor,
+        bootstrap,
+        sync,
+    ):
         command.add(commands)
     options, rest = parser.parse_known_args(arguments)
     if rest and not options.takes_settings:

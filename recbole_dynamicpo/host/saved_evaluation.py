@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.data import data_preparation
 from torch import Tensor
@@ -15,21 +16,30 @@ from tqdm import tqdm
 
 from ..dataset.columns import CANDIDATE_IDS, ROW_ID
 from ..dataset.dataset import DynamicPODataset
+from ..dataset.sampling import IntArray
 from ..errors import AdapterError
 from ..evaluation.protocols import ANSWER_TOKENS, Protocols, compare_protocols
-from ..evaluation.ranks import RANKS_FILE, write_ranks
-from ..evaluation.report import REPORT_FILE, Contestant, render, summarize
+from ..evaluation.ranks import ALL_RANKS_FILE, POPULARITY, RANKS_FILE, write_ranks
+from ..evaluation.report import REPORT_FILE, VIEWS, Contestant, render, summarize
 from ..ingredients import decides, nested_settings
+from ..language_model.policy import POLICY
 from ..scoring.answers import write_answers
 from ..scoring.batches import PromptRow
-from ..scoring.scorer import Scorer
 from ..serving.mlflow_store import opened_recommender
 from ..serving.packaging import SETTINGS_FILE
 from ..serving.recommender import Recommender, load_recommender
 from ..settings import fields_of_settings
 from ..storage import atomic_file, load_json, write_json
 from ..tracking.record import RECORD_FILE
-from ..training.evaluating import rank_candidates, row_names, rows_to_rank, settled
+from ..training.contestants import rank_by_counting
+from ..training.evaluating import (
+    rank_by_popularity,
+    rank_candidates,
+    row_names,
+    rows_to_rank,
+    settled,
+)
+from ..training.whole_catalogue import WholeCatalogue
 from .config import PlainConfig, refuse_pickles
 
 ANSWERS_FILE = "answers.jsonl"
@@ -40,6 +50,7 @@ class EvaluationRows:
     """The rows to evaluate, and what to say of them.
 
     Attributes:
+        whole: the built data set.
         data: n rows with the candidates that they are ranked among.
         prompts: each with all of its candidates as completions.
         notes: what a reader of figures on these rows has to know.
@@ -47,6 +58,7 @@ class EvaluationRows:
             their last bits.
     """
 
+    whole: DynamicPODataset
     data: DynamicPODataset
     prompts: list[PromptRow]
     notes: list[str]
@@ -90,6 +102,7 @@ def read_test_rows(
     data = rows_to_rank(test, whole.settings.seed)._dataset
     used, total = whole.subsampled()["test"]
     return EvaluationRows(
+        whole=whole,
         data=data,
         prompts=data.prompt_rows(data.inter_feat, data.inter_feat[CANDIDATE_IDS].numpy()),
         notes=[*whole.notes, f"test rows: {used} of {total}"],
@@ -157,34 +170,100 @@ def evaluate_saved(
         recommender = load_recommender(folder, device="cuda" if torch.cuda.is_available() else "cpu")
         made_with = settings_of(folder)
     rows = read_test_rows(dataset, config_files, overrides, made_with)
-    scores = _score(recommender.scorer, rows.prompts, rows.rows_at_once, progress)
+    saved = _Saved(recommender, rows, progress)
+    scores = saved.scores()
     ranked = rank_candidates(rows.data, scores)
-    contestant = Contestant(str(source), ranked.ranks)
+    contestant = Contestant(str(source), ranked.ranks, saved.logps)
     figures: dict[str, Any] = {"likelihood": summarize(contestant)}
+    notes = [*rows.notes, *saved.notes]
     if protocol == "likelihood":
-        text = render([contestant], chance=ranked.chance, seconds={}, notes=rows.notes)
+        counted = {POPULARITY: rank_by_popularity(rows.data), **rank_by_counting(rows.whole, rows.data)}
+        lines = [*(Contestant(name, found.ranks) for name, found in counted.items()), contestant]
+        text = render(lines, chance=ranked.chance, seconds={}, notes=[] if saved.ranks_all else notes)
+        figures["contestants"] = [summarize(line) for line in lines]
+        if saved.ranks_all:
+            view, everything = VIEWS["all"], Contestant(str(source), np.array(saved.ranks_all))
+            figures[view.key] = [summarize(everything, view)]
+            table = render([everything], chance=1 / saved.count, seconds={}, notes=notes, view=view)
+            text = f"among {VIEWS['candidates'].among}\n{text}\namong {view.among}\n{table}"
     else:
         answers, found = _generate(recommender, rows, scores, batch_size, progress)
         figures["generate"] = asdict(found)
-        text = "\n".join([found.table(), *rows.notes])
+        text = "\n".join([found.table(), *notes])
         if out:
             _write_answers(out / ANSWERS_FILE, rows, answers)
     if out:
-        write_ranks(out / RANKS_FILE, *row_names(rows.data, ranked.row_ids), ranked.ranks, ranked.rows)
+        names = row_names(rows.data, ranked.row_ids)
+        write_ranks(out / RANKS_FILE, *names, ranked.ranks, ranked.rows)
+        if saved.ranks_all:
+            digests = WholeCatalogue(rows.whole).digests(ranked.rows)
+            write_ranks(out / ALL_RANKS_FILE, *names, np.array(saved.ranks_all), digests)
         write_json(out / REPORT_FILE, figures)
     return text
 
 
-def _score(scorer: Scorer, rows: Sequence[PromptRow], at_once: int, progress: bool) -> Tensor:
-    """Return (n, C) log-probabilities of the candidates in prompt order, -inf where a row has fewer."""
-    width = max(len(row.completions) for row in rows)
-    scores = torch.full((len(rows), width), -torch.inf)
-    with tqdm(total=len(rows), desc="likelihood", unit=" rows", disable=None if progress else True) as bar:
-        for start in range(0, len(rows), at_once):
-            part = scorer(rows[start : start + at_once])
-            scores[start : start + len(part), : part.shape[1]] = part
-            bar.update(len(part))
-    return scores
+class _Saved:
+    """Scores rows as a saved recommender does: by its catalogue, where that knows all of their titles.
+
+    Attributes:
+        notes: what a reader has to know of the scores.
+        logps: (n,) of the titles chosen among all titles, nats; None where the vocabulary scores.
+        ranks_all: of the titles chosen among all titles, where settings ask for them.
+        count: distinct titles.
+    """
+
+    def __init__(self, recommender: Recommender, rows: EvaluationRows, progress: bool) -> None:
+        self.scorer, self.rows, self.progress = recommender.scorer, rows, progress
+        self.notes: list[str] = []
+        self.logps: np.ndarray[Any, Any] | None = None
+        self.ranks_all: list[int] = []
+        self.catalogue = recommender.ranker.scorer if recommender.ranker is not None else None
+        titles = rows.whole.catalogue.distinct_titles
+        self.count = len(titles)
+        if self.catalogue is not None and list(self.catalogue.number) != list(titles):
+            self.catalogue = None
+            self.notes.append(
+                "scored by the vocabulary: the model's catalogue is another one than the data set's"
+            )
+
+    def scores(self) -> Tensor:
+        """Return (n, C) log-probabilities of the candidates in prompt order, -inf where a row has fewer."""
+        prompts, step, score = self.rows.prompts, self.rows.rows_at_once, self._by_vocabulary
+        if self.catalogue is not None:
+            everything = "all" in self.rows.data.settings.rank_among
+            score = self._among_all if everything else self._by_catalogue
+        scores = torch.full((len(prompts), max(len(row.completions) for row in prompts)), -torch.inf)
+        with tqdm(
+            total=len(prompts), desc="likelihood", unit=" rows", disable=None if self.progress else True
+        ) as bar:
+            for start in range(0, len(prompts), step):
+                part = score(slice(start, start + step))
+                scores[start : start + len(part), : part.shape[1]] = part
+                bar.update(len(part))
+        if self.catalogue is not None:
+            interaction = self.rows.data.inter_feat
+            chosen = interaction[CANDIDATE_IDS] == interaction[self.rows.data.iid_field][:, None]
+            self.logps = scores.gather(1, chosen.int().argmax(dim=1)[:, None])[:, 0].numpy()
+        return scores
+
+    def _by_vocabulary(self, part: slice) -> Tensor:
+        return self.scorer(self.rows.prompts[part])
+
+    def _numbers(self, part: slice) -> IntArray:
+        assert self.catalogue is not None
+        return self.catalogue.numbers([row.completions for row in self.rows.prompts[part]])
+
+    def _by_catalogue(self, part: slice) -> Tensor:
+        assert self.catalogue is not None
+        return self.catalogue.in_voices(self.rows.prompts[part], self._numbers(part), [POLICY])[POLICY]
+
+    def _among_all(self, part: slice) -> Tensor:
+        assert self.catalogue is not None
+        found = self.catalogue.all_in_voices(self.rows.prompts[part], [POLICY])[POLICY]
+        ranks, _ = WholeCatalogue(self.rows.whole).judge(self.rows.data.inter_feat[part], found, 1)
+        self.ranks_all += ranks.tolist()
+        numbers = torch.from_numpy(self._numbers(part))
+        return found.gather(1, numbers.clamp(min=0)).masked_fill(numbers < 0, -torch.inf)
 
 
 def _generate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from recbole.data import data_preparation
 
 from recbole_dynamicpo.dataset.columns import CANDIDATE_IDS, ROW_ID
 from recbole_dynamicpo.dataset.dataset import DynamicPODataset
-from recbole_dynamicpo.evaluation.ranks import read_ranks
+from recbole_dynamicpo.evaluation.ranks import ALL_RANKS_FILE, read_ranks
 from recbole_dynamicpo.evaluation.scores import tie_draws
 from recbole_dynamicpo.host.baselines import run_baselines
 from recbole_dynamicpo.host.config import PlainConfig
@@ -88,3 +89,39 @@ def test_run_evaluate_and_baselines_rank_the_same_rows(toy_settings: dict[str, A
         "toy", (), {**shared, **small, "eval_rows": 0, "checkpoint_dir": str(folder / "stock")}
     )
     assert read_ranks(found.folder / "popularity").rows == own.rows
+
+
+def test_evaluate_prints_a_catalogue_models_own_figures_again(
+    toy_settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Among its candidates and among all titles, with the likelihood; counting stands beside it."""
+    settings = {
+        **toy_settings, "likelihood": "catalogue", "prompt": "sequence", "rank_among": ["candidates", "all"],
+        "catalogue_prior": ["popularity", "transitions"], "compare_stages": False, "positions": "all",
+    }  # fmt: skip
+    run("SFTRec", "toy", overrides=settings)
+    (folder,) = Path(settings["checkpoint_dir"]).iterdir()
+    own, own_all = read_ranks(folder), read_ranks(folder / ALL_RANKS_FILE)
+    logged = json.loads((folder / "report.json").read_text())
+    shared = {key: settings[key] for key in ("data_path", "load_col")}
+    out = folder / "again"
+    text = evaluate_saved(folder, "toy", "likelihood", overrides=shared, out=out, progress=False)
+    assert (read_ranks(out).ranks == own.ranks).all()
+    again = read_ranks(out / ALL_RANKS_FILE)
+    assert (again.ranks == own_all.ranks).all()
+    assert again.rows == own_all.rows
+    figures = json.loads((out / "report.json").read_text())
+    assert figures["contestants"][-1]["nll"] == pytest.approx(logged["contestants"][-1]["nll"], abs=1e-5)
+    assert {"popularity", "transitions", "EASE"} < {line["name"] for line in figures["contestants"]}
+    assert "among all titles of the catalogue" in text
+
+    fewer = {**shared, "rank_among": ["candidates"]}
+    evaluate_saved(folder, "toy", "likelihood", overrides=fewer, out=folder / "fewer", progress=False)
+    assert (read_ranks(folder / "fewer").ranks == own.ranks).all()
+    assert not (folder / "fewer" / ALL_RANKS_FILE).exists()
+
+    items = Path(settings["data_path"]) / "toy" / "toy.item"
+    head, first, *rest = items.read_text().splitlines()
+    items.write_text("\n".join([head, f"{first} again", *rest]) + "\n")
+    text = evaluate_saved(folder, "toy", "likelihood", overrides=shared, progress=False)
+    assert "scored by the vocabulary: the model's catalogue is another one" in text
