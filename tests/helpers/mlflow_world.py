@@ -35,12 +35,12 @@ class Store(NamedTuple):
     files: Path
 
 
-def make_store(home: Path, tiny_backbone: Path) -> Store:
-    """Log a recommender, register it as champion, and move its backbone away."""
+def make_store(home: Path, tiny_backbone: Path, priors: list[str] | None = None) -> Store:
+    """Log a recommender, register it as champion, and move its backbone away; see ``write_recommender``."""
     from mlflow import MlflowClient
 
     backbone = Path(shutil.copytree(tiny_backbone, home / "maker" / "tiny-llama"))
-    folder = write_recommender(home / "saved" / "preference", backbone)
+    folder = write_recommender(home / "saved" / "preference", backbone, priors=priors)
     uri = f"sqlite:///{home}/mlflow.db"
     client = MlflowClient(uri)
     experiment = client.create_experiment("toy", artifact_location=(home / "artifacts").as_uri())

@@ -13,12 +13,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recbole_dynamicpo import Recommender, load_recommender
+from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.serving.folder import BACKBONE_VARIABLE
 
 from ..helpers.mlflow_world import Store, make_store
@@ -43,7 +45,13 @@ def recommender(store: Store) -> Recommender:
 
 @pytest.fixture(scope="module")
 def server(store: Store) -> Iterator[str]:
-    """The address of the served champion."""
+    with served(store) as address:
+        yield address
+
+
+@contextmanager
+def served(store: Store) -> Iterator[str]:
+    """Serve the champion inside the block, at the address that is yielded."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -130,6 +138,31 @@ def test_without_candidates_popular_ones_are_ranked_and_the_answer_says_so(
         "num_candidates": 5,
         "likelihood": "vocabulary",
     }
+
+
+def test_the_whole_catalogue_is_ranked(
+    tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a model of catalogue likelihood: over HTTP, from Python and by the command, the same."""
+    store = make_store(tmp_path, tiny_backbone, ["popularity"])
+    monkeypatch.setenv(BACKBONE_VARIABLE, str(store.backbone))
+    expected = load_recommender(store.folder).rank(["Bear", "Delta"], k=10)
+    assert {item.title for item in expected} == set(BY_POPULARITY) - {"Bear", "Delta"}
+    with served(store) as address:
+        status, body = post(address, {"inputs": [{"history": ["Bear", "Delta"], "k": 10}]})
+    assert status == 200
+    (found,) = body["predictions"]
+    assert (found["candidates"], found["likelihood"], found["num_candidates"]) == (
+        "catalogue",
+        "catalogue",
+        4,
+    )
+    assert found["ranked"] == as_json(expected)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    assert main(["rank", "--model", store.champion, "--history", "Bear|Delta"]) == 0
+    shown = capsys.readouterr().out
+    places = [shown.index(item.title) for item in expected]
+    assert places == sorted(places)
 
 
 _WRONG = [
