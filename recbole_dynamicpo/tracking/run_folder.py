@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, SettingsError
 from ..storage import load_json, write_json
 
 IDENTITY_FILE = "run.json"
 
 
 def new_run_folder(parent: Path, name: str) -> Path:
-    """Make and return ``parent/name``, with a number behind it if another run took the name."""
+    """Make and return ``parent/name``, with a number behind it if another run took the name.
+
+    Raises:
+        SettingsError: a folder cannot be made there.
+    """
     for number in itertools.count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         try:
@@ -22,6 +26,8 @@ def new_run_folder(parent: Path, name: str) -> Path:
             return folder
         except FileExistsError:
             continue
+        except FileNotFoundError as error:  # a folder of the system that takes no others
+            raise SettingsError(f"checkpoint_dir: got '{parent}', where no folder can be made") from error
     raise AssertionError("unreachable")
 
 
