@@ -54,6 +54,10 @@ def _guarded(command: Callable[[Sequence[str]], None], arguments: Sequence[str] 
         signal.signal(signal.SIGTERM, _stop)
     try:
         command(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads our output, head for one, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        return 128 + signal.SIGPIPE
     except StoppedError as error:
         print(error, file=sys.stderr)
         return 128 + signal.SIGTERM

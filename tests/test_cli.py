@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from recbole_dynamicpo.cli import main, run_recbole
 from recbole_dynamicpo.errors import BackboneError
 from recbole_dynamicpo.evaluation.ranks import read_ranks, write_ranks
+from recbole_dynamicpo.evaluation.report import Contestant, summarize
 from recbole_dynamicpo.scoring import prompt_lengths as prompt_check
 from recbole_dynamicpo.scoring.prompt_lengths import load_prompt_check
 
@@ -264,3 +268,14 @@ def test_a_damaged_record_of_a_run_is_named(
     (run / "record.json").write_text("[1")
     assert main(["evaluate", "--model", str(run), *data]) == 2
     assert "record.json: not a readable record of a run" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_read_enough_is_no_trouble(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("recbole-dynamicpo")
+    line = summarize(Contestant("a", np.array([1, 2])))
+    report = {"contestants": [line], "seconds": {}, "segments": {}, "notes": ["x" * 200] * 5000}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    command = f"{shlex.quote(str(script))} show {tmp_path} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.stderr == ""
