@@ -17,14 +17,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if "recbole_dynamicpo" not in sys.modules:  # its face would register with RecBole, which need not be here
-    package = ModuleType("recbole_dynamicpo")
-    package.__path__ = [str(ROOT / "recbole_dynamicpo")]
+    package, spec = ModuleType("recbole_dynamicpo"), find_spec("recbole_dynamicpo")
+    beside = ROOT / "recbole_dynamicpo"
+    package.__path__ = (
+        [str(beside)] if beside.is_dir() else [*(spec.submodule_search_locations if spec else [])]
+    )
     sys.modules["recbole_dynamicpo"] = package
 
 import naive  # noqa: E402
