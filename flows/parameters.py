@@ -124,8 +124,13 @@ def make_job(
     Raises:
         SettingsError: a model that is not ours, or one setting given twice with two values.
     """
+    from recbole_dynamicpo.errors import SettingsError
     from recbole_dynamicpo.job import Job
+    from recbole_dynamicpo.names import OBJECTIVES
 
+    for named in (objective, (overrides or {}).get("objective")):
+        if named is not None and named not in OBJECTIVES:  # what comes over a wire names no code
+            raise SettingsError(f"objective: got {named!r}, wanted one of {', '.join(OBJECTIVES)}")
     flat = {
         **{"objective": objective, "dynamic": dynamic, "backbone": backbone, "seed": seed},
         **{"num_negatives": num_negatives, "sft_rows": sft_rows},

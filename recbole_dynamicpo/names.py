@@ -15,4 +15,5 @@ REDRAWS = ("epoch", "never")
 PRIORS = ("popularity", "transitions", "cooccurrence")
 MODEL_NAMES = ("DynamicPO", "SFTRec", "DMPO", "MPPO", "SDPO")
 
-OBJECTIVES = ("dmpo", "mppo", "sdpo")
+OBJECTIVES = ("dmpo", "mppo", "sdpo", "listwise")
+REFERENCE_FREE = ("mppo", "listwise")  # those of them that no reference is computed for

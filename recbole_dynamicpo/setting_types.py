@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -20,6 +21,7 @@ from .names import (
     PRIORS,
     RANKED_AMONG,
     REDRAWS,
+    REFERENCE_FREE,
     TIME_TIES,
 )
 
@@ -58,10 +60,15 @@ def _are_texts(value: Any) -> bool:
     return listed and all(isinstance(item, str) for item in value)
 
 
-def _one_of(choices: tuple[str, ...]) -> BeforeValidator:
-    """Return a check that takes one of ``choices``."""
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
+
+
+def _one_of(choices: tuple[str, ...], *, dotted: bool = False) -> BeforeValidator:
+    """Return a check that takes one of ``choices``; with ``dotted`` also ``package.module.Class``."""
 
     def check(value: Any) -> Any:
+        if dotted and isinstance(value, str) and _DOTTED.fullmatch(value):
+            return value
         if value not in choices:
             raise ValueError(f"one of {', '.join(choices)}{nearest(str(value), choices)}")
         return value
@@ -97,7 +104,8 @@ def _list_schema(choices: tuple[str, ...]) -> WithJsonSchema:
     return WithJsonSchema({"type": "array", "items": {"enum": list(choices)}, "uniqueItems": True})
 
 
-Objective = Annotated[str, _one_of(OBJECTIVES), _schema(OBJECTIVES)]
+# A class of the user's own is named by a dotted path; no schema of a server's lets one through.
+Objective = Annotated[str, _one_of(OBJECTIVES, dotted=True), _schema(OBJECTIVES)]
 Dtype = Annotated[str, _one_of(DTYPES), _schema(DTYPES)]
 CandidateSource = Annotated[str, _one_of(CANDIDATE_SOURCES), _schema(CANDIDATE_SOURCES)]
 Distribution = Annotated[str, _one_of(CANDIDATE_DISTRIBUTIONS), _schema(CANDIDATE_DISTRIBUTIONS)]
@@ -169,7 +177,7 @@ def contradictions(settings: Any) -> list[str]:
         settings.epochs
         and not settings.sft_epochs
         and not settings.sft_adapter
-        and settings.objective != "mppo"
+        and settings.objective not in REFERENCE_FREE
     ):
         problems.append(
             "sft_epochs: got 0 without sft_adapter; the reference must be an SFT policy, never the bare "

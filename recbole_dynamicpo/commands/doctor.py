@@ -67,20 +67,14 @@ def _package(name: str, remedy: str) -> Finding:
 
 
 def _torch() -> Iterator[Finding]:
-    import torch
-
     from ..language_model.backbone import resolve_dtype
+    from ..tracking.system import compute_device
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
-    yield Finding("torch", f"{torch.__version__} on {device}, {name}")
-    dtype = str(resolve_dtype("auto", torch.device(device))).removeprefix("torch.")
-    why = (
-        "as always on CUDA"
-        if device == "cuda"
-        else "as always on a CPU, so that one command gives one result"
-    )
-    yield Finding("dtype", f"auto is {dtype} here, {why}")
+    device, name = compute_device()
+    yield Finding("torch", f"{version('torch')} on {device}, {name}")
+    dtype = str(resolve_dtype("auto", device)).removeprefix("torch.")
+    why = {"cuda": "as always on CUDA", "cpu": "as always on a CPU, so that one command gives one result"}
+    yield Finding("dtype", f"auto is {dtype} here, {why[device.type]}")
 
 
 def _servers() -> Iterator[Finding]:
@@ -108,17 +102,16 @@ def _asked(what: str, name: str, address: str, remedy: str) -> Finding:
 
 
 def _room() -> Iterator[Finding]:
-    import psutil
-
     from ..language_model.embedded import cache_folder
     from ..serving.packaging import folder_size
+    from ..tracking.system import free_memory
 
     cache = cache_folder()
     held = folder_size(cache) if cache.is_dir() else 0
     yield Finding("cache", f"{cache}, {held / 1e9:.1f} GB (RECBOLE_DYNAMICPO_CACHE names another folder)")
     spaces: tuple[tuple[str, Callable[[], int], int, str], ...] = (
         ("disk", lambda: shutil.disk_usage(Path.cwd()).free, DISK, "make room, or work in another folder"),
-        ("memory", lambda: psutil.virtual_memory().available, MEMORY, "close something, or set max_memory"),
+        ("memory", free_memory, MEMORY, "close something, or set max_memory"),
     )
     for what, ask, wanted, remedy in spaces:
         free = ask()

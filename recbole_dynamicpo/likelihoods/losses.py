@@ -9,6 +9,7 @@ from torch import Tensor
 from ..dataset.columns import CANDIDATE_IDS, REFERENCE_LOGPS, SCORED, START, STOP, is_dense
 from ..objectives.losses import sft_loss
 from ..objectives.preference import PreferenceLoss, preference_loss
+from ..objectives.strategies import find_objective
 from ..settings import Settings
 from .catalogue import CatalogueLikelihood
 from .vocabulary import VocabularyLikelihood
@@ -46,7 +47,7 @@ def scored_pairs(
     if is_dense(rows):
         assert isinstance(likelihood, CatalogueLikelihood)
         logps, present = likelihood.windows.logps(rows)
-        if settings.objective == "mppo":
+        if not find_objective(settings.objective).needs_reference:
             return logps, None, present[:, 1:]
         lengths = ((rows[STOP] - rows[START]) * logps.shape[1]).tolist()
         kept = [line[:length] for line, length in zip(rows[REFERENCE_LOGPS], lengths, strict=True)]
@@ -57,7 +58,7 @@ def scored_pairs(
     ids[:, 1:][named[:, 1:] == named[:, :1]] = 0
     logps, _ = likelihood.logps(rows, ids.numpy())
     reference = None
-    if settings.objective != "mppo":
+    if find_objective(settings.objective).needs_reference:
         reference = rows[REFERENCE_LOGPS].to(logps).gather(1, columns.to(logps.device))
     return logps, reference, (ids > 0)[:, 1:].to(logps.device)
 

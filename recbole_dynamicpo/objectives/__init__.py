@@ -7,13 +7,16 @@ from .boundary import Boundary, find_boundary
 from .diagnostics import Diagnostics
 from .losses import dmpo_loss, mppo_loss, sdpo_loss, sft_loss
 from .preference import PreferenceLoss, preference_loss
+from .strategies import Objective, find_objective
 
 __all__ = [
     "Boundary",
     "Diagnostics",
+    "Objective",
     "PreferenceLoss",
     "dmpo_loss",
     "find_boundary",
+    "find_objective",
     "mppo_loss",
     "preference_loss",
     "sdpo_loss",

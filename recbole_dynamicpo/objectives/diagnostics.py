@@ -41,18 +41,6 @@ def merge_diagnostics(parts: Sequence[Diagnostics], rows: Sequence[int]) -> Diag
     return merged._replace(beta_min=stacked[:, low].amin(), beta_max=stacked[:, high].amax())
 
 
-def gradient_weight(logps: Tensor, ratios: Tensor, mask: Tensor, objective: str, beta: float) -> Tensor:
-    """Return (B, K) each negative's share of sum |dL_plain / d lp(y_i)| of its row.
-
-    The factor that all negatives of a row have in common cancels: what is left is uniform for
-    DMPO, softmax(beta r_i) for S-DPO and softmax(lp_i), the probabilities themselves, for MPPO.
-    """
-    if objective == "dmpo":
-        return mask / mask.sum(dim=1, keepdim=True)
-    logits = beta * ratios if objective == "sdpo" else logps
-    return logits.masked_fill(~mask, -torch.inf).softmax(dim=1)
-
-
 def diagnose(rewards: Tensor, mask: Tensor, boundary: Boundary, weight: Tensor) -> Diagnostics:
     """Reduce a batch to its diagnostics. ``rewards``: (B, 1 + K), beta0 r or beta0 lp."""
     others = rewards[:, 1:].masked_fill(~mask, -torch.inf)

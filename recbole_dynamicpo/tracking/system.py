@@ -27,6 +27,18 @@ def system_metrics() -> dict[str, float]:
     return values
 
 
+def free_memory() -> int:
+    """Return the bytes that a new process could take."""
+    return int(psutil.virtual_memory().available)
+
+
+def compute_device() -> tuple[torch.device, str]:
+    """Return where a run computes, and what that is called."""
+    if torch.cuda.is_available():
+        return torch.device("cuda"), torch.cuda.get_device_name()
+    return torch.device("cpu"), f"{torch.get_num_threads()} threads"
+
+
 def peak_memory_mb() -> float:
     """Return the most memory so far: of the device since its last reset, else of the process; 2**20 bytes."""
     if torch.cuda.is_available():

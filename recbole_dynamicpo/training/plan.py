@@ -9,6 +9,7 @@ from typing import Any
 from ..dataset.columns import CANDIDATE_IDS, TEMPLATE
 from ..errors import DataError, short
 from ..names import STAGES
+from ..objectives.strategies import find_objective
 from ..scoring.collate import Collator
 from ..scoring.prompt_lengths import too_long
 from ..settings import Settings
@@ -62,7 +63,12 @@ class StagePlan:
 
 
 def plan_stages(settings: Settings) -> list[StagePlan]:
-    """Return the stages that the settings ask for, in order."""
+    """Return the stages that the settings ask for, in order.
+
+    Raises:
+        SettingsError: the objective is a class that cannot be had.
+    """
+    find_objective(settings.objective)
     plans = [
         StagePlan(
             "sft",

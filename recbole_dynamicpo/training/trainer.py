@@ -23,6 +23,7 @@ from ..dataset.sampling import row_generator
 from ..errors import NumericsError
 from ..interrupt import StopRequest, stop_request
 from ..names import STAGES
+from ..objectives.strategies import find_objective
 from ..serving.folder import RECOMMENDER_FILE
 from ..serving.recommender import save_recommender
 from ..storage import locked, remove_partial
@@ -168,15 +169,14 @@ class DynamicPOTrainer(RankingTrainer):
             return
         per_epoch = plan.steps_per_epoch(rows.count)
         total, quiet = plan.epochs * per_epoch, not self.show_progress
-        more = (self.ingredients, self.show_progress, self._stop_if_asked)
-        kept = partial(reference_logps, self.model, *more)
+        kept = partial(reference_logps, self.model, self.ingredients, self.show_progress, self._stop_if_asked)
         with tqdm(
             total=total, initial=self.progress.step, desc=plan.name, disable=quiet, unit="step",
             dynamic_ncols=True,
         ) as bar:  # fmt: skip
             for epoch in range(self.progress.step // per_epoch, plan.epochs):
                 done = self.progress.step - epoch * per_epoch
-                if plan.name == "preference" and self.settings.objective != "mppo":
+                if plan.name == "preference" and find_objective(self.settings.objective).needs_reference:
                     with self.progress.timed("reference"):
                         rows.add_reference(epoch, kept)
                 for batches in rows.batches(epoch, done):

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recbole_dynamicpo.errors import SettingsError
+from recbole_dynamicpo.names import OBJECTIVES
 from recbole_dynamicpo.objectives.boundary import find_boundary
 from recbole_dynamicpo.objectives.losses import dmpo_loss, mppo_loss, sdpo_loss, sft_loss
-from recbole_dynamicpo.objectives.preference import OBJECTIVES, PreferenceLoss, preference_loss
+from recbole_dynamicpo.objectives.preference import PreferenceLoss, preference_loss
 
 from ..helpers.oracle import expect, golden_cases, softplus
 
@@ -39,6 +40,7 @@ def one_row(pairs: list[tuple[float, float]], **options: Any) -> PreferenceLoss:
         ("dmpo", math.log1p(math.exp(-2.0))),
         ("sdpo", math.log1p(math.exp(-1.0) + math.exp(-3.0))),
         ("mppo", math.log1p(math.exp(-2 * (2 * P_W - P_1 - P_2)))),
+        ("listwise", math.log1p(math.exp(-2.0) + math.exp(-6.0))),
     ],
 )
 def test_plain_by_hand(objective: str, wanted: float) -> None:
@@ -46,7 +48,7 @@ def test_plain_by_hand(objective: str, wanted: float) -> None:
 
     DMPO: mean of 2 * 1/2 and 2 * 3/2 is 2; -log sigma(2) = log(1 + e^-2).
     S-DPO: the sum of exp(-1) and exp(-3) is s; -log sigma(-log s) = log(1 + s).
-    MPPO: 2 (2 p_w - p_1 - p_2), no reference.
+    MPPO: 2 (2 p_w - p_1 - p_2), no reference. List-wise: gaps of lp 1 and 3, no reference.
     """
     found = preference_loss(POLICY, REFERENCE, objective=objective, dynamic=False, beta=2.0)
     assert found.loss.tolist() == [pytest.approx(wanted, rel=1e-14)]
@@ -58,10 +60,11 @@ def test_dynamic_by_hand(objective: str) -> None:
     """No negative reaches -1; two groups make the boundary {-2} and the rest {-4}.
 
     d1 = 1, d2 = 2, margin 1: beta_1 = 2 (1 + tanh((1 - 2 - 1) / 3) / 2). With one negative DMPO and
-    S-DPO are both -log sigma(beta_1 (1/2 - 0)), MPPO is -log sigma(beta_1 (p_w - p_1)).
+    S-DPO are both -log sigma(beta_1 (1/2 - 0)), MPPO is -log sigma(beta_1 (p_w - p_1)), list-wise that of lp.
     """
     beta = 2 * (1 + 0.5 * math.tanh(-2 / 3))
-    wanted = math.log1p(math.exp(-beta * (P_W - P_1 if objective == "mppo" else 0.5)))
+    gap = {"mppo": P_W - P_1, "listwise": 1.0}.get(objective, 0.5)
+    wanted = math.log1p(math.exp(-beta * gap))
     found = preference_loss(POLICY, REFERENCE, objective=objective, beta=2.0, margin=1.0, clusters=2)
     assert found.loss.tolist() == [pytest.approx(wanted, rel=1e-14)]
     assert found.boundary.tolist() == [[True, False]]
@@ -160,7 +163,8 @@ def test_dynamic_gradient_with_boundary_and_beta_held_fixed(objective: str) -> N
     fixed = find_boundary(policy[:, 0], policy[:, 1:], mask, beta=0.8, margin=2.0, clusters=2)
 
     def loss(policy: Tensor) -> Tensor:
-        values = policy.exp() if objective == "mppo" else policy - reference
+        plain = {"mppo": policy.exp(), "listwise": policy}
+        values = plain.get(objective, policy - reference)
         if objective == "mppo":
             return mppo_loss(values[:, 0], values[:, 1:], fixed.beta)
         form = dmpo_loss if objective == "dmpo" else sdpo_loss
