@@ -85,7 +85,9 @@ class House:
 
     @classmethod
     def at(cls, root: Path) -> House:
-        paths = {path.relative_to(root).with_suffix("").parts: path for path in sorted(root.rglob("*.py"))}
+        found = {path.relative_to(root).with_suffix("").parts: path for path in sorted(root.rglob("*.py"))}
+        # An installed package holds flows and properties, which stand beside it in the checkout.
+        paths = {parts: path for parts, path in found.items() if parts[0] not in ("flows", "properties")}
         files = {".".join(p[:-1] if p[-1] == "__init__" else p): path for p, path in paths.items()}
         return cls(files, {name: set(_imported(path, name)) for name, path in files.items()})
 
