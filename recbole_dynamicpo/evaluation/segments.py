@@ -13,6 +13,7 @@ from .statistics import paired_bootstrap
 
 IntArray = NDArray[np.int64]
 
+ALL = "all rows"
 COLD = "target never seen in training"
 # History lengths, both ends included; the last group is open.
 LENGTHS = ((0, 5), (6, 10), (11, 20), (21, None))
@@ -29,7 +30,7 @@ def segments(counts: IntArray, seen: IntArray, lengths: IntArray) -> dict[str, N
     known = np.sort(counts[counts > 0])[::-1]
     # A target's tenth: how many of the known items were seen more often.
     tenth = np.searchsorted(-known, -seen, side="left") * 10 // max(1, len(known))
-    found = {COLD: seen == 0}
+    found = {ALL: np.ones(len(seen), dtype=bool), COLD: seen == 0}
     for number in range(10):
         found[f"target in popularity tenth {number + 1}"] = (tenth == number) & (seen > 0)
     for low, high in LENGTHS:

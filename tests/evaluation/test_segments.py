@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recbole_dynamicpo.evaluation.report import VIEWS, Contestant
-from recbole_dynamicpo.evaluation.segments import COLD, by_segment, segment_lines, segments
+from recbole_dynamicpo.evaluation.segments import ALL, COLD, by_segment, segment_lines, segments
 
 
 def test_rows_by_popularity_and_length() -> None:
@@ -17,6 +17,7 @@ def test_rows_by_popularity_and_length() -> None:
     seen, lengths = np.array([20, 19, 18, 1, 0]), np.array([0, 5, 6, 20, 21])
     found = {name: rows.tolist() for name, rows in segments(counts, seen, lengths).items()}
     assert found == {
+        ALL: [True] * 5,
         COLD: [False, False, False, False, True],
         "target in popularity tenth 1": [True, True, False, False, False],
         "target in popularity tenth 2": [False, False, True, False, False],
@@ -30,7 +31,8 @@ def test_rows_by_popularity_and_length() -> None:
 
 def test_items_seen_equally_often_share_a_tenth() -> None:
     counts = np.full(10, 3)
-    assert list(segments(counts, counts, counts)) == ["target in popularity tenth 1", "history of 0 to 5"]
+    found = [ALL, "target in popularity tenth 1", "history of 0 to 5"]
+    assert list(segments(counts, counts, counts)) == found
 
 
 def test_figures_of_a_segment() -> None:
