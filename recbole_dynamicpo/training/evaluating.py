@@ -104,7 +104,7 @@ class RankingTrainer(Trainer):
         self.ranked_data, self._among_all = rows._dataset, None
         self._ranks: list[Tensor] = []
         self._logps: list[Tensor] = []
-        result = Trainer.evaluate(self, rows, load_best_model, show_progress=show_progress)
+        result = _plain(Trainer.evaluate(self, rows, load_best_model, show_progress=show_progress))
         found = Ranked.of(rows._dataset, torch.cat(self._ranks), result)
         return found._replace(logps=torch.cat(self._logps).numpy() if self._logps else None)
 
@@ -122,7 +122,7 @@ class RankingTrainer(Trainer):
         most = max(self.config["topk"])
         self._ranks = []
         self._among_all = lambda batch: catalogue.judge(batch, scores(batch), most)
-        result = Trainer.evaluate(self, rows, load_best_model=False)
+        result = _plain(Trainer.evaluate(self, rows, load_best_model=False))
         self._among_all = None
         found = Ranked.of(rows._dataset, torch.cat(self._ranks), result)
         return found._replace(chance=1 / catalogue.count, rows=catalogue.digests(found.rows))
@@ -144,6 +144,11 @@ class RankingTrainer(Trainer):
     def among_candidates(self, interaction: Interaction, scores: Tensor) -> Tensor:
         """Return the (B, item_num) scores that are ranked; here those that the model gave."""
         return scores
+
+
+def _plain(result: Any) -> Any:
+    """Return RecBole's metrics as numbers of Python's, which numpy 2 no longer prints as such."""
+    return type(result)((name, float(value)) for name, value in result.items())
 
 
 def settled(data: DynamicPODataset, interaction: Interaction, scores: Tensor) -> Tensor:
