@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
 
@@ -38,6 +39,13 @@ _STORAGE = {
 }
 
 
+_OLD_WAYS = (
+    "A value is trying to be set on a copy of a DataFrame",
+    "using .* in Series.agg",
+    ".*torch.cuda.amp",
+)
+
+
 def run_recbole(arguments: Sequence[str] | None = None) -> int:
     """Run a model with the arguments of RecBole's own script; returns the exit status."""
     return _guarded(run.run, arguments)
@@ -50,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _guarded(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None) -> int:
     """Turn the errors that a user can cause into one line and exit status 2."""
+    if not sys.warnoptions:  # what RecBole 1.2.1 does in old ways, of which a user can change nothing
+        for message in _OLD_WAYS:
+            warnings.filterwarnings("ignore", message, FutureWarning)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
     try:

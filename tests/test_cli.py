@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -279,3 +280,13 @@ def test_a_reader_that_has_read_enough_is_no_trouble(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 128 + signal.SIGPIPE
     assert done.stderr == ""
+
+
+def test_old_ways_of_recbole_do_not_fill_the_output(toy_settings: dict[str, Any], tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("recbole-dynamicpo")
+    chosen = {key: toy_settings[key] for key in ("data_path", "load_col", "checkpoint_dir")}
+    command = [str(script), "baselines", "--dataset", "toy", "--model", "none", *flags(chosen)]
+    plain = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=plain)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
