@@ -34,6 +34,13 @@ def add_command(
     return parser
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that names a saved recommender."""
+    parser.add_argument(
+        "--model", required=True, help="folder of a run, recommender folder in it, models:/... or runs:/..."
+    )
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a data set and settings files."""
     parser.add_argument("--dataset", required=True, help="name of the data set")

@@ -6,16 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_command, add_data, settings_of
+from .arguments import add_command, add_data, add_model, settings_of
 
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
     text = "evaluate a saved adapter on a data set's test rows"
     parser = add_command(commands, "evaluate", _run, text, settings=True)
-    parser.add_argument(
-        "--model", required=True, help="folder of a run, recommender folder in it, models:/... or runs:/..."
-    )
+    add_model(parser)
     add_data(parser)
     parser.add_argument(
         "--protocol",

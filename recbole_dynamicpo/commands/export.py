@@ -6,16 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_command
+from .arguments import add_command, add_model
 
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
     text = "merge a saved adapter into its backbone's weights, for engines that know no adapters"
     parser = add_command(commands, "export", _run, text)
-    parser.add_argument(
-        "--model", required=True, help="folder of a run, recommender folder in it, models:/... or runs:/..."
-    )
+    add_model(parser)
     parser.add_argument("--merged", type=Path, required=True, help="new folder that takes the whole model")
 
 

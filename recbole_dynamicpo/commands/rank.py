@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
-from .arguments import add_command
+from .arguments import add_command, add_model
 
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
     parser = add_command(commands, "rank", _run, "rank titles with a saved adapter")
-    parser.add_argument(
-        "--model", required=True, help="folder of a run, recommender folder in it, models:/... or runs:/..."
-    )
+    add_model(parser)
     parser.add_argument("--history", help="titles or item ids, oldest first, separated by |; may be empty")
     parser.add_argument("--candidates", help="titles to rank, separated by |; default: the whole catalogue")
     parser.add_argument(

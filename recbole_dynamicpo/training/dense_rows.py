@@ -79,22 +79,22 @@ class DenseRows:
         """See ``StageRows``; after SFT the weights of language model and priors are fitted."""
         if self.plan.name != "sft":
             return
-        draw = row_generator(self.model.settings.seed, 43)
-        windows = cut_windows(self.chains, self.tokens, self.window, self.room, draw)
-        windows = choose_windows(windows, FITTED_ROWS, draw)
-        rows = as_interaction(windows, self.chains, self.tokens, self.model.dataset.uid_field)
+        _, rows = self._cut(FITTED_ROWS, row_generator(self.model.settings.seed, 43))
         self.likelihood.fit_mixture(rows)
+
+    def _cut(self, count: int, draw: np.random.Generator) -> tuple[IntArray, Interaction]:
+        """Return (n, 3) windows that hold so many positions, and them as rows."""
+        windows = cut_windows(self.chains, self.tokens, self.window, self.room, draw)
+        windows = choose_windows(windows, count, draw)
+        return windows, as_interaction(windows, self.chains, self.tokens, self.model.dataset.uid_field)
 
     def _rows(self, epoch: int) -> tuple[Interaction, IntArray]:
         """Return the windows of an epoch, and which step takes each."""
         if self._epoch is not None and self._epoch[0] == epoch:
             return self._epoch[1:]
         model, settings = self.model, self.model.settings
-        seeds = (settings.seed, 29, self.plan.number, epoch)
-        draw = row_generator(*seeds)
-        windows = cut_windows(self.chains, self.tokens, self.window, self.room, draw)
-        windows = choose_windows(windows, self.count, draw)
-        rows = as_interaction(windows, self.chains, self.tokens, model.dataset.uid_field)
+        draw = row_generator(settings.seed, 29, self.plan.number, epoch)
+        windows, rows = self._cut(self.count, draw)
         if self.plan.name == "preference":
             again = epoch if settings.redraw == "epoch" else 0
             pool = None if settings.negatives == "uniform" else self.likelihood.windows.hard_pool

@@ -6,6 +6,10 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
+from recbole_dynamicpo import Recommender, load_recommender
+from recbole_dynamicpo.serving.folder import BACKBONE_VARIABLE
 from recbole_dynamicpo.serving.mlflow_store import log_model
 
 from .saved_recommender import write_recommender
@@ -33,6 +37,13 @@ class Store(NamedTuple):
     model: str
     champion: str
     files: Path
+
+
+def load_logged(store: Store) -> Recommender:
+    """Return the recommender of the folder that was logged, on the same backbone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(BACKBONE_VARIABLE, str(store.backbone))
+        return load_recommender(store.folder)
 
 
 def make_store(home: Path, tiny_backbone: Path, priors: list[str] | None = None) -> Store:

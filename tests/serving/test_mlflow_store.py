@@ -23,7 +23,7 @@ from recbole_dynamicpo import Recommender, load_recommender
 from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.serving.folder import BACKBONE_VARIABLE
 
-from ..helpers.mlflow_world import Store, make_store
+from ..helpers.mlflow_world import Store, load_logged, make_store
 from ..helpers.saved_recommender import BY_POPULARITY, as_json
 
 pytestmark = pytest.mark.servers
@@ -37,10 +37,7 @@ def store(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Stor
 
 @pytest.fixture(scope="module")
 def recommender(store: Store) -> Recommender:
-    """The folder that was logged, on the same backbone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(BACKBONE_VARIABLE, str(store.backbone))
-        return load_recommender(store.folder)
+    return load_logged(store)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,11 @@ import mlflow
 import pandas as pd
 import pytest
 
-from recbole_dynamicpo import load_recommender
 from recbole_dynamicpo.errors import DataError
 from recbole_dynamicpo.serving.folder import BACKBONE_VARIABLE
 from recbole_dynamicpo.serving.requests import answer_rows
 
-from ..helpers.mlflow_world import Store, make_store
+from ..helpers.mlflow_world import Store, load_logged, make_store
 
 ONLY_ON_311 = pytest.mark.skipif(
     sys.version_info >= (3, 12),
@@ -34,9 +33,7 @@ def store(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Stor
 
 @pytest.fixture(scope="module")
 def recommender(store: Store) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(BACKBONE_VARIABLE, str(store.backbone))
-        return load_recommender(store.folder)
+    return load_logged(store)
 
 
 def test_rows_of_a_frame_are_requests(recommender: Any) -> None:
