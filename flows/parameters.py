@@ -85,6 +85,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         for name in ("objective", "dynamic", "backbone", "num_negatives", "seed")
     },
     **{name: setting_schema(name, optional=True) for name in ("sft_rows", "preference_rows", "eval_rows")},
+    "nproc": {"anyOf": [{"type": "integer"}, _NULL], "minimum": 1, "maximum": 64},
     "settings_file": {"anyOf": [{"type": "string"}, _NULL], "minLength": 1},
     "overrides": overrides_schema(),
 }
@@ -101,6 +102,7 @@ def make_job(
     sft_rows: int | None = None,
     preference_rows: int | None = None,
     eval_rows: int | None = None,
+    nproc: int | None = None,
     settings_file: str | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> Any:
@@ -118,6 +120,7 @@ def make_job(
         sft_rows: Training rows of the SFT stage; 0 for all.
         preference_rows: Training rows of the preference stage; 0 for all.
         eval_rows: Test rows; 0 for all.
+        nproc: Processes of the worker's machine that train and evaluate together, one a GPU.
         settings_file: YAML file with settings on the worker's machine, or a shipped one such as paper.yaml.
         overrides: Further settings; they win over the settings file.
 
@@ -138,7 +141,7 @@ def make_job(
     }
     files = (shipped_path(settings_file),) if settings_file else ()
     settings = {"show_progress": False, **merged(flat, overrides or {})}
-    return Job(model or "", dataset or "", files, settings, str(store()))
+    return Job(model or "", dataset or "", files, settings, str(store()), nproc or 1)
 
 
 def merged(flat: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Console scripts: ``run_recbole`` for any RecBole model, ``recbole-dynamicpo`` for the rest."""
+"""Console scripts: ``run_recbole`` for any RecBole model, ``recbole-dynamicpo`` for the rest.
+
+As a module it is both, for torchrun: ``torchrun --nproc-per-node=4 -m recbole_dynamicpo.cli`` takes the
+arguments of the one, or a subcommand of the other.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +28,11 @@ from .commands import (
     rank,
     run,
     show,
+    stage,
     sync,
 )
-from .errors import DynamicPOError, StoppedError
+from .errors import DynamicPOError, PeerError, StoppedError
+from .parallel import leave, may_show
 
 # Read when torch loads its OpenMP runtime. Where other processes are busy, its threads wait for one another
 # in loops that take the core from the very thread they wait for; a short spin costs a quiet machine nothing.
@@ -66,24 +72,35 @@ def _guarded(command: Callable[[Sequence[str]], None], arguments: Sequence[str] 
     try:
         command(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
+    except PeerError as error:
+        _show(f"error: {error}; what it had written is safe: go on with --resume and the same settings")
+        return 1
     except BrokenPipeError:  # who reads our output, head for one, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
         return 128 + signal.SIGPIPE
     except StoppedError as error:
-        print(error, file=sys.stderr)
+        _show(str(error))
         return 128 + signal.SIGTERM
     except DynamicPOError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _show(f"error: {error}")
         return 2
     except OSError as error:
         if error.errno not in _STORAGE or not error.filename:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        _show(f"error: {error.filename}: {error.strerror}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _show("interrupted")
         return 130
+    finally:
+        leave()
     return 0
+
+
+def _show(text: str) -> None:
+    """Show why a run ends; of several processes the one does that ends first."""
+    if may_show():
+        print(text, file=sys.stderr, flush=True)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -109,6 +126,7 @@ def _main(arguments: Sequence[str]) -> None:
         doctor,
         bootstrap,
         sync,
+        stage,
     ):
         command.add(commands)
     options, rest = parser.parse_known_args(arguments)
@@ -116,3 +134,8 @@ def _main(arguments: Sequence[str]) -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.settings = rest
     options.action(options)
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    sys.exit(main(given) if given and not given[0].startswith("-") else run_recbole(given))

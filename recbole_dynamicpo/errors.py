@@ -14,6 +14,7 @@ __all__ = [
     "DynamicPOError",
     "LockedError",
     "NumericsError",
+    "PeerError",
     "SettingsError",
     "StoppedError",
     "TrackingError",
@@ -58,6 +59,10 @@ class NumericsError(DynamicPOError):
 
 class LockedError(DynamicPOError):
     """Another process works in the folder; the message names it."""
+
+
+class PeerError(DynamicPOError):
+    """Another process of the same run ended, or does not answer."""
 
 
 class StoppedError(BaseException):

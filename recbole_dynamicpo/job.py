@@ -30,6 +30,7 @@ class Job:
         config_files: YAML files, later ones win.
         overrides: settings that win over the files.
         store: folder of stage results and of the records of runs.
+        nproc: processes of this machine that train and evaluate together; no result depends on it.
 
     Raises:
         SettingsError: a file that cannot be read, or a model that is not ours.
@@ -40,6 +41,7 @@ class Job:
     config_files: tuple[str, ...] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
     store: str = "saved"
+    nproc: int = 1
 
     def __post_init__(self) -> None:
         said = {"model": MODEL_NAMES[0], "dataset": "ml-100k", **read_settings_files(self.config_files)}
@@ -50,6 +52,8 @@ class Job:
                 f"model: got '{self.model}', wanted one of {', '.join(MODEL_NAMES)}"
                 f"{nearest(self.model, MODEL_NAMES)}"
             )
+        if self.nproc < 1:
+            raise SettingsError(f"nproc: got {self.nproc}, wanted at least 1")
 
     def settings_of(self, more: Mapping[str, Any] | None = None) -> PlainConfig:
         """Return the configuration with its settings checked; ``more`` wins over everything."""

@@ -8,7 +8,8 @@ module knows no orchestrator.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from .host.run import load
 from .ingredients import Ingredients
 from .job import Job, place_of, stage_config
 from .names import RECORDED, STAGES
+from .parallel import here, is_one_of_several
 from .settings import Settings, read_settings
+from .stage_processes import in_processes
 from .stage_results import StageResult, finish, finished, stage_folder, stage_key
 from .storage import load_json, locked, set_aside, write_json
 from .tracking.journal import Journal
@@ -132,7 +135,9 @@ def train(
         DynamicPOError: see the message.
     """
     key, folder = place_of(prepared, stage)
-    with locked(folder, wait=True):
+    if _wants_others(job, folder, key):
+        in_processes(job, stage, prepared, tracker, progress)
+    with _held(folder):
         result = finished(folder, key)
         if result is None:
             config = stage_config(job, stage, prepared)
@@ -140,11 +145,31 @@ def train(
             try:
                 outputs = _trained(config, folder, prepared, tracker, progress)
             except CheckpointError as error:
-                aside = set_aside(folder)
+                aside = here().decide(lambda: set_aside(folder))
                 logger.warning("%s: not gone on with (%s); now %s, and begun again", folder, error, aside)
                 outputs = _trained(config, folder, prepared, tracker, progress)
-            result = finish(folder, replace(result, outputs=outputs))
+            result = _finish(folder, replace(result, outputs=outputs))
         return result
+
+
+def _wants_others(job: Job, folder: Path, key: str) -> bool:
+    """Say whether a stage is to be run by several processes that are not there yet."""
+    if job.nproc == 1 or is_one_of_several():
+        return False
+    with locked(folder, wait=True):
+        return finished(folder, key) is None
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a stage's folder inside the block; the first process of a run does for all."""
+    with locked(folder, wait=True) if here().first else nullcontext():
+        here().wait()
+        yield
+
+
+def _finish(folder: Path, result: StageResult) -> StageResult:
+    return here().decide(lambda: finish(folder, result))
 
 
 def _trained(
@@ -172,7 +197,9 @@ def evaluate(
         DynamicPOError: see the message.
     """
     key, folder = place_of(prepared, "evaluate")
-    with locked(folder, wait=True):
+    if _wants_others(job, folder, key):
+        in_processes(job, "evaluate", prepared, tracker, progress)
+    with _held(folder):
         result = finished(folder, key)
         if result is not None:
             return result
@@ -184,10 +211,10 @@ def evaluate(
         found = trainer.evaluate(loaded.test, show_progress=config["show_progress"])
         outputs = {
             "test": {name: float(value) for name, value in found.items()},
-            "contestants": read_report(folder)["contestants"],
+            "contestants": here().decide(lambda: read_report(folder)["contestants"]),
             "adapter": str(trainer.adapters[trainer.chosen]),
         }
-        return finish(folder, StageResult("evaluate", key, str(folder), outputs))
+        return _finish(folder, StageResult("evaluate", key, str(folder), outputs))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import recbole_dynamicpo
 PACKAGE = Path(recbole_dynamicpo.__file__).parent
 NAME = PACKAGE.name
 
-GROUND = "errors names settings setting_types ingredients storage interrupt version"
+GROUND = "errors names settings setting_types ingredients storage interrupt parallel version"
 PILLARS = "data language_model objectives evaluation"
 
 BELOW_HOST = f"{PILLARS} scoring title_trie dataset likelihoods serving tracking training"
@@ -41,8 +41,9 @@ MAY_IMPORT = {
     "host": BELOW_HOST,
     "stage_results": "training.checkpoint",
     "job": f"{BELOW_HOST} host stage_results",
-    "pipeline": f"{BELOW_HOST} host stage_results job",
-    "commands": f"{BELOW_HOST} host stage_results job pipeline",
+    "stage_processes": "job stage_results tracking.live",
+    "pipeline": f"{BELOW_HOST} host stage_results stage_processes job",
+    "commands": f"{BELOW_HOST} host stage_results stage_processes job pipeline",
     "cli": "commands",
     "": "host serving",  # the face, __init__
 }
@@ -51,8 +52,8 @@ KNOWS_FLOWS = "commands.bootstrap"
 
 # Where a library may be imported; one that is not here may be imported nowhere.
 EMBASSIES = {
-    "torch": "language_model objectives scoring title_trie evaluation.scores serving tracking.system "
-    "dataset likelihoods training host",
+    "torch": "parallel language_model objectives scoring title_trie evaluation.scores serving "
+    "tracking.system dataset likelihoods training host",
     "transformers": "language_model",
     "peft": "language_model",
     "recbole": "dataset likelihoods training host",

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..parallel import here
 from .arguments import add_command, add_data, add_model, settings_of
 
 
@@ -41,4 +42,5 @@ def _run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         out=options.out,
     )
-    print(text)
+    if here().first:
+        print(text)

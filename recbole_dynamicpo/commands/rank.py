@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
+from ..parallel import join
 from .arguments import add_command, add_model
 
 
@@ -39,17 +40,18 @@ def _run(options: argparse.Namespace) -> None:
 
 def _rank_file(options: argparse.Namespace) -> None:
     from ..serving.batch import rank_file
-    from ..serving.recommender import load_recommender
+    from ..serving.recommender import default_device, load_recommender
 
     if options.out is None or options.candidates is not None:
         raise SettingsError("rank --input: wanted --out, and no --candidates")
+    processes = join()
     found = rank_file(
-        load_recommender(options.model), options.input, options.out, k=options.k,
+        load_recommender(options.model, device=default_device()), options.input, options.out, k=options.k,
         exclude_history=not options.keep_history,
     )  # fmt: skip
-    print(
-        f"{found.ranked} users ranked in {found.parts} parts, {found.rejected} rows set aside: {options.out}"
-    )
+    if processes.first:
+        said = f"{found.ranked} users ranked in {found.parts} parts, {found.rejected} rows set aside"
+        print(f"{said}: {options.out}")
 
 
 def _rank_one(options: argparse.Namespace) -> None:

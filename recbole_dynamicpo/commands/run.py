@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
+
+from ..errors import SettingsError
+from ..names import MODEL_NAMES
+from ..parallel import environment_of, torchrun
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -22,7 +27,7 @@ def run(arguments: Sequence[str]) -> None:
         "--dataset", "-d", help="name of the data set; default: that of the files, else ml-100k"
     )
     parser.add_argument("--config_files", default="", help="YAML files, separated by spaces")
-    parser.add_argument("--nproc", type=int, default=1, help="processes on this machine (stock models)")
+    parser.add_argument("--nproc", type=int, default=1, help="processes on this machine")
     parser.add_argument("--ip", default="localhost", help="address of the first machine")
     parser.add_argument("--port", default="5678", help="its port")
     parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines")
@@ -38,6 +43,29 @@ def run(arguments: Sequence[str]) -> None:
     if known.nproc == 1 and known.world_size <= 0:
         run_model(model, dataset, files, overrides)
         return
+    if model in MODEL_NAMES:
+        _start(
+            known, [f"--model={model}", f"--dataset={dataset}", f"--config_files={known.config_files}", *rest]
+        )
     place = {"ip": known.ip, "port": known.port, "nproc": known.nproc, "offset": known.group_offset}
     place["world_size"] = known.nproc if known.world_size == -1 else known.world_size
     run_distributed(model, dataset, files, {**overrides, **place})
+
+
+def _start(known: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Become the torchrun that runs one of our models in several processes.
+
+    Raises:
+        SettingsError: the machines have not all the same number of processes.
+    """
+    world, nproc = max(known.world_size, known.nproc), known.nproc
+    if nproc < 1 or world % nproc or known.group_offset % nproc:
+        raise SettingsError(
+            f"world_size {known.world_size}, group_offset {known.group_offset}: wanted multiples of nproc, "
+            f"{nproc}, as each machine has as many processes"
+        )
+    machines, machine = world // nproc, known.group_offset // nproc
+    command = torchrun(
+        arguments, nproc, machines=machines, machine=machine, address=known.ip, port=known.port
+    )
+    os.execve(command[0], command, environment_of(nproc, machines))

@@ -9,10 +9,14 @@ from __future__ import annotations
 import codecs
 import functools
 import logging
+import os
 from typing import Any
+
+import torch
 
 from ..errors import SettingsError, nearest
 from ..names import MODEL_NAMES
+from ..parallel import is_one_of_several, join
 from ..settings import Settings, fields_of_settings, properties_folder, read_dataset_defaults
 from .recbole_rules import evaluation_problems, problems
 from .recbole_settings import NOT_READ, REFUSED, USED
@@ -50,11 +54,27 @@ def read_our_defaults(config_class: Any) -> None:
             _leave_out_foreign_options(self)
             read_byte_order_marks(self)
             check_settings(self)
-            if not {**self.internal_config_dict, **self.external_config_dict}["use_gpu"]:
-                self.external_config_dict["gpu_id"] = ""  # RecBole 1.2.1 would take the GPU all the same
+            _choose_devices(self)
+            join()  # now that the processes know which devices they may see
 
     load.reads_dynamicpo_defaults = True  # type: ignore[attr-defined]
     config_class._load_internal_config_dict = load
+
+
+def _choose_devices(config: Any) -> None:
+    """Let all devices be visible, but for those that a user leaves out."""
+    given = config.external_config_dict
+    if not {**config.internal_config_dict, **given}["use_gpu"]:
+        given["gpu_id"] = ""  # RecBole 1.2.1 would take the GPU all the same
+    elif given.get("gpu_id") is None and is_one_of_several():
+        # RecBole's default, 0, would put every process on the first one.
+        devices = range(torch.cuda.device_count())
+        given["gpu_id"] = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, devices))
+    if given.get("gpu_id") is not None:
+        seen = given["gpu_id"]
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            ",".join(map(str, seen)) if isinstance(seen, tuple) else str(seen)
+        )
 
 
 def check_settings(config: Any, *, stock: bool = False) -> None:

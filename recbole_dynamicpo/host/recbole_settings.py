@@ -185,7 +185,7 @@ REFUSED: dict[str, str] = {
 }
 
 _SET = "RecBole sets it itself"
-_ONE = "our models train in one process; accumulation_steps makes larger steps"
+_ONE = "torchrun starts several processes, or run_recbole with --nproc; no setting does"
 _OTHERS = "it belongs to others of RecBole's models"
 
 # Refused in a file or a dictionary, and passed over in the command line of a process, which may be a

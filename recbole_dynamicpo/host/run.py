@@ -14,6 +14,7 @@ from recbole.data.dataloader import NegSampleEvalDataLoader
 from ..dataset.data_files import check_splits
 from ..errors import DataError, SettingsError
 from ..names import MODEL_NAMES
+from ..parallel import here, is_one_of_several
 from ..training.evaluating import rows_to_rank
 from ..training.plan import check_rows
 from .config import checked_config
@@ -44,7 +45,14 @@ def run(
     from recbole.utils import get_trainer, init_logger
 
     config = checked_config(model, dataset, config_files, overrides or {})
-    init_logger(config)
+    ours = bool(lineage(config.model_class))
+    if is_one_of_several() and not ours:
+        raise SettingsError(
+            f"model: got {config['model']} in processes of torchrun, wanted one of {', '.join(MODEL_NAMES)} "
+            "(models of RecBole's own would each train alone; run_recbole --nproc is their way)"
+        )
+    if here().first:
+        init_logger(config)
     logger = logging.getLogger()
     logger.info(config)
     loaded = load(config)
@@ -52,7 +60,7 @@ def run(
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, loaded.model)
     show = {"saved": saved, "show_progress": config["show_progress"]}
     # Our trainer records itself, and says last what became of its model.
-    if lineage(config.model_class):
+    if ours:
         best_score, best_result = trainer.fit(loaded.train, loaded.valid, **show)
         logger.info("best valid: %s", best_result)
         test_result = trainer.evaluate(
@@ -143,21 +151,14 @@ def _check_labels(config: Config, data: Any) -> None:
 def run_distributed(
     model: str, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
 ) -> None:
-    """Run a stock model in ``overrides["nproc"]`` processes, one a GPU.
+    """Run a stock model in ``overrides["nproc"]`` processes, one a GPU, in RecBole's own way.
 
     RecBole 1.2.1 measures wrongly then: rows are doubled until they divide among the processes, each batch
     weighs the four parts of its tuple instead of its rows, and the name of the saved file has the second of
     the process that made it. A warning says so at the start.
-
-    Raises:
-        SettingsError: one of our models; their trainer uses one process and accumulates instead.
     """
     import torch.multiprocessing
 
-    if model in MODEL_NAMES:
-        raise SettingsError(
-            f"nproc: got {overrides['nproc']} for {model}, wanted 1 (raise accumulation_steps instead)"
-        )
     logging.getLogger(__name__).warning(
         "%s in %s processes: RecBole 1.2.1's metrics are wrong then (rows are doubled until they divide, and "
         "every batch weighs the same whatever its rows), and the saved model may not be found, as its name "

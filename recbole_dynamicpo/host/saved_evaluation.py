@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,22 +23,17 @@ from ..evaluation.ranks import ALL_RANKS_FILE, POPULARITY, RANKS_FILE, write_ran
 from ..evaluation.report import REPORT_FILE, VIEWS, Contestant, render, summarize
 from ..ingredients import decides, nested_settings
 from ..language_model.policy import POLICY
+from ..parallel import here, join
 from ..scoring.answers import write_answers
 from ..scoring.batches import PromptRow
 from ..serving.mlflow_store import opened_recommender
 from ..serving.packaging import SETTINGS_FILE
-from ..serving.recommender import Recommender, load_recommender
+from ..serving.recommender import Recommender, default_device, load_recommender
 from ..settings import fields_of_settings
 from ..storage import atomic_file, load_json, write_json
 from ..tracking.record import RECORD_FILE
 from ..training.contestants import rank_by_counting
-from ..training.evaluating import (
-    rank_by_popularity,
-    rank_candidates,
-    row_names,
-    rows_to_rank,
-    settled,
-)
+from ..training.evaluating import rank_by_popularity, rank_candidates, row_names, rows_to_rank, settled
 from ..training.whole_catalogue import WholeCatalogue
 from .config import PlainConfig, refuse_pickles
 
@@ -166,8 +161,9 @@ def evaluate_saved(
     Raises:
         DynamicPOError: anything wrong with the adapter, the settings or the data.
     """
+    writes = join().first
     with opened_recommender(source) as folder:
-        recommender = load_recommender(folder, device="cuda" if torch.cuda.is_available() else "cpu")
+        recommender = load_recommender(folder, device=default_device())
         made_with = settings_of(folder)
     rows = read_test_rows(dataset, config_files, overrides, made_with)
     saved = _Saved(recommender, rows, progress)
@@ -190,9 +186,9 @@ def evaluate_saved(
         answers, found = _generate(recommender, rows, scores, batch_size, progress)
         figures["generate"] = asdict(found)
         text = "\n".join([found.table(), *notes])
-        if out:
+        if out and writes:
             _write_answers(out / ANSWERS_FILE, rows, answers)
-    if out:
+    if out and writes:
         names = row_names(rows.data, ranked.row_ids)
         write_ranks(out / RANKS_FILE, *names, ranked.ranks, ranked.rows)
         if saved.ranks_all:
@@ -200,6 +196,13 @@ def evaluate_saved(
             write_ranks(out / ALL_RANKS_FILE, *names, np.array(saved.ranks_all), digests)
         write_json(out / REPORT_FILE, figures)
     return text
+
+
+class _Part(NamedTuple):
+    """What is found of some rows."""
+
+    scores: Tensor  # (n, C) of their candidates
+    ranks: Sequence[int] = ()  # of the titles chosen among all titles, where asked for
 
 
 class _Saved:
@@ -228,42 +231,47 @@ class _Saved:
 
     def scores(self) -> Tensor:
         """Return (n, C) log-probabilities of the candidates in prompt order, -inf where a row has fewer."""
-        prompts, step, score = self.rows.prompts, self.rows.rows_at_once, self._by_vocabulary
+        prompts, step, processes = self.rows.prompts, self.rows.rows_at_once, here()
+        score = self._by_vocabulary
         if self.catalogue is not None:
             everything = "all" in self.rows.data.settings.rank_among
             score = self._among_all if everything else self._by_catalogue
         scores = torch.full((len(prompts), max(len(row.completions) for row in prompts)), -torch.inf)
-        with tqdm(
-            total=len(prompts), desc="likelihood", unit=" rows", disable=None if self.progress else True
-        ) as bar:
-            for start in range(0, len(prompts), step):
-                part = score(slice(start, start + step))
-                scores[start : start + len(part), : part.shape[1]] = part
-                bar.update(len(part))
+        starts, own, shows = range(0, len(prompts), step), {}, self.progress and processes.first
+        quiet = None if shows else True
+        with tqdm(total=len(prompts), desc="likelihood", unit=" rows", disable=quiet) as bar:
+            for start in starts[processes.rank :: processes.world]:
+                own[start] = score(slice(start, start + step))
+                bar.update(len(prompts[start : start + step * processes.world]))
+        found = {start: part for parts in processes.gather(own) for start, part in parts.items()}
+        for start in starts:
+            part, ranks = found[start]
+            scores[start : start + len(part), : part.shape[1]] = part
+            self.ranks_all += ranks
         if self.catalogue is not None:
             interaction = self.rows.data.inter_feat
             chosen = interaction[CANDIDATE_IDS] == interaction[self.rows.data.iid_field][:, None]
             self.logps = scores.gather(1, chosen.int().argmax(dim=1)[:, None])[:, 0].numpy()
         return scores
 
-    def _by_vocabulary(self, part: slice) -> Tensor:
-        return self.scorer(self.rows.prompts[part])
+    def _by_vocabulary(self, part: slice) -> _Part:
+        return _Part(self.scorer(self.rows.prompts[part]))
 
     def _numbers(self, part: slice) -> IntArray:
         assert self.catalogue is not None
         return self.catalogue.numbers([row.completions for row in self.rows.prompts[part]])
 
-    def _by_catalogue(self, part: slice) -> Tensor:
+    def _by_catalogue(self, part: slice) -> _Part:
         assert self.catalogue is not None
-        return self.catalogue.in_voices(self.rows.prompts[part], self._numbers(part), [POLICY])[POLICY]
+        return _Part(self.catalogue.in_voices(self.rows.prompts[part], self._numbers(part), [POLICY])[POLICY])
 
-    def _among_all(self, part: slice) -> Tensor:
+    def _among_all(self, part: slice) -> _Part:
         assert self.catalogue is not None
         found = self.catalogue.all_in_voices(self.rows.prompts[part], [POLICY])[POLICY]
         ranks, _ = WholeCatalogue(self.rows.whole).judge(self.rows.data.inter_feat[part], found, 1)
-        self.ranks_all += ranks.tolist()
         numbers = torch.from_numpy(self._numbers(part))
-        return found.gather(1, numbers.clamp(min=0)).masked_fill(numbers < 0, -torch.inf)
+        own = found.gather(1, numbers.clamp(min=0)).masked_fill(numbers < 0, -torch.inf)
+        return _Part(own, ranks.tolist())
 
 
 def _generate(

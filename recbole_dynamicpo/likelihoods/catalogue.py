@@ -14,6 +14,7 @@ from ..data.counting import Sequences
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import IntArray, row_generator
 from ..language_model.policy import Policy
+from ..parallel import here
 from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
 from ..scoring.token_budget import TokenBudget
@@ -88,7 +89,9 @@ class CatalogueLikelihood:
         fitted: list[float] = []
         if self.priors.names:
             asked, targets = self._sample(lengths, FITTED_ROWS, settings.seed)
-            fitted, loss = fit_weights(self.scorer.trie, self.scorer.priors, asked, targets)
+            fitted, loss = here().decide(
+                lambda: fit_weights(self.scorer.trie, self.scorer.priors, asked, targets)
+            )
             said = ", ".join(f"{n} {w:.3f}" for n, w in zip(self.priors.names, fitted, strict=True))
             logger.info(
                 "priors: weights %s fitted to %d training titles, loss %.4f", said, len(targets), loss
@@ -102,7 +105,7 @@ class CatalogueLikelihood:
                 PromptRow([self.dataset.titles[item] for item in chains.items[chain][:at]], [], [])
                 for chain, at in sampled
             ]
-            centre = self.scorer.mean_logits(rows)
+            centre = here().decide(lambda: self.scorer.mean_logits(rows))
         self.voices.counts = Mixture(0.0, fitted)
         policy.train_beside(Mixture(settings.lm_scale, weights, centre))
 
@@ -111,7 +114,8 @@ class CatalogueLikelihood:
         """Give language model and priors their weights of greatest likelihood of the titles of windows."""
         mixture = self.voices["policy"]
         start = [max(mixture.scale.item(), _LEAST_START), *mixture.weights.tolist()]
-        (scale, *weights), loss = fit_experts(self.windows.said(rows), start, positive=1)
+        parts = self.windows.said(rows)
+        (scale, *weights), loss = here().decide(lambda: fit_experts(parts, start, positive=1))
         mixture.scale.fill_(scale)
         mixture.weights.copy_(torch.tensor(weights))
         named = zip(self.priors.names, weights, strict=True)

@@ -11,6 +11,7 @@ from ..dataset.columns import CHAIN, NEGATIVES, START, STOP, TOKENS
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import IntArray
 from ..errors import SettingsError
+from ..parallel import here
 from ..scoring.scorer import in_passes, speak
 from ..serving.catalogue_ranking import COUNTS
 from ..title_trie.catalogue_scorer import CatalogueScorer
@@ -76,19 +77,25 @@ class WindowScores:
 
     @torch.no_grad()
     def said(self, rows: Interaction) -> list[Said]:
-        """Return what the policy, its mean opinion taken out, and the priors say at windows' positions."""
-        policy, found = self.scorer.policy, []
+        """Return what the policy, its mean opinion taken out, and the priors say at windows' positions.
+
+        The processes of a run take turns at the passes.
+        """
+        policy, processes, layouts, found = self.scorer.policy, here(), [], {}
         training = policy.training
         policy.eval()
-        for chosen in self.scorer.budget.split(rows[TOKENS].tolist()):
+        for number, chosen in enumerate(self.scorer.budget.split(rows[TOKENS].tolist())):
             part = rows[chosen]
             trunks, row, place, histories = self._trunks(part)
             batch, layout = self.scorer.trunks(trunks, row, place, self._titles(part))
-            products, ratios = self.scorer.experts(batch, layout, histories)
-            own = self.scorer.mixtures["policy"].centred(products, layout.edges.edge).cpu()
-            found.append(Said(torch.cat([own, ratios.to(own)]), layout))
+            layouts.append(layout)
+            if number % processes.world == processes.rank:
+                products, ratios = self.scorer.experts(batch, layout, histories)
+                own = self.scorer.mixtures["policy"].centred(products, layout.edges.edge).cpu()
+                found[number] = torch.cat([own, ratios.to(own)])
         policy.train(training)
-        return found
+        everywhere = {number: said for part in processes.gather(found) for number, said in part.items()}
+        return [Said(everywhere[number], layout) for number, layout in enumerate(layouts)]
 
     def _spans(self, rows: Interaction) -> list[tuple[int, int, int]]:
         columns = (rows[name].tolist() for name in (CHAIN, START, STOP))

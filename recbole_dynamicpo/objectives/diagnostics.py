@@ -28,14 +28,16 @@ class Diagnostics(NamedTuple):
     beta_max: Tensor
 
 
-def merge_diagnostics(parts: Sequence[Diagnostics], rows: Sequence[int]) -> Diagnostics:
-    """Return the diagnostics of several batches of one step.
+def merge_diagnostics(parts: Sequence[Diagnostics], rows: Sequence[int], total: int) -> Diagnostics:
+    """Return what several batches add to the diagnostics of a step of ``total`` rows.
 
-    Means are weighted by ``rows``; minimum and maximum stay what they say. (The mean beta is then a
-    mean over rows' batches, not over boundary sets; the difference is nil for batches of one size.)
+    Means are weighted by ``rows``, so that what processes return adds up to those of the step; ``beta_mean``
+    becomes the betas' sum by ``total``, which the step's ``boundary_size`` divides. Minimum and maximum stay
+    what they say.
     """
-    stacked = torch.stack([torch.stack([value.float() for value in part]) for part in parts])
-    share = torch.tensor(rows, dtype=torch.float32, device=stacked.device) / sum(rows)
+    said = [part._replace(beta_mean=part.beta_mean * part.boundary_size) for part in parts]
+    stacked = torch.stack([torch.stack([value.float() for value in part]) for part in said])
+    share = torch.tensor(rows, dtype=torch.float32, device=stacked.device) / total
     merged = Diagnostics(*(share @ stacked))
     low, high = Diagnostics._fields.index("beta_min"), Diagnostics._fields.index("beta_max")
     return merged._replace(beta_min=stacked[:, low].amin(), beta_max=stacked[:, high].amax())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ..errors import DataError
+from ..parallel import here
 from .batches import PromptRow
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def write_answers(
     """Return the greedy continuation of each row's prompt, at most ``max_tokens`` tokens, as text.
 
     The prompts are those that the likelihood evaluation scores, cut to ``max_length`` in the same way.
-    Rows of similar length share a batch; prompts are padded on the left.
+    Rows of similar length share a batch; prompts are padded on the left. The processes of a run take turns
+    at the batches.
 
     Args:
         scorer: the policy that speaks and the collator that writes its prompts.
@@ -42,16 +44,19 @@ def write_answers(
     sizes = [sum(map(len, [*row.history, *row.candidates])) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: (-sizes[index], index))
     answers = [""] * len(rows)
-    policy, tokenizer = scorer.policy, scorer.collator.tokenizer
+    policy, tokenizer, processes = scorer.policy, scorer.collator.tokenizer, here()
+    progress = progress and processes.first
     policy.eval()
     with tqdm(total=len(rows), desc="generate", unit=" rows", disable=None if progress else True) as bar:
-        for start in range(0, len(order), batch_size):
+        for number, start in enumerate(range(0, len(order), batch_size)):
             chosen = order[start : start + batch_size]
+            bar.update(len(chosen))
+            if number % processes.world != processes.rank:
+                continue
             written = policy.write(scorer.collator([rows[i] for i in chosen]), max_tokens)
             texts = tokenizer.batch_decode(
                 written.cpu(), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
             for index, text in zip(chosen, texts, strict=True):
                 answers[index] = text
-            bar.update(len(chosen))
-    return answers
+    return ["".join(texts) for texts in zip(*processes.gather(answers), strict=True)]

@@ -8,8 +8,10 @@ aside beside their part, with their number and the reason.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from ..errors import DataError, SettingsError, short
+from ..parallel import here
 from ..storage import atomic_file, load_json, locked, remove_partial, sha256_file, sha256_json, write_json
 from .ranking import Question, Ranking
 from .recommender import Recommender
@@ -73,7 +76,7 @@ def rank_file(
     part_rows: int = PART_ROWS,
     progress: bool = True,
 ) -> BatchResult:
-    """Rank for every user of a file, or go on with it.
+    """Rank for every user of a file, or go on with it; the processes of torchrun take turns at the parts.
 
     Args:
         recommender: ranks.
@@ -93,19 +96,38 @@ def rank_file(
         LockedError: another process ranks into the folder.
     """
     wanted = _Wanted(_digest(source), _identity(recommender), k, exclude_history, part_rows)
-    with locked(out, wait=False):
-        _agree(out, wanted)
+    processes = here()
+    with locked(out, wait=False) if processes.first else nullcontext():
+        done = processes.decide(lambda: _begin(out, wanted))
         rows = read_users(source)
-        ranked = rejected = number = 0
-        with tqdm(total=_count(source), unit="user", disable=not progress, desc="rank") as bar:
+        sizes: list[int] = []
+        left = itertools.count()  # of the parts that are not there yet; the processes take turns at them
+        shows = progress and processes.first
+        with tqdm(
+            total=_count(source) if shows else None, unit="user", disable=not shows, desc="rank"
+        ) as bar:
             while part := list(islice(rows, part_rows)):
-                if not _part(out, number).is_file():
+                number = len(sizes)
+                if number not in done and next(left) % processes.world == processes.rank:
                     _write_part(out, number, part, recommender, wanted)
-                set_aside = _set_aside(out, number)
-                bad = set_aside.read_bytes().count(b"\n") if set_aside.is_file() else 0
-                ranked, rejected, number = ranked + len(part) - bad, rejected + bad, number + 1
+                sizes.append(len(part))
                 bar.update(len(part))
-    return BatchResult(number, ranked, rejected)
+        processes.wait()
+        rejected = processes.decide(
+            lambda: sum(_count_set_aside(out, number) for number in range(len(sizes)))
+        )
+    return BatchResult(len(sizes), sum(sizes) - rejected, rejected)
+
+
+def _begin(out: Path, wanted: _Wanted) -> set[int]:
+    """Return the numbers of the parts that are there, after a look at what the folder is for."""
+    _agree(out, wanted)
+    return {int(path.stem.partition("-")[2]) for path in out.glob("part-*.parquet")}
+
+
+def _count_set_aside(out: Path, number: int) -> int:
+    path = _set_aside(out, number)
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def _part(out: Path, number: int) -> Path:

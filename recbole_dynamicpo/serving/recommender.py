@@ -238,6 +238,11 @@ def save_recommender(
         write_card(work, card)
 
 
+def default_device() -> str:
+    """Return where a command computes that is not told: on a GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_recommender(
     source: str | Path,
     *,

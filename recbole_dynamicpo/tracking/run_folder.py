@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, SettingsError
-from ..storage import load_json, write_json
+from ..parallel import restarts
+from ..storage import atomic_file, load_json, sha256_json, write_json
 
 IDENTITY_FILE = "run.json"
 
@@ -29,6 +31,37 @@ def new_run_folder(parent: Path, name: str) -> Path:
         except FileNotFoundError as error:  # a folder of the system that takes no others
             raise SettingsError(f"checkpoint_dir: got '{parent}', where no folder can be made") from error
     raise AssertionError("unreachable")
+
+
+def begin_run(parent: Path, name: str) -> Path:
+    """Return the folder of a run: a new one, or the one that the same torchrun began before it started again.
+
+    Raises:
+        SettingsError: a folder cannot be made there.
+    """
+    mark = _mark(parent)
+    if mark is not None and restarts() and mark.is_file():
+        begun = parent / mark.read_text(encoding="utf-8")
+        if begun.is_dir():
+            return begun
+    folder = new_run_folder(parent, name)
+    if mark is not None:
+        with atomic_file(mark) as handle:
+            handle.write(folder.name)
+    return folder
+
+
+def end_run(folder: Path) -> None:
+    """Forget which torchrun began a run; what it starts again begins another."""
+    mark = _mark(folder.parent)
+    if mark is not None:
+        mark.unlink(missing_ok=True)
+
+
+def _mark(parent: Path) -> Path | None:
+    """Return the file that names the run of the torchrun that started this process."""
+    launch = os.environ.get("TORCHELASTIC_RUN_ID")
+    return parent / f".{sha256_json(launch)[:16]}.launch" if launch else None
 
 
 def write_identity(folder: Path, now: Mapping[str, Any]) -> None:

@@ -105,20 +105,22 @@ def load_progress(folder: Path) -> Progress:
     return _read_state(folder)[0]
 
 
-def resume_run(run_folder: Path, decided_by: Mapping[str, Any], journal: Journal) -> Progress:
+def resume_run(run_folder: Path, decided_by: Mapping[str, Any], journal: Journal | None) -> Progress:
     """Return the progress of an interrupted run, and take back what its journal says beyond it.
 
     Args:
         run_folder: with a checkpoint.
         decided_by: what decides the training now; it must be what decided it then.
-        journal: of the run.
+        journal: of the run; None where another process takes it back.
 
     Raises:
         CheckpointError: no checkpoint, or something differs; names each difference.
     """
     progress = load_progress(run_folder / CHECKPOINT)
     check_identity(run_folder, decided_by)
-    journal.rewind(progress.stage, progress.step, ("prepare", *STAGES[: STAGES.index(progress.stage)]))
+    if journal is not None:
+        before = ("prepare", *STAGES[: STAGES.index(progress.stage)])
+        journal.rewind(progress.stage, progress.step, before)
     logger.info("resuming %s at step %d of stage %s", run_folder, progress.step, progress.stage)
     return progress
 

@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from recbole.utils import calculate_valid_score, dict2str, early_stopping
 
 from ..dataset.dataset import DynamicPODataset
 from ..evaluation.ranks import COUNTING, POPULARITY, read_ranks, valid_ranks_file, write_ranks
 from ..evaluation.statistics import mrr_gain, paired_ranks, reciprocal_rank
 from ..names import STAGES
+from ..parallel import here
 from ..serving.folder import FINAL_FILE
 from ..storage import write_json
-from .contestants import rank_by_counting
-from .evaluating import Ranked, rank_by_popularity, row_names
+from .contestants import rank_by_counting, rank_in_voices
+from .evaluating import Ranked, rank_by_popularity, row_names, rows_to_rank
 from .reporting import Tables, where_to_go_on, write_report
+
+logger = logging.getLogger(__name__)
+
+
+def validate(trainer: Any, stage: str, epoch: int) -> bool:
+    """Rank the validation rows, keep the adapter if it is its stage's best, and return whether to stop.
+
+    Args:
+        trainer: of the run.
+        stage: that is being trained.
+        epoch: told to RecBole's callback.
+    """
+    progress, rows = trainer.progress, rows_to_rank(trainer.valid_data, trainer.settings.seed)
+    with progress.timed("validation"):
+        found = rank_in_voices(trainer, rows, trainer.model.judged())
+    result: dict[str, float] = here().decide(lambda: [*found.values()][-1].result)
+    score = float(calculate_valid_score(result, trainer.valid_metric))
+    best, bigger = progress.best_score, trainer.valid_metric_bigger
+    worst = -np.inf if bigger else np.inf
+    trainer.best_valid_score, progress.worse, stop, better = early_stopping(
+        score, worst if best is None else best, progress.worse,
+        max_step=trainer.settings.stopping_step, bigger=bigger,
+    )  # fmt: skip
+    if better:
+        progress.best_score, progress.best_result = score, result
+        trainer._save_adapter(stage)
+        if here().first:
+            keep_valid_ranks(trainer.run_folder, stage, trainer.model.dataset, rows._dataset, found)
+    trainer.recorder.note(stage, progress.step, "valid", result)
+    logger.info("%s step %d: valid %s", stage, progress.step, dict2str(result))
+    if trainer.callback:
+        trainer.callback(epoch, score)
+    return bool(stop)
 
 
 def keep_valid_ranks(

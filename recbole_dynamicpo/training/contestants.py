@@ -18,6 +18,7 @@ from ..data.rules import CompanyRule, FloatArray, OrderRule, PlaceRule, Rows
 from ..dataset.columns import CANDIDATE_IDS
 from ..dataset.dataset import DynamicPODataset
 from ..evaluation.ranks import POPULARITY
+from ..parallel import here
 from .evaluating import Ranked, RankingTrainer, rank_candidates
 from .whole_catalogue import Scores, WholeCatalogue, as_scores
 
@@ -34,6 +35,8 @@ def rank_all(
 ) -> dict[str, dict[str, Ranked]]:
     """Return what setting ``rank_among`` asks for -> name -> what is found, the final model last.
 
+    The first process of a run ranks; the others score for it, and return nothing.
+
     Args:
         trainer: whose model speaks in every voice.
         rows: of ``rows_to_rank``.
@@ -44,8 +47,11 @@ def rank_all(
     among = model.settings.rank_among
     scores = len(rows._dataset.inter_feat) * len(spoken) * model.dataset.item_num
     ways = {"candidates": _among_candidates, "all": _among_all}
-    with model.scoring_together(spoken, whole=len(among) > 1 and scores <= MOST_KEPT):
-        return {name: dict(ways[name](trainer, rows, show_progress)) for name in among}
+    with model.answers.together(spoken, _batches(rows), whole=len(among) > 1 and scores <= MOST_KEPT):
+        if here().first:
+            return {name: dict(ways[name](trainer, rows, show_progress)) for name in among}
+        model.answers.help_out(among)
+    return {}
 
 
 def rank_in_voices(
@@ -53,17 +59,27 @@ def rank_in_voices(
 ) -> dict[str, Ranked]:
     """Return name -> what the model in some of its voices is found to rank among candidates.
 
+    The first process of a run ranks; the others score for it, and return nothing.
+
     Args:
         trainer: whose model speaks.
         rows: of ``rows_to_rank``.
         voices: voice -> name.
     """
-    found = {}
-    with trainer.model.scoring_together(list(voices)):
+    model, found = trainer.model, {}
+    with model.answers.together(list(voices), _batches(rows)):
+        if not here().first:
+            model.answers.help_out(["candidates"])
+            return {}
         for voice, name in voices.items():
-            with trainer.model.speaking_as(voice):
+            with model.speaking_as(voice):
                 found[name] = trainer.rank_rows(rows)
     return found
+
+
+def _batches(rows: FullSortEvalDataLoader) -> list[Interaction]:
+    """Return the batches of rows, which several processes deal among them."""
+    return [] if here().alone else [batch[0] for batch in rows]
 
 
 def _among_candidates(

@@ -8,6 +8,7 @@ first, so that they too are ranked by titles and by the one rule for ties.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from ..dataset.columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import row_generator
 from ..evaluation.scores import popularity_scores, ranks_of, settle, tie_draws
+from ..parallel import here
 from ..storage import sha256_json
 from .whole_catalogue import Scores, WholeCatalogue
 
@@ -87,6 +89,9 @@ class RankingTrainer(Trainer):
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
+        if not here().first:  # RecBole has begun a log of its own
+            self.tensorboard.close()
+            shutil.rmtree(self.tensorboard.log_dir, ignore_errors=True)
         self.eval_collector = RankingCollector(config)
         self._among_all: Callable[[Interaction], tuple[Tensor, Tensor]] | None = None
 
@@ -174,7 +179,7 @@ def score_table(data: DynamicPODataset, interaction: Interaction, scores: Tensor
         scores: (B, C), -inf where a row has fewer candidates.
     """
     candidates = interaction[CANDIDATE_IDS].to(scores.device)
-    table = torch.full((len(candidates), data.item_num), -torch.inf, device=scores.device)
+    table = scores.new_full((len(candidates), data.item_num), -torch.inf)
     table.scatter_(1, candidates, settled(data, interaction, scores))
     table[:, 0] = -torch.inf
     return table

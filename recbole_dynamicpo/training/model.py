@@ -6,9 +6,8 @@ DynamicPO and its plain baselines are one class; properties/model/<Name>.yaml se
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from ..data.catalogue import Catalogue
-from ..dataset.columns import CANDIDATE_IDS, ROW_ID
+from ..dataset.columns import CANDIDATE_IDS
 from ..dataset.dataset import DynamicPODataset
 from ..errors import DataError
 from ..evaluation.ranks import FITTED_COUNTS
@@ -39,8 +38,8 @@ from ..scoring.token_budget import TokenBudget
 from ..serving.folder import Card
 from ..serving.packaging import portable_backbone
 from ..settings import Settings, properties_folder
+from .answers import Answers
 from .evaluating import score_table
-from .operation_count import OperationCount
 from .plan import check_prompts
 
 logger = logging.getLogger(__name__)
@@ -58,6 +57,7 @@ class DynamicPO(SequentialRecommender):
         diagnostics: of the last preference batch.
         beta_counts: (BETA_BINS,) histogram of that batch's betas over beta0.
         likelihood: what a title's log-probability is.
+        answers: of evaluation rows in several voices.
 
     Raises:
         SettingsError, DataError, BackboneError, AdapterError: see the messages.
@@ -99,9 +99,7 @@ class DynamicPO(SequentialRecommender):
         self.stage = "preference"
         self.voice, self.final_voice = "policy", "policy"
         self.target_logps: Tensor | None = None
-        self._voices: tuple[str, ...] = ()
-        self._keeps_all = False
-        self._answers: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self.answers = Answers(self.likelihood)
         self.diagnostics: Diagnostics | None = None
         self.beta_counts = torch.zeros(BETA_BINS)
 
@@ -164,7 +162,7 @@ class DynamicPO(SequentialRecommender):
         self.target_logps = None
         if self.voice == "popularity":
             return popularity_scores(self.popularity[candidates], candidates > 0)
-        scores = self._scores(interaction, candidates)
+        scores = self.answers.candidates(interaction, self.voice)
         if self.settings.likelihood == "catalogue":
             places = (candidates == interaction[self.ITEM_ID].cpu()[:, None]).int().argmax(dim=1)
             self.target_logps = scores.gather(1, places[:, None])[:, 0]
@@ -217,43 +215,9 @@ class DynamicPO(SequentialRecommender):
         finally:
             self.voice = "policy"
 
-    @contextmanager
-    def scoring_together(self, voices: Sequence[str], *, whole: bool = False) -> Iterator[None]:
-        """Score for all ``voices`` at once inside the block, where each will be asked for the same rows.
-
-        The answers to the first voice's question are kept until the others are asked; with ``whole`` the
-        scores of all titles are, until the end, and answer for candidates too.
-        """
-        self._voices, self._keeps_all = tuple(voices), whole
-        try:
-            yield
-        finally:
-            self._voices, self._answers, self._keeps_all = (), {}, False
-
-    def _scores(self, interaction: Interaction, candidates: Tensor) -> Tensor:
-        """Return (B, C) scores in the present voice, perhaps known since another voice was asked."""
-        if self._keeps_all and isinstance(self.likelihood, CatalogueLikelihood):
-            numbers = torch.from_numpy(self.likelihood.numbers[candidates.numpy()])
-            found = self.title_scores(interaction).gather(1, numbers.clamp(min=0))
-            return found.masked_fill(numbers < 0, -torch.inf)
-        return self._together(
-            interaction, lambda voices: self.likelihood.in_voices(interaction, candidates.numpy(), voices)
-        )
-
     def title_scores(self, interaction: Interaction) -> Tensor:
         """Return (B, Y) log-probabilities of all distinct titles in the present voice, nats."""
-        assert isinstance(self.likelihood, CatalogueLikelihood)
-        return self._together(interaction, partial(self.likelihood.all_in_voices, interaction))
-
-    def _together(
-        self, interaction: Interaction, score: Callable[[Sequence[str]], dict[str, Tensor]]
-    ) -> Tensor:
-        rows = tuple(interaction[ROW_ID].tolist())
-        if (self.voice, rows) not in self._answers:
-            voices = self._voices if self.voice in self._voices else (self.voice,)
-            self._answers.update({(voice, rows): scores for voice, scores in score(voices).items()})
-        known = (self.voice, rows)
-        return self._answers[known] if self._keeps_all else self._answers.pop(known)
+        return self.answers.titles(interaction, self.voice)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return (B, item_num) scores: the candidates' log-probabilities, settled, -inf elsewhere."""
@@ -295,3 +259,22 @@ class SDPO(DynamicPO):
 
 class SFTRec(DynamicPO):
     """Supervised fine-tuning only."""
+
+
+class OperationCount(nn.Module):
+    """Reports the operations of scoring one row to RecBole's counter.
+
+    The counter hooks every submodule, which a PEFT model refuses. This module has none: it states
+    2 operations per weight and token, the usual estimate of a forward pass.
+    """
+
+    total_ops: Tensor  # made by the counter
+
+    def __init__(self, model: DynamicPO) -> None:
+        super().__init__()
+        weights = sum(p.numel() for p in model.policy.parameters())
+        self.operations = 2.0 * weights * model.collator.max_length
+
+    def predict(self, interaction: Interaction) -> None:
+        """Add one row's operations to the counter."""
+        self.total_ops = self.total_ops + self.operations

@@ -19,12 +19,14 @@ from ..ingredients import Ingredients, flat_settings
 from ..language_model.adapter_folder import trained_digest
 from ..language_model.attention import kernel_name
 from ..language_model.backbone import backbone_fingerprint, resolve_backbone, resolve_dtype, tokenizer_digest
+from ..parallel import here
 from ..scoring.prompts import load_templates
 from ..settings import Settings, properties_folder
 from ..storage import sha256_json
 from ..tracking.journal import Journal
 from ..tracking.live import NullTracker, Tracker, Tracking
 from ..tracking.record import JOURNAL_FILE, RECORD_FILE, describe, run_tags, write_record
+from ..tracking.run_folder import end_run
 from ..tracking.system import system_metrics
 
 # Seconds between two readings of processor and memory.
@@ -61,10 +63,12 @@ class Recorder:
         uri: setting ``mlflow_tracking_uri``.
         whole: the folder holds a run of its own, which is recorded, locked and published; else a caller
             does all that.
+
+    Of several processes of a run the first one writes; the others say nothing.
     """
 
     def __init__(self, folder: Path, tracking: Tracking, uri: str | None, *, whole: bool) -> None:
-        self.folder, self.whole = folder, whole
+        self.folder, self.whole, self._writes = folder, whole, here().first
         self.journal = Journal(folder / JOURNAL_FILE)
         self._tracking, self._uri = tracking, uri
         self._tracker: Tracker = NullTracker()
@@ -78,6 +82,8 @@ class Recorder:
             model: with its data and its backbone.
             ingredients: of the run.
         """
+        if not self._writes:
+            return
         if self.whole and not (self.folder / RECORD_FILE).is_file():
             dataset, backbone = model.dataset, model.policy.backbone
             rows = {phase: len(part.inter_feat) for phase, part in dataset.built.items()}
@@ -102,6 +108,9 @@ class Recorder:
         """
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        if not self._writes:
+            yield
+            return
         try:
             with self.journal.stage(name, step):
                 self._tracker.changed()
@@ -117,6 +126,8 @@ class Recorder:
 
     def note(self, stage: str, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Write one entry and tell the tracker; now and then add the machine's load."""
+        if not self._writes:
+            return
         named = {metric_name(name): value for name, value in values.items()} if kind == "valid" else values
         self.journal.write(stage, step, kind, dict(named))
         if kind == "train" and time.monotonic() - self._system_read > SYSTEM_EVERY:
@@ -126,7 +137,11 @@ class Recorder:
 
     def publish(self) -> None:
         """Let the copy of the run be complete, and what follows a whole run be done."""
+        if not self._writes:
+            return
         self._tracker.close("FINISHED")
+        if self.whole:
+            end_run(self.folder)
         if self.whole and (self.folder / RECORD_FILE).is_file():
             self._tracking.publish(self.folder, self._uri)
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ..ingredients import Ingredients
 from ..language_model.embedded import cache_folder
 from ..language_model.policy import REFERENCE
+from ..parallel import here
 from ..storage import atomic_file, sha256_json
 from .model import DynamicPO
 
@@ -83,25 +84,38 @@ class ReferenceCache:
         self,
         keys: Sequence[str],
         score: Callable[[list[int]], Tensor],
-        progress: Callable[[int], object],
-    ) -> tuple[Tensor, int]:
+        progress: Callable[[int], bool | None],
+    ) -> tuple[Tensor, int] | None:
         """Return (n, C) log-probabilities of all rows and how many of them had to be computed.
+
+        The processes of a run take turns at the parts that none of them has stored.
 
         Args:
             keys: (n,) a hash of each row.
             score: computes the (m, C) log-probabilities of the rows with these m indices.
-            progress: called with the number of rows done at each step.
+            progress: told the number of rows done at each step; says whether to stop.
+
+        Returns:
+            None if a process was to stop; what was computed is stored.
         """
-        stored = self.load()
-        missing = [index for index, key in enumerate(keys) if key not in stored]
-        progress(len(keys) - len(missing))
-        for start in range(0, len(missing), SHARD_ROWS):
+        processes, stored = here(), self.load()
+        known = processes.gather([key in stored for key in keys])
+        missing = [index for index, found in enumerate(zip(*known, strict=True)) if not any(found)]
+        stop = progress(len(keys) - len(missing))
+        for start in range(processes.rank * SHARD_ROWS, len(missing), processes.world * SHARD_ROWS):
+            if stop:
+                break
             chunk = missing[start : start + SHARD_ROWS]
             values = score(chunk).double().tolist()
             fresh = {keys[index]: value for index, value in zip(chunk, values, strict=True)}
             self.store(fresh)
             stored.update(fresh)
-            progress(len(chunk))
+            stop = progress(len(chunk))
+        if processes.agree(bool(stop)):
+            return None
+        stored = {key: stored[key] for key in keys if key in stored}
+        for others in processes.gather(stored):
+            stored.update(others)
         table = np.array([stored[key] for key in keys], dtype=np.float64)
         return torch.from_numpy(table), len(missing)
 
@@ -118,17 +132,20 @@ def reference_logps(
     model: DynamicPO,
     ingredients: Ingredients,
     show_progress: bool,
-    between: Callable[[], None],
+    stop: Callable[[], bool],
     wanted: Rows,
-) -> Tensor:
+) -> Tensor | None:
     """Return reference log-probabilities of rows, a line each, from the cache where known.
 
     Args:
         model: whose reference is frozen.
         ingredients: of the run.
         show_progress: show a bar.
-        between: called after each part that reached the cache; may raise.
+        stop: asked after each part that reached the cache.
         wanted: the rows.
+
+    Returns:
+        None if a process of the run was to stop.
     """
     policy, backbone, keys = model.policy, model.policy.backbone, wanted.keys
     adapter = policy.digest(REFERENCE)
@@ -136,10 +153,13 @@ def reference_logps(
     cache = ReferenceCache(cache_folder() / "reference" / key)
     with tqdm(total=len(keys), desc="reference", disable=not show_progress, unit="row") as bar:
 
-        def advance(done: int) -> None:
+        def advance(done: int) -> bool:
             bar.update(done)
-            between()
+            return stop()
 
-        table, computed = cache.complete(keys, lambda chosen: wanted.score(wanted.rows[chosen]), advance)
+        found = cache.complete(keys, lambda chosen: wanted.score(wanted.rows[chosen]), advance)
+    if found is None:
+        return None
+    table, computed = found
     logger.info("reference: %d rows computed, %d from %s", computed, len(keys) - computed, cache.folder)
     return table

@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.utils import calculate_valid_score, dict2str, early_stopping, get_local_time
+from recbole.utils import get_local_time
 from tqdm import tqdm
 
 from ..dataset.sampling import row_generator
@@ -24,22 +23,23 @@ from ..errors import NumericsError
 from ..interrupt import StopRequest, stop_request
 from ..names import STAGES
 from ..objectives.strategies import find_objective
+from ..parallel import join
 from ..serving.folder import RECOMMENDER_FILE
 from ..serving.recommender import save_recommender
 from ..storage import locked, remove_partial
 from ..tracking.live import NoTracking, Tracking
-from ..tracking.run_folder import new_run_folder, write_identity
+from ..tracking.run_folder import begin_run, write_identity
 from .checkpoint import CHECKPOINT, Progress, has_checkpoint, load_checkpoint, resume_run, save_checkpoint
-from .choice import choose_final, keep_valid_ranks, report
-from .contestants import rank_all, rank_in_voices
+from .choice import choose_final, report, validate
+from .contestants import rank_all
 from .dense_rows import DenseRows
 from .evaluating import RankingTrainer, rows_to_rank
 from .model import DynamicPO
 from .plan import StagePlan, plan_stages
 from .recording import Recorder, gather
-from .reference import reference_logps
+from .reference import Rows, reference_logps
 from .rows import ListedRows, StageRows
-from .step import summary, take_step
+from .step import Taken, summary, take_step
 
 logger = logging.getLogger(__name__)
 OnProgress = Callable[[str, int, int], object]  # told stage, steps done, steps in all
@@ -69,19 +69,20 @@ class DynamicPOTrainer(RankingTrainer):
             tracking: of the run's folder; None: nothing follows it.
         """
         super().__init__(config, model)
+        self.processes = join()
         self.settings = model.settings
         self.plans = plan_stages(self.settings)
         resume, whole = self.settings.resume, run_folder is None
         name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
         if run_folder is None:
-            run_folder = Path(resume) if resume else new_run_folder(Path(self.checkpoint_dir), name)
-        self.run_folder = run_folder
-        self.resumes = resume is not None or has_checkpoint(run_folder)
+            parent = Path(self.checkpoint_dir)
+            run_folder = Path(resume) if resume else self.processes.decide(lambda: begin_run(parent, name))
+        self.run_folder = folder = run_folder
+        self.resumes = self.processes.decide(lambda: has_checkpoint(folder) or resume is not None)
         self.adapters = {stage: run_folder / stage for stage in STAGES}
         self.saved_model_file = str(self.adapters[self.final_stage])
-        self.recorder = Recorder(
-            run_folder, tracking or NoTracking(), self.settings.mlflow_tracking_uri, whole=whole
-        )
+        uri = self.settings.mlflow_tracking_uri
+        self.recorder = Recorder(run_folder, tracking or NoTracking(), uri, whole=whole)
         self.ingredients = gather(config, self.settings)
         self.stop = StopRequest()
         self.on_progress: OnProgress = lambda stage, done, total: None
@@ -110,7 +111,8 @@ class DynamicPOTrainer(RankingTrainer):
         self.eval_collector.data_collect(train_data)
         self.valid_data, self.show_progress = valid_data, show_progress
         self.callback, self.dataset = callback_fn, train_data._dataset
-        alone = locked(self.run_folder, wait=False) if self.recorder.whole else nullcontext()
+        held = self.recorder.whole and self.processes.first
+        alone = locked(self.run_folder, wait=False) if held else nullcontext()
         # RecBole's SINE module turns anomaly detection on for the whole process when it is imported.
         with alone, stop_request() as self.stop, torch.autograd.set_detect_anomaly(False):
             self._run_stages()
@@ -119,11 +121,12 @@ class DynamicPOTrainer(RankingTrainer):
 
     def _run_stages(self) -> None:
         """Run the stages that are left."""
-        for name in (CHECKPOINT, *STAGES):
+        first, decided_by, resumed = self.processes.first, self.ingredients.upto("preference"), None
+        for name in (CHECKPOINT, *STAGES) if first else ():
             remove_partial(self.run_folder / name)
-        decided_by, resumed = self.ingredients.upto("preference"), None
         if self.resumes:
-            resumed = resume_run(self.run_folder, decided_by, self.recorder.journal)
+            journal = self.recorder.journal if first else None
+            resumed = resume_run(self.run_folder, decided_by, journal)
         trains_sft = bool(self.plans) and self.plans[0].name == "sft"
         if not trains_sft and not (self.adapters["sft"] / RECOMMENDER_FILE).is_file():
             self._save_adapter("sft")
@@ -139,8 +142,11 @@ class DynamicPOTrainer(RankingTrainer):
     def _steps_of(self, stage: str) -> int:
         return self.progress.step if stage == self.progress.stage else 0
 
-    def _stop_if_asked(self) -> None:
-        self.stop.end_run(self.model.stage, self.progress.step, self.run_folder)
+    def _stop_if(self, asked: bool) -> None:
+        """End the run, as each process does at the same place, if one of them was asked to."""
+        if asked:
+            self.stop.received = True
+            self.stop.end_run(self.model.stage, self.progress.step, self.run_folder)
 
     def _run_stage(self, plan: StagePlan, resumed: Progress | None) -> None:
         """Train one stage from its start, or from a checkpoint, and load its best adapter."""
@@ -155,12 +161,13 @@ class DynamicPOTrainer(RankingTrainer):
             load_checkpoint(self.run_folder / CHECKPOINT, policy, self.optimizer)
             model.budget.lower(resumed.tokens_per_batch)
         else:
-            if plan is self.plans[0]:
+            if plan is self.plans[0] and self.processes.first:
                 write_identity(self.run_folder, self.ingredients.upto("preference"))
             self._checkpoint()
         self._train(plan, rows)
         if self.progress.best_score is None:
             self._save_adapter(plan.name)
+        self.processes.wait()
         policy.load(self.adapters[plan.name])
 
     def _train(self, plan: StagePlan, rows: StageRows) -> None:
@@ -168,30 +175,36 @@ class DynamicPOTrainer(RankingTrainer):
         if self.progress.stopped:
             return
         per_epoch = plan.steps_per_epoch(rows.count)
-        total, quiet = plan.epochs * per_epoch, not self.show_progress
-        kept = partial(reference_logps, self.model, self.ingredients, self.show_progress, self._stop_if_asked)
+        total, shows = plan.epochs * per_epoch, self.show_progress and self.processes.first
         with tqdm(
-            total=total, initial=self.progress.step, desc=plan.name, disable=quiet, unit="step",
+            total=total, initial=self.progress.step, desc=plan.name, disable=not shows, unit="step",
             dynamic_ncols=True,
         ) as bar:  # fmt: skip
             for epoch in range(self.progress.step // per_epoch, plan.epochs):
                 done = self.progress.step - epoch * per_epoch
                 if plan.name == "preference" and find_objective(self.settings.objective).needs_reference:
                     with self.progress.timed("reference"):
-                        rows.add_reference(epoch, kept)
+                        rows.add_reference(epoch, partial(self._reference, shows))
                 for batches in rows.batches(epoch, done):
                     with self.progress.timed(plan.name):
-                        values = self._step(plan, batches, total)
+                        taken = self._step(plan, batches, total)
                     self.progress.step += 1
-                    self.recorder.note(plan.name, self.progress.step, "train", values)
+                    self.recorder.note(plan.name, self.progress.step, "train", taken.values)
                     self.on_progress(plan.name, self.progress.step, total)
                     bar.update()
-                    bar.set_postfix_str(summary(values))
-                    if self._after_step(plan, rows, per_epoch):
+                    bar.set_postfix_str(summary(taken.values))
+                    asked = taken.stop or (self.processes.alone and self.stop.received)
+                    if self._after_step(plan, rows, per_epoch, asked):
                         return
 
-    def _step(self, plan: StagePlan, batches: list[Interaction], total: int) -> dict[str, Any]:
-        """Take one optimizer step and return its numbers.
+    def _reference(self, shows: bool, rows: Rows) -> torch.Tensor:
+        found = reference_logps(self.model, self.ingredients, shows, lambda: self.stop.received, rows)
+        self._stop_if(found is None)
+        assert found is not None
+        return found
+
+    def _step(self, plan: StagePlan, batches: list[Interaction], total: int) -> Taken:
+        """Take one optimizer step and return its numbers; before an error a checkpoint is written.
 
         Raises:
             NumericsError: the loss or the gradient is not finite; the weights stay as they were.
@@ -203,15 +216,16 @@ class DynamicPOTrainer(RankingTrainer):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         try:
-            values = take_step(self.model, self.optimizer, batches, self.clip_grad_norm)
+            how = (self.clip_grad_norm, self.stop, self._checkpoint)
+            taken = take_step(self.model, self.optimizer, batches, *how)
         except NumericsError as error:
             raise NumericsError(
                 f"stage {plan.name}, step {step + 1}: {error}; stopped, the last good checkpoint is in "
                 f"{self.run_folder / CHECKPOINT}"
             ) from error
-        return {**values, "learning_rate": rate}
+        return taken._replace(values={**taken.values, "learning_rate": rate})
 
-    def _after_step(self, plan: StagePlan, rows: StageRows, per_epoch: int) -> bool:
+    def _after_step(self, plan: StagePlan, rows: StageRows, per_epoch: int, asked: bool) -> bool:
         """Validate and write a checkpoint where they are due; return whether to stop early."""
         step, every = self.progress.step, self.settings.validate_every
         epoch, epoch_ends = step // per_epoch, step % per_epoch == 0
@@ -223,40 +237,25 @@ class DynamicPOTrainer(RankingTrainer):
             rows.settle()
         if due and self.valid_data:
             self.progress.stopped = self._validate(plan, epoch)
-        if due or step % self.settings.checkpoint_every == 0 or epoch_ends or self.stop.received:
+            asked = self.processes.agree(asked or self.stop.received)
+        if due or step % self.settings.checkpoint_every == 0 or epoch_ends or asked:
             self._checkpoint()
-        self._stop_if_asked()
+        self._stop_if(asked)
         return self.progress.stopped
 
     def _validate(self, plan: StagePlan, epoch: int) -> bool:
         """Validate, keep the adapter if it is its stage's best, and return whether to stop."""
-        rows = rows_to_rank(self.valid_data, self.settings.seed)
-        with self.progress.timed("validation"):
-            found = rank_in_voices(self, rows, self.model.judged())
-        *_, ranked = found.values()
-        result = {name: float(value) for name, value in ranked.result.items()}  # some are numpy numbers
-        score = float(calculate_valid_score(result, self.valid_metric))
-        best = self.progress.best_score
-        worst = -np.inf if self.valid_metric_bigger else np.inf
-        self.best_valid_score, self.progress.worse, stop, better = early_stopping(
-            score, worst if best is None else best, self.progress.worse,
-            max_step=self.settings.stopping_step, bigger=self.valid_metric_bigger,
-        )  # fmt: skip
-        if better:
-            self.progress.best_score, self.progress.best_result = score, result
-            self._save_adapter(plan.name)
-            keep_valid_ranks(self.run_folder, plan.name, self.model.dataset, rows._dataset, found)
-        self.recorder.note(plan.name, self.progress.step, "valid", result)
-        logger.info("%s step %d: valid %s", plan.name, self.progress.step, dict2str(result))
-        if self.callback:
-            self.callback(epoch, score)
-        return bool(stop)
+        return validate(self, plan.name, epoch)
 
     def _checkpoint(self) -> None:
+        if not self.processes.first:
+            return
         self.progress.tokens_per_batch = self.model.budget.tokens
         save_checkpoint(self.run_folder / CHECKPOINT, self.model.policy, self.optimizer, self.progress)
 
     def _save_adapter(self, stage: str) -> None:
+        if not self.processes.first:
+            return
         card = self.model.card({"stage": stage, "model": self.config["model"]})
         model = self.model
         parts = (model.collator.templates, model.catalogue, card, model.likelihood.priors)
@@ -295,6 +294,7 @@ class DynamicPOTrainer(RankingTrainer):
         model.final_voice = "reference" if model.policy.has_reference and self.chosen == "sft" else "policy"
         with self.recorder.stage("evaluate", lambda: 0):
             found = rank_all(self, rows, show_progress)
-            report(self, found)
+            if found:
+                report(self, found)
         self.recorder.publish()
-        return [*next(iter(found.values())).values()][-1].result
+        return self.processes.decide(lambda: [*next(iter(found.values())).values()][-1].result)
