@@ -12,6 +12,7 @@ so that no log-probability is above 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .decoder import ONE, as_taken, decoder_of, decoder_returns
-from .packed import SequenceBatch, TokenBatch, block_mask, pack, unpack
+from .packed import SequenceBatch, TokenBatch, block_mask, on_device, pack, unpack
 
 # Slice of the vocabulary per matrix product: wide enough for full speed, 16 MB for 512 tokens.
 VOCABULARY_SLICE = 8192
@@ -112,13 +113,16 @@ def own_token_logps(model: Any, output: Any, states: Tensor, source_of: Tensor, 
     return torch.cat([part(*pair) for pair in pairs])
 
 
-def own_child_logits(model: Any, kind: Any, states: Tensor, source: Tensor, token: Tensor) -> Tensor:
+def own_child_logits(
+    model: Any, kind: Any, states: Tensor, start: Sequence[int], source: Tensor, token: Tensor
+) -> Tensor:
     """Return (E,) logits of chosen tokens by the head of ``model``, whatever it is, at least float32.
 
     Args:
         model: a Hugging Face causal language model.
         kind: of its decoder's output.
         states: (S, D) outputs of the decoder.
+        start: (S + 1,) where the logits of each state begin.
         source: (E,) ascending: the state that each logit is read from.
         token: (E,) the tokens.
     """
@@ -128,11 +132,11 @@ def own_child_logits(model: Any, kind: Any, states: Tensor, source: Tensor, toke
         logits = _own_logits(model, kind, states)[source, token]
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    starts = torch.arange(0, len(states), rows, device=source.device)
-    cuts = torch.searchsorted(source, torch.cat([starts, starts.new_full((1,), len(states))])).tolist()
     found = []
-    for start, first, last in zip(starts.tolist(), cuts[:-1], cuts[1:], strict=True):
-        own = (states[start : start + rows], source[first:last] - start, token[first:last])
+    for begin in range(0, len(states), rows):
+        end = min(begin + rows, len(states))
+        here = slice(int(start[begin]), int(start[end]))
+        own = (states[begin:end], source[here] - begin, token[here])
         again = torch.is_grad_enabled()
         found.append(checkpoint(part, *own, use_reentrant=False) if again else part(*own))
     return torch.cat(found) if found else states.new_zeros(0)
@@ -156,7 +160,7 @@ def shared_logps(model: Any, batch: TokenBatch, *, plain_head: bool = True, form
         plain_head: whether the logits are the states times the output embedding, and nothing more.
         form: of the mask; see ``decoder.mask_forms``.
     """
-    packed = pack(batch).to(_device(model))
+    packed = on_device(pack(batch), _device(model))
     output = decoder_of(model)(
         input_ids=packed.input_ids,
         attention_mask=as_taken(model, block_mask(packed.segment), packed.position_ids, form=form),
@@ -183,10 +187,10 @@ def separate_logps(
         most_tokens: padded tokens that pass the decoder at once, though never less than one sequence; the
             backward pass computes such parts again. None: all.
     """
-    sequences = unpack(batch)
+    sequences, completion = unpack(batch)
     tokens = sequences.input_ids.numel() if most_tokens is None else most_tokens
     rows = max(1, tokens // sequences.input_ids.shape[1])
-    parts = [SequenceBatch(*part) for part in zip(*(t.split(rows) for t in sequences), strict=True)]
+    parts, owner = on_device((sequences.split(rows), completion), _device(model))
     again = len(parts) > 1 and torch.is_grad_enabled()
     values = [
         checkpoint(_score_sequences, model, part, plain_head, use_reentrant=False)
@@ -196,21 +200,17 @@ def separate_logps(
     ]
     scores = torch.cat(values)
     total = scores.new_zeros(batch.completion_length.numel())
-    owner = sequences.owner.to(scores.device)
     return total.index_add(0, owner, scores).view(batch.completion_length.shape)
 
 
 def _score_sequences(model: Any, part: SequenceBatch, plain_head: bool) -> Tensor:
     """Return (S,) summed log-probabilities of the scored tokens."""
-    device = _device(model)
-    ids = part.input_ids.to(device)
-    output = decoder_of(model)(input_ids=ids, attention_mask=part.present.long().to(device), use_cache=False)
-    scored = part.scored[:, 1:].to(device)
-    states = output.last_hidden_state[:, :-1][scored]  # (N, D)
-    each = torch.arange(len(states), device=device)
-    token_logps = _token_logps(model, output, states, each, ids[:, 1:][scored], plain_head)
-    total = token_logps.new_zeros(len(ids))
-    return total.index_add(0, scored.nonzero()[:, 0], token_logps)
+    output = decoder_of(model)(input_ids=part.input_ids, attention_mask=part.present, use_cache=False)
+    states = output.last_hidden_state.flatten(0, 1)[part.sources]  # (N, D)
+    each = torch.arange(len(states), device=states.device)
+    token_logps = _token_logps(model, output, states, each, part.targets, plain_head)
+    total = token_logps.new_zeros(len(part.input_ids))
+    return total.index_add(0, part.row, token_logps)
 
 
 def _token_logps(

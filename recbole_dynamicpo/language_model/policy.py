@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -32,7 +32,7 @@ from .adapters import Adapters
 from .backbone import Backbone
 from .decoder import lower_layers_once, recompute_layers
 from .logps import own_child_logits, separate_logps, shared_logps
-from .packed import TokenBatch
+from .packed import TokenBatch, on_device
 from .targets import choose_targets, describe, lowest_layer
 from .tree import KeptKeys, TreeBatch, TreeStates, separate_states, shared_states
 
@@ -114,9 +114,15 @@ class Policy(nn.Module):
         weight: Tensor = self.peft.get_base_model().get_output_embeddings().weight
         return weight if self.backbone.plain_head else None
 
-    def own_logits(self, found: TreeStates, source: Tensor, token: Tensor) -> Tensor:
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        found: torch.device = self.peft.get_base_model().get_output_embeddings().weight.device
+        return found
+
+    def own_logits(self, found: TreeStates, start: Sequence[int], source: Tensor, token: Tensor) -> Tensor:
         """Return (E,) logits of tokens by the model's own head; see ``own_child_logits``."""
-        return own_child_logits(self.peft.get_base_model(), found.kind, found.states, source, token)
+        return own_child_logits(self.peft.get_base_model(), found.kind, found.states, start, source, token)
 
     def keeps(self) -> KeptKeys | None:
         """Return a place for one history's keys and values; None where a backbone cannot share a prompt."""
@@ -160,17 +166,13 @@ class Policy(nn.Module):
             eos_token_id=end,
             pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )
-        device = next(self.peft.parameters()).device
-        written: Tensor = self.peft.generate(
-            input_ids=batch.prompt[:, :width].gather(1, place).to(device),
-            attention_mask=mask.long().to(device),
-            generation_config=settings,
-        )
+        ids, mask = on_device((batch.prompt[:, :width].gather(1, place), mask.long()), self.device)
+        written: Tensor = self.peft.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
         return written[:, width:]
 
     def train_beside(self, scalars: nn.Module) -> None:
         """Let a few numbers be trained, frozen as reference, saved and loaded with the adapter."""
-        self.beside[POLICY] = scalars
+        self.beside[POLICY] = scalars.to(self.device)
 
     def trainable(self) -> list[nn.Parameter]:
         """Return the parameters of the adapter ``policy``, and those beside it."""

@@ -11,6 +11,7 @@ from ..dataset.columns import CHAIN, NEGATIVES, START, STOP, TOKENS
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import IntArray
 from ..errors import SettingsError
+from ..language_model.packed import on_device
 from ..scoring.scorer import in_passes, speak
 from ..serving.catalogue_ranking import COUNTS
 from ..title_trie.catalogue_scorer import CatalogueScorer
@@ -71,8 +72,8 @@ class WindowScores:
         """
         trunks, row, place, histories = self._trunks(rows)
         titles = self._titles(rows)
-        found = self.scorer.trunk_logps(trunks, row, place, titles, histories, voice)
-        return found, torch.from_numpy(titles >= 0).to(found.device)
+        present = on_device(torch.from_numpy(titles >= 0), self.scorer.policy.device)
+        return self.scorer.trunk_logps(trunks, row, place, titles, histories, voice), present
 
     @torch.no_grad()
     def said(self, rows: Interaction) -> list[Said]:
@@ -84,9 +85,9 @@ class WindowScores:
             part = rows[chosen]
             trunks, row, place, histories = self._trunks(part)
             batch, layout = self.scorer.trunks(trunks, row, place, self._titles(part))
-            products, ratios = self.scorer.experts(batch, layout, histories)
-            own = self.scorer.mixtures["policy"].centred(products, layout.edges.edge).cpu()
-            found.append(Said(torch.cat([own, ratios.to(own)]), layout))
+            products, ratios, where = self.scorer.experts(batch, layout, histories)
+            own = self.scorer.mixtures["policy"].centred(products, where.edges.edge)
+            found.append(Said(torch.cat([own, ratios]).cpu(), layout))
         policy.train(training)
         return found
 

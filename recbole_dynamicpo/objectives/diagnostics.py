@@ -35,8 +35,8 @@ def merge_diagnostics(parts: Sequence[Diagnostics], rows: Sequence[int]) -> Diag
     mean over rows' batches, not over boundary sets; the difference is nil for batches of one size.)
     """
     stacked = torch.stack([torch.stack([value.float() for value in part]) for part in parts])
-    share = torch.tensor(rows, dtype=torch.float32, device=stacked.device) / sum(rows)
-    merged = Diagnostics(*(share @ stacked))
+    shares = [part * (count / sum(rows)) for part, count in zip(stacked, rows, strict=True)]
+    merged = Diagnostics(*torch.stack(shares).sum(dim=0))
     low, high = Diagnostics._fields.index("beta_min"), Diagnostics._fields.index("beta_max")
     return merged._replace(beta_min=stacked[:, low].amin(), beta_max=stacked[:, high].amax())
 
