@@ -38,7 +38,7 @@ import torch  # noqa: E402
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape  # noqa: E402
 from recbole_dynamicpo.language_model.backbone import Backbone  # noqa: E402
 from recbole_dynamicpo.language_model.logps import separate_logps  # noqa: E402
-from recbole_dynamicpo.language_model.packed import TokenBatch  # noqa: E402
+from recbole_dynamicpo.language_model.packed import TokenBatch, on_device  # noqa: E402
 from recbole_dynamicpo.language_model.policy import POLICY, REFERENCE, Policy  # noqa: E402
 from recbole_dynamicpo.language_model.probe import find_abilities  # noqa: E402
 from recbole_dynamicpo.language_model.tree import separate_states  # noqa: E402
@@ -135,8 +135,8 @@ class World:
         layout = lay_out(trie, np.arange(trie.num_titles)[None])
         found = self.policy.tree_states(pack_whole(prompts, layout))
         states = found.states.unflatten(0, (len(prompts), -1))
-        products = child_products(states, self.policy.output_layer, layout.edges.to(states.device))
-        return catalogue_logps(products, layout.to(products.device)).squeeze(1)
+        products = child_products(states, self.policy.output_layer, on_device(layout.edges, states.device))
+        return catalogue_logps(products, on_device(layout, products.device)).squeeze(1)
 
 
 def clock(world: World, work: Callable[[], object], rounds: int = 3) -> float:
@@ -217,8 +217,8 @@ def _dense_difference(world: World, trie: Any) -> float:
         layout = lay_out(trie, asked)
         batch = pack_trees(trunks, row, at, layout, np.full(len(layout.nodes.node), -1))
         states = world.policy.tree_states(batch).states[None]
-        products = child_products(states, world.policy.output_layer, layout.edges.to(states.device))
-        found.append(catalogue_logps(products, layout.to(products.device)))
+        products = child_products(states, world.policy.output_layer, on_device(layout.edges, states.device))
+        found.append(catalogue_logps(products, on_device(layout, products.device)))
     return (found[0] - found[1]).abs().max().item()
 
 

@@ -8,10 +8,63 @@ end-of-sequence included.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Layout = TypeVar("Layout")
+
+
+def on_device(laid_out: Layout, device: torch.device) -> Layout:
+    """Return a tensor, or tuples of tensors however deep, on a device; what is no tensor stays.
+
+    Lay everything out on the CPU and bring it over by this alone: a GPU gets one copy a dtype, from pinned
+    memory, which the host does not wait for.
+    """
+    moved: Layout = _rebuilt(laid_out, iter(_moved(list(_tensors(laid_out)), device)))
+    return moved
+
+
+def _moved(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    if device.type != "cuda":
+        return [tensor.to(device) for tensor in tensors]
+    return _in_one_copy(tensors, device, pinned=True)
+
+
+def _in_one_copy(tensors: list[Tensor], device: torch.device, *, pinned: bool) -> list[Tensor]:
+    """Return the tensors on the device, those of one dtype that lie on the CPU as views of one buffer."""
+    found = list(tensors)
+    places: dict[torch.dtype, list[int]] = {}
+    for at, tensor in enumerate(tensors):
+        if tensor.device.type == "cpu":
+            places.setdefault(tensor.dtype, []).append(at)
+    for dtype, here in places.items():
+        sizes = [found[at].numel() for at in here]
+        buffer = torch.empty(sum(sizes), dtype=dtype, pin_memory=pinned)
+        torch.cat([found[at].detach().flatten() for at in here], out=buffer)
+        parts = buffer.to(device, non_blocking=True).split(sizes)
+        for at, part in zip(here, parts, strict=True):
+            found[at] = part.view(found[at].shape)
+    return found
+
+
+def _tensors(laid_out: Any) -> Iterator[Tensor]:
+    if isinstance(laid_out, Tensor):
+        yield laid_out
+    elif isinstance(laid_out, tuple):
+        for part in laid_out:
+            yield from _tensors(part)
+
+
+def _rebuilt(laid_out: Any, moved: Iterator[Tensor]) -> Any:
+    if isinstance(laid_out, Tensor):
+        return next(moved)
+    if not isinstance(laid_out, tuple):
+        return laid_out
+    parts = [_rebuilt(part, moved) for part in laid_out]
+    return type(laid_out)(*parts) if hasattr(laid_out, "_fields") else tuple(parts)
 
 
 class TokenBatch(NamedTuple):
@@ -34,9 +87,6 @@ class TokenBatch(NamedTuple):
         widest = (self.prompt_length + self.completion_length.sum(dim=1)).max()
         return int(widest) * len(self.prompt_length)
 
-    def to(self, device: torch.device) -> TokenBatch:
-        return TokenBatch(*(tensor.to(device) for tensor in self))
-
 
 class PackedBatch(NamedTuple):
     """Each row as one sequence: the prompt, then the inputs of every completion, then padding."""
@@ -49,17 +99,32 @@ class PackedBatch(NamedTuple):
     targets: Tensor  # (N,) int64: the predicted tokens
     owner: Tensor  # (N,) int64: flat (B * C) completion of each predicted token
 
-    def to(self, device: torch.device) -> PackedBatch:
-        return PackedBatch(*(tensor.to(device) for tensor in self))
-
 
 class SequenceBatch(NamedTuple):
     """Each completion behind a copy of its prompt, padded on the right; S present completions."""
 
     input_ids: Tensor  # (S, T) int64
-    present: Tensor  # (S, T) bool: no padding
-    scored: Tensor  # (S, T) bool: tokens of the completion
-    owner: Tensor  # (S,) int64: flat (B * C) completion of each sequence
+    present: Tensor  # (S, T) int64: 1 where there is no padding
+    sources: Tensor  # (N,) int64: flat (S * T) positions whose output predicts a token, ascending
+    targets: Tensor  # (N,) int64: the predicted tokens
+    row: Tensor  # (N,) int64: sequence of each
+
+    def split(self, rows: int) -> tuple[SequenceBatch, ...]:
+        """Return parts of at most so many sequences; runs on the CPU."""
+        width = self.input_ids.shape[1]
+        found = []
+        for start in range(0, len(self.input_ids), rows):
+            here = (self.row >= start) & (self.row < start + rows)
+            found.append(
+                SequenceBatch(
+                    self.input_ids[start : start + rows],
+                    self.present[start : start + rows],
+                    self.sources[here] - start * width,
+                    self.targets[here],
+                    self.row[here] - start,
+                )
+            )
+        return tuple(found)
 
 
 def pack(batch: TokenBatch) -> PackedBatch:
@@ -118,8 +183,12 @@ def block_mask(segment: Tensor) -> Tensor:
     return (visible | torch.eye(length, dtype=torch.bool, device=segment.device))[:, None]
 
 
-def unpack(batch: TokenBatch) -> SequenceBatch:
-    """Lay out each completion that is there as a sequence of its own; runs where the batch lies."""
+def unpack(batch: TokenBatch) -> tuple[SequenceBatch, Tensor]:
+    """Lay out each completion that is there as a sequence of its own; runs where the batch lies.
+
+    Returns:
+        The sequences, and the (S,) flat (B * C) completion of each.
+    """
     _, count, length = batch.completions.shape
     width = batch.prompt.shape[1]
     device = batch.prompt.device
@@ -135,4 +204,6 @@ def unpack(batch: TokenBatch) -> SequenceBatch:
     order = order[:, : int(present.sum(dim=1).max())]
     ids, present = ids.gather(1, order), present.gather(1, order)
     scored = present & (torch.arange(ids.shape[1], device=device) >= prompt_end)
-    return SequenceBatch(ids, present, scored, owner)
+    places = scored.flatten().nonzero().squeeze(1)
+    targets = ids.flatten()[places]
+    return SequenceBatch(ids, present.long(), places - 1, targets, places // ids.shape[1]), owner

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -28,12 +28,12 @@ from .adapter_folder import (
     write_adapter,
     write_scalars,
 )
+from .adapters import Adapters
 from .backbone import Backbone
 from .decoder import lower_layers_once, recompute_layers
-from .heads import own_child_logits
-from .logps import separate_logps, shared_logps
-from .packed import TokenBatch
-from .targets import choose_targets, describe, lowest_layer, multiply_as_activations
+from .logps import own_child_logits, separate_logps, shared_logps
+from .packed import TokenBatch, on_device
+from .targets import choose_targets, describe, lowest_layer
 from .tree import KeptKeys, TreeBatch, TreeStates, separate_states, shared_states
 
 logger = logging.getLogger(__name__)
@@ -74,10 +74,11 @@ class Policy(nn.Module):
                     task_type="CAUSAL_LM",
                 )
                 self.peft = get_peft_model(backbone.model, config, adapter_name=POLICY)
-                multiply_as_activations(self.peft)
             except (ValueError, TypeError, NotImplementedError) as error:
                 there = f"backbone '{backbone.name}' cannot carry LoRA on {describe(chosen)}"
                 raise BackboneError(f"lora_targets: {there}: {error}") from error
+        self.peft.eval()
+        self.adapters = Adapters(self.peft, POLICY)
         self.beside = nn.ModuleDict()
         self.targets = sorted(chosen)
         trained = sum(parameter.numel() for parameter in self.trainable())
@@ -113,9 +114,15 @@ class Policy(nn.Module):
         weight: Tensor = self.peft.get_base_model().get_output_embeddings().weight
         return weight if self.backbone.plain_head else None
 
-    def own_logits(self, found: TreeStates, source: Tensor, token: Tensor) -> Tensor:
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        found: torch.device = self.peft.get_base_model().get_output_embeddings().weight.device
+        return found
+
+    def own_logits(self, found: TreeStates, start: Sequence[int], source: Tensor, token: Tensor) -> Tensor:
         """Return (E,) logits of tokens by the model's own head; see ``own_child_logits``."""
-        return own_child_logits(self.peft.get_base_model(), found.kind, found.states, source, token)
+        return own_child_logits(self.peft.get_base_model(), found.kind, found.states, start, source, token)
 
     def keeps(self) -> KeptKeys | None:
         """Return a place for one history's keys and values; None where a backbone cannot share a prompt."""
@@ -133,11 +140,9 @@ class Policy(nn.Module):
 
     def train(self, mode: bool = True) -> Policy:
         """Let the adapter's own dropout act, or not; the frozen backbone always is as in evaluation."""
-        super().train(mode)
-        self.peft.get_base_model().eval()
-        for layer in self.peft.modules():
-            if hasattr(layer, "lora_dropout"):
-                layer.lora_dropout.train(mode)
+        self.training = mode
+        self.beside.train(mode)
+        self.adapters.train(mode)
         return self
 
     @torch.no_grad()
@@ -161,22 +166,18 @@ class Policy(nn.Module):
             eos_token_id=end,
             pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )
-        device = next(self.peft.parameters()).device
-        written: Tensor = self.peft.generate(
-            input_ids=batch.prompt[:, :width].gather(1, place).to(device),
-            attention_mask=mask.long().to(device),
-            generation_config=settings,
-        )
+        ids, mask = on_device((batch.prompt[:, :width].gather(1, place), mask.long()), self.device)
+        written: Tensor = self.peft.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
         return written[:, width:]
 
     def train_beside(self, scalars: nn.Module) -> None:
         """Let a few numbers be trained, frozen as reference, saved and loaded with the adapter."""
-        self.beside[POLICY] = scalars
+        self.beside[POLICY] = scalars.to(self.device)
 
     def trainable(self) -> list[nn.Parameter]:
         """Return the parameters of the adapter ``policy``, and those beside it."""
-        own = [p for name, p in self.peft.named_parameters() if f".{POLICY}." in name]
-        return [*own, *(p for name, p in self.beside.named_parameters() if name.startswith(POLICY))]
+        beside = self.beside[POLICY].parameters() if POLICY in self.beside else ()
+        return [*self.adapters.parameters, *beside]
 
     @property
     def has_reference(self) -> bool:
@@ -186,17 +187,8 @@ class Policy(nn.Module):
     @contextmanager
     def speaking_as(self, voice: str) -> Iterator[None]:
         """Score as ``policy``, ``reference`` or ``backbone`` (no adapter) inside the block."""
-        if voice == "backbone":
-            with self.peft.disable_adapter():
-                yield
-        elif voice == POLICY:
+        with self.adapters.speaking_as(None if voice == "backbone" else voice):
             yield
-        else:
-            self.peft.set_adapter(voice, inference_mode=True)
-            try:
-                yield
-            finally:
-                self.peft.set_adapter(POLICY)
 
     @contextmanager
     def same_batch(self) -> Iterator[None]:
@@ -278,8 +270,8 @@ class Policy(nn.Module):
         if adapter not in self.peft.peft_config:
             with _old_name_of_peft():
                 self.peft.add_adapter(adapter, self.peft.peft_config[POLICY])
-            multiply_as_activations(self.peft)
-            self.peft.set_adapter(POLICY)
+            self.adapters.see()
+            self.adapters.train(self.training)
         for name, parameter in self._parameters_of(adapter).items():
             parameter.copy_(weights[name])
 

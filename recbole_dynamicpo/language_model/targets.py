@@ -162,23 +162,3 @@ def _not_there(model: Any, name: str, missing: list[str], able: dict[str, nn.Mod
 
 def _last(able: dict[str, nn.Module]) -> set[str]:
     return {full.rpartition(".")[2] for full in able}
-
-
-class _AdapterLinear(nn.Linear):
-    """A matrix of the adapter: float32 weights, which multiply in the dtype of the activations."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return (..., out) products."""
-        return nn.functional.linear(input, self.weight.to(input.dtype))
-
-
-def multiply_as_activations(model: Any) -> None:
-    """Let adapters multiply in the backbone's dtype, as in mixed precision.
-
-    Peft widens every activation to the adapter's float32 instead, which costs some 8 % of a bfloat16 step.
-    """
-    for layer in model.modules():
-        if hasattr(layer, "lora_A"):
-            layer.cast_input_dtype_enabled = False
-            for part in (*layer.lora_A.values(), *layer.lora_B.values()):
-                part.__class__ = _AdapterLinear

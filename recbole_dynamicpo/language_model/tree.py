@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .decoder import ONE, as_taken, decoder_of
+from .packed import on_device
 
 
 class TreeBatch(NamedTuple):
@@ -32,9 +33,6 @@ class TreeBatch(NamedTuple):
     def padded_tokens(self) -> int:
         """Return B * T."""
         return self.input_ids.numel()
-
-    def to(self, device: torch.device) -> TreeBatch:
-        return TreeBatch(*(tensor.to(device) for tensor in self))
 
 
 class TreeStates(NamedTuple):
@@ -65,7 +63,7 @@ def shared_states(model: Any, batch: TreeBatch, *, form: str = ONE) -> TreeState
         batch: on any device.
         form: of the mask; see ``decoder.mask_forms``.
     """
-    batch = batch.to(model.get_output_embeddings().weight.device)
+    batch = on_device(batch, model.get_output_embeddings().weight.device)
     place = torch.arange(batch.input_ids.shape[1], device=batch.end.device)
     mask = tree_mask(place, place, batch.end)[:, None]
     output = decoder_of(model)(
@@ -102,11 +100,12 @@ def separate_states(model: Any, batch: TreeBatch, most_tokens: int | None = None
         return states
 
     at_once = len(ids) if most_tokens is None else max(1, most_tokens // ids.shape[1])
-    parts = list(zip(ids.to(device).split(at_once), present.to(device).split(at_once), strict=True))
+    depth = batch.position_ids.flatten()[batch.read]
+    ids, present, state_of, depth = on_device((ids, present, state_of, depth), device)
+    parts = list(zip(ids.split(at_once), present.split(at_once), strict=True))
     again = len(parts) > 1 and torch.is_grad_enabled()
     found = [checkpoint(run, *part, use_reentrant=False) if again else run(*part) for part in parts]
-    depth = batch.position_ids.flatten()[batch.read]
-    return TreeStates(torch.cat(found)[state_of.to(device), depth.to(device)], kinds[0])
+    return TreeStates(torch.cat(found)[state_of, depth], kinds[0])
 
 
 def _leaves(batch: TreeBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,23 +150,25 @@ class KeptKeys:
         """
         device = self.model.get_output_embeddings().weight.device
         self.positions = torch.cat([self.positions, positions])
-        query, key = positions[None].to(device), self.positions[None].to(device)
+        ids, visible, query, key = on_device(
+            (ids[None], visible[None, None], positions[None], self.positions[None]), device
+        )
         output = decoder_of(self.model)(
-            input_ids=ids[None].to(device),
-            attention_mask=as_taken(self.model, visible[None, None].to(device), query, key, form=self.form),
+            input_ids=ids,
+            attention_mask=as_taken(self.model, visible, query, key, form=self.form),
             position_ids=query,
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.kept += len(ids)
-        self.forwarded += len(ids)
+        self.kept += len(positions)
+        self.forwarded += len(positions)
         return TreeStates(output.last_hidden_state[0], type(output))
 
     def keep(self, chosen: Tensor) -> None:
         """Forget all tokens but (n,) ``chosen`` ones."""
         layers: list[Any] = self.cache.layers
+        place = on_device(chosen, self.model.get_output_embeddings().weight.device)
         for layer in layers:
-            layer.keys = layer.keys.index_select(2, chosen.to(layer.keys.device))
-            layer.values = layer.values.index_select(2, chosen.to(layer.values.device))
+            layer.keys, layer.values = layer.keys.index_select(2, place), layer.values.index_select(2, place)
         self.positions = self.positions[chosen]
         self.kept = len(chosen)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data.counting import Sequences
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import IntArray, row_generator
+from ..language_model.packed import on_device
 from ..language_model.policy import Policy
 from ..parallel import here
 from ..scoring.batches import PromptRow
@@ -144,8 +145,8 @@ class CatalogueLikelihood:
 
     def logps(self, rows: Interaction, items: IntArray) -> tuple[Tensor, Tensor]:
         """See ``Likelihood``; a title is one term, so that none counts more for being long."""
-        found = self.scorer.logps(self.prompt_rows(rows), self.numbers[items])
-        return found, torch.from_numpy(items > 0).to(found.device).long()
+        terms = on_device(torch.from_numpy(items > 0).long(), self.scorer.policy.device)
+        return self.scorer.logps(self.prompt_rows(rows), self.numbers[items]), terms
 
     def in_voices(self, rows: Interaction, items: IntArray, voices: Sequence[str]) -> dict[str, Tensor]:
         """See ``Likelihood``."""

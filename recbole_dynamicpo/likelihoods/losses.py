@@ -7,6 +7,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from ..dataset.columns import CANDIDATE_IDS, REFERENCE_LOGPS, SCORED, START, STOP, is_dense
+from ..language_model.packed import on_device
 from ..objectives.losses import sft_loss
 from ..objectives.preference import PreferenceLoss, preference_loss
 from ..objectives.strategies import find_objective
@@ -44,23 +45,26 @@ def scored_pairs(
         titles: (items,) a number of each item's title; another item of the positive's title is no negative.
         settings: say whether the objective has a reference.
     """
+    asks = find_objective(settings.objective).needs_reference
+    known: Tensor | None = None
     if is_dense(rows):
         assert isinstance(likelihood, CatalogueLikelihood)
-        logps, present = likelihood.windows.logps(rows)
-        if not find_objective(settings.objective).needs_reference:
-            return logps, None, present[:, 1:]
-        lengths = ((rows[STOP] - rows[START]) * logps.shape[1]).tolist()
-        kept = [line[:length] for line, length in zip(rows[REFERENCE_LOGPS], lengths, strict=True)]
-        return logps, torch.cat(kept).view(logps.shape).to(logps), present[:, 1:]
-    columns = rows[SCORED].cpu()
-    ids = rows[CANDIDATE_IDS].cpu().gather(1, columns)
-    named = titles[ids]
-    ids[:, 1:][named[:, 1:] == named[:, :1]] = 0
-    logps, _ = likelihood.logps(rows, ids.numpy())
-    reference = None
-    if find_objective(settings.objective).needs_reference:
-        reference = rows[REFERENCE_LOGPS].to(logps).gather(1, columns.to(logps.device))
-    return logps, reference, (ids > 0)[:, 1:].to(logps.device)
+        logps, there = likelihood.windows.logps(rows)
+        present = there[:, 1:]
+        if asks:
+            lengths = ((rows[STOP] - rows[START]) * logps.shape[1]).tolist()
+            kept = [line[:length] for line, length in zip(rows[REFERENCE_LOGPS], lengths, strict=True)]
+            known = torch.cat(kept).view(logps.shape)
+    else:
+        columns = rows[SCORED].cpu()
+        ids = rows[CANDIDATE_IDS].cpu().gather(1, columns)
+        named = titles[ids]
+        ids[:, 1:][named[:, 1:] == named[:, :1]] = 0
+        logps, _ = likelihood.logps(rows, ids.numpy())
+        present = on_device((ids > 0)[:, 1:], logps.device)
+        if asks:
+            known = rows[REFERENCE_LOGPS].cpu().gather(1, columns)
+    return logps, None if known is None else on_device(known.to(logps.dtype), logps.device), present
 
 
 def preference_losses(

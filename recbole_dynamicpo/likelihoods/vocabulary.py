@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from ..dataset.dataset import DynamicPODataset
+from ..language_model.packed import on_device
 from ..language_model.policy import Policy
 from ..scoring.collate import Collator
 from ..scoring.scorer import Scorer
@@ -68,13 +69,16 @@ class VocabularyLikelihood:
         """See ``Likelihood``; the terms are tokens."""
         batch = self.collator(self.dataset.prompt_rows(rows, items))
         self.tokens, self.pass_size = batch.tokens(), self.policy.pass_size(batch)
-        found = self.policy.logps(batch, self.budget.tokens)
-        return _in_place(found, items, 0.0), _in_place(batch.completion_length.to(found.device), items, 0)
+        places = _places(items, batch.completions.shape[1])
+        terms = _in_place(batch.completion_length, places, 0)
+        places, terms = on_device((places, terms), self.policy.device)
+        return _in_place(self.policy.logps(batch, self.budget.tokens), places, 0.0), terms
 
     def in_voices(self, rows: Interaction, items: IntArray, voices: Sequence[str]) -> dict[str, Tensor]:
         """See ``Likelihood``."""
         found = self.scorer.in_voices(self.dataset.prompt_rows(rows, items), voices)
-        return {voice: _in_place(logps, items, -torch.inf) for voice, logps in found.items()}
+        places = _places(items, next(iter(found.values())).shape[1])
+        return {voice: _in_place(logps, places, -torch.inf) for voice, logps in found.items()}
 
     def keys(self, rows: Interaction, items: IntArray) -> list[str]:
         """See ``Likelihood``."""
@@ -84,11 +88,21 @@ class VocabularyLikelihood:
         return [row_hash([list(prompt), list(map(list, titles))]) for prompt, titles in tokens]
 
 
-def _in_place(values: Tensor, items: IntArray, absent: float) -> Tensor:
-    """Return (B, C) values that lie at the beginning of their rows at the places of the items."""
-    present = torch.from_numpy(items > 0).to(values.device)
-    place = (present.cumsum(dim=1) - 1).clamp(0, values.shape[1] - 1)
-    return values.gather(1, place).masked_fill(~present, absent)
+class _Places(NamedTuple):
+    """Where the items of rows, which may have gaps, find what lies at the beginning of their rows."""
+
+    place: Tensor  # (B, C) int64
+    absent: Tensor  # (B, C) bool: no item
+
+
+def _places(items: IntArray, width: int) -> _Places:
+    present = torch.from_numpy(items > 0)
+    return _Places((present.cumsum(dim=1) - 1).clamp(0, width - 1), ~present)
+
+
+def _in_place(values: Tensor, places: _Places, absent: float) -> Tensor:
+    """Return (B, C) values at the places of the items, and ``absent`` where there is none."""
+    return values.gather(1, places.place).masked_fill(places.absent, absent)
 
 
 def row_hash(said: object) -> str:

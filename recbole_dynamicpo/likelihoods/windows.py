@@ -11,6 +11,7 @@ from ..dataset.columns import CHAIN, NEGATIVES, START, STOP, TOKENS
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import IntArray
 from ..errors import SettingsError
+from ..language_model.packed import on_device
 from ..parallel import here
 from ..scoring.scorer import in_passes, speak
 from ..serving.catalogue_ranking import COUNTS
@@ -72,8 +73,8 @@ class WindowScores:
         """
         trunks, row, place, histories = self._trunks(rows)
         titles = self._titles(rows)
-        found = self.scorer.trunk_logps(trunks, row, place, titles, histories, voice)
-        return found, torch.from_numpy(titles >= 0).to(found.device)
+        present = on_device(torch.from_numpy(titles >= 0), self.scorer.policy.device)
+        return self.scorer.trunk_logps(trunks, row, place, titles, histories, voice), present
 
     @torch.no_grad()
     def said(self, rows: Interaction) -> list[Said]:
@@ -90,9 +91,9 @@ class WindowScores:
             batch, layout = self.scorer.trunks(trunks, row, place, self._titles(part))
             layouts.append(layout)
             if number % processes.world == processes.rank:
-                products, ratios = self.scorer.experts(batch, layout, histories)
-                own = self.scorer.mixtures["policy"].centred(products, layout.edges.edge).cpu()
-                found[number] = torch.cat([own, ratios.to(own)])
+                products, ratios, where = self.scorer.experts(batch, layout, histories)
+                own = self.scorer.mixtures["policy"].centred(products, where.edges.edge)
+                found[number] = torch.cat([own, ratios]).cpu()
         policy.train(training)
         everywhere = {number: said for part in processes.gather(found) for number, said in part.items()}
         return [Said(everywhere[number], layout) for number, layout in enumerate(layouts)]

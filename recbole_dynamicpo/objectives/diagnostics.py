@@ -37,8 +37,8 @@ def merge_diagnostics(parts: Sequence[Diagnostics], rows: Sequence[int], total: 
     """
     said = [part._replace(beta_mean=part.beta_mean * part.boundary_size) for part in parts]
     stacked = torch.stack([torch.stack([value.float() for value in part]) for part in said])
-    share = torch.tensor(rows, dtype=torch.float32, device=stacked.device) / total
-    merged = Diagnostics(*(share @ stacked))
+    shares = [part * (count / total) for part, count in zip(stacked, rows, strict=True)]
+    merged = Diagnostics(*torch.stack(shares).sum(dim=0))
     low, high = Diagnostics._fields.index("beta_min"), Diagnostics._fields.index("beta_max")
     return merged._replace(beta_min=stacked[:, low].amin(), beta_max=stacked[:, high].amax())
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..language_model.packed import on_device
 from ..language_model.policy import Policy
 from ..language_model.tree import TreeBatch, TreeStates
 from ..scoring.batches import PromptRow
@@ -146,29 +147,26 @@ class CatalogueScorer:
         self, batch: TreeBatch, layout: Layout, histories: Histories, mixtures: Sequence[str]
     ) -> dict[str, Tensor]:
         """Return the titles' (..., Q, C) log-probabilities in several mixtures, as the policy speaks now."""
-        products, ratios = self.experts(batch, layout, histories)
-        where = layout.to(products.device)
-        return {
-            name: catalogue_logps(self.mixtures[name].logits(products, ratios, layout.edges.edge), where)
-            for name in mixtures
-        }
+        products, ratios, where = self.experts(batch, layout, histories)
+        said = {name: self.mixtures[name].logits(products, ratios, where.edges.edge) for name in mixtures}
+        return {name: catalogue_logps(logits, where) for name, logits in said.items()}
 
-    def experts(self, batch: TreeBatch, layout: Layout, histories: Histories) -> tuple[Tensor, Tensor]:
-        """Return (rows, E) and (J, ...) what the policy as it speaks now, and the priors, say at edges."""
-        found = self.policy.tree_states(batch, self.budget.tokens)
+    def experts(self, batch: TreeBatch, layout: Layout, asked: Histories) -> tuple[Tensor, Tensor, Layout]:
+        """Return (rows, E) and (J, ...) what policy and priors say at edges, and the layout beside them."""
+        where = on_device(layout, self.policy.device)
         many = len(layout.source) < len(batch.read)
-        products = self.products(found, layout.edges, len(histories.users) if many else 1)
-        return products, self.log_ratios(layout.edges, histories, many)
+        rows = len(asked.users) if many else 1
+        products = self.products(self.policy.tree_states(batch, self.budget.tokens), where.edges, rows)
+        ratios = self.log_ratios(layout.edges, asked, many)  # a GPU computes meanwhile
+        return products, on_device(ratios.to(products.dtype), self.policy.device), where
 
     def products(self, found: TreeStates, edges: ChildEdges, rows: int) -> Tensor:
-        """Return (rows, E) logits of the language model."""
-        weight = self.policy.output_layer
+        """Return (rows, E) logits of the language model; the edges lie where its states do."""
         states = found.states.unflatten(0, (rows, -1))
-        edges = edges.to(states.device)
-        if weight is not None:
+        if (weight := self.policy.output_layer) is not None:
             return child_products(states, weight, edges)
-        of_row = [found._replace(states=part) for part in states]
-        return torch.stack([self.policy.own_logits(part, edges.source, edges.token) for part in of_row])
+        of_row, asked = [found._replace(states=part) for part in states], (edges.source, edges.token)
+        return torch.stack([self.policy.own_logits(part, edges.start.tolist(), *asked) for part in of_row])
 
     def log_ratios(self, edges: ChildEdges, histories: Histories, many: bool) -> Tensor:
         """Return (J, ..., E) what each prior says at the edges."""
@@ -227,11 +225,12 @@ class CatalogueScorer:
     def mean_logits(self, rows: Sequence[PromptRow]) -> Tensor:
         """Return (E,) the bare backbone's mean logits at all edges of the trie over some histories."""
         total = torch.zeros(len(self.trie.edge_node))
+        where = on_device(self.whole.edges, self.policy.device)
         with self.policy.speaking_as("backbone"):
             for row in rows:
                 batch = pack_whole(self.prompts([row]), self.whole)
-                found = self.products(self.policy.tree_states(batch, self.budget.tokens), self.whole.edges, 1)
-                total += found[0].float().cpu()
+                states = self.policy.tree_states(batch, self.budget.tokens)
+                total += self.products(states, where, 1)[0].float().cpu()
         return total[self.whole.edges.edge.argsort()] / len(rows)
 
     @cached_property
@@ -286,12 +285,13 @@ class CatalogueScorer:
         (prompt,) = self.prompts([row])
         limit = max(1, self.budget.tokens - len(prompt))
         ratios, found = self.log_ratios(self.whole.edges, self.histories([row]), many=True), {}
+        where = on_device(self.whole, self.policy.device)
         for voice in voices:
             with self.policy.speaking_as(speaker_of(voice)):
                 states = states_in_chunks(self.policy, prompt, self.whole, limit)
-                products = self.products(states, self.whole.edges, 1)
-                logits = self.mixtures[voice].logits(products, ratios, self.whole.edges.edge)
-                found[voice] = catalogue_logps(logits, self.whole.to(logits.device)).reshape(1, -1).cpu()
+                products = self.products(states, where.edges, 1)
+                logits = self.mixtures[voice].logits(products, ratios, where.edges.edge)
+                found[voice] = catalogue_logps(logits, where).reshape(1, -1).cpu()
         return found
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..language_model.packed import on_device
 from ..scoring.batches import PromptRow
 from .best_first import ChildLogits, TitleRank, TopTitles, title_rank, top_titles
 from .catalogue_scorer import CatalogueScorer, speaker_of
@@ -69,8 +70,9 @@ class CatalogueSearch:
             edges = child_edges(scorer.trie, np.zeros_like(numbers), numbers)
             said = [prior.log_ratios(edges, np.zeros(1, np.int64)) for prior in priors]
             ratios = torch.stack(said) if said else torch.zeros(0, 1)
-            products = scorer.products(tree(numbers), edges, 1)[0]
-            return scorer.mixtures[voice].logits(products, ratios, edges.edge)
+            where = on_device(edges, policy.device)
+            products = scorer.products(tree(numbers), where, 1)[0]
+            return scorer.mixtures[voice].logits(products, ratios, where.edge)
 
         training = policy.training
         policy.eval()

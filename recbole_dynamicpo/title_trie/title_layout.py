@@ -65,9 +65,6 @@ class ForwardNodes(NamedTuple):
             found.append(Chunk(start, min(start + limit, len(parent)), kept))
         return found
 
-    def to(self, device: torch.device) -> ForwardNodes:
-        return ForwardNodes(*(tensor.to(device) for tensor in self))
-
 
 class Products(NamedTuple):
     """How the logits of edges are made: some by matrix products, the others one by one."""
@@ -76,10 +73,6 @@ class Products(NamedTuple):
     single: Tensor  # (E',) int64: edges that are in no group
     place: Tensor  # (E,) int64: where each edge's logit stands behind those of groups, then single ones
 
-    def to(self, device: torch.device) -> Products:
-        groups = tuple((states.to(device), tokens.to(device)) for states, tokens in self.groups)
-        return Products(groups, self.single.to(device), self.place.to(device))
-
 
 class ChildEdges(NamedTuple):
     """The children of every branching node that is read; the edges of one state stand together."""
@@ -87,14 +80,10 @@ class ChildEdges(NamedTuple):
     products: Products
     query: Tensor  # (S,) int64
     branching: Tensor  # (S,) int64: number of the branching node
-    start: Tensor  # (S + 1,) int64: where the edges of each state begin
+    start: Integers  # (S + 1,) where the edges of each state begin; stays on the CPU
     edge: Tensor  # (E,) int64: of the trie
     source: Tensor  # (E,) int64: the state that the logit is read from
     token: Tensor  # (E,) int64: the child token
-
-    def to(self, device: torch.device) -> ChildEdges:
-        tensors = (self.query, self.branching, self.start, self.edge, self.source, self.token)
-        return ChildEdges(self.products.to(device), *(tensor.to(device) for tensor in tensors))
 
 
 class TitleSteps(NamedTuple):
@@ -105,9 +94,6 @@ class TitleSteps(NamedTuple):
     queries: int
     candidates: int
 
-    def to(self, device: torch.device) -> TitleSteps:
-        return self._replace(edge=self.edge.to(device), title=self.title.to(device))
-
 
 class Layout(NamedTuple):
     """All that scoring chosen titles takes beside the model."""
@@ -116,10 +102,6 @@ class Layout(NamedTuple):
     source: Tensor  # (S,) int64: the forwarded node to read, -1 for the query's last token
     edges: ChildEdges
     steps: TitleSteps
-
-    def to(self, device: torch.device) -> Layout:
-        moved = (self.nodes.to(device), self.source.to(device), self.edges.to(device))
-        return Layout(*moved, self.steps.to(device))
 
 
 def lay_out(trie: Trie, titles: Integers) -> Layout:
@@ -141,7 +123,7 @@ def lay_out(trie: Trie, titles: Integers) -> Layout:
     np.minimum.at(first, state, owner % max(candidates, 1))
     nodes, source = _forward(trie, query, trie.branching[branching], first)
     edges = child_edges(trie, query, branching)
-    place = edges.start.numpy()[state] + edge - trie.edge_start[number]
+    place = edges.start[state] + edge - trie.edge_start[number]
     steps = TitleSteps(torch.from_numpy(place), torch.from_numpy(owner), queries, candidates)
     return Layout(nodes, torch.from_numpy(source), edges, steps)
 
@@ -160,8 +142,9 @@ def child_edges(trie: Trie, query: Integers, branching: Integers) -> ChildEdges:
     source = np.repeat(np.arange(len(branching)), count)
     edge = np.arange(start[-1]) + (begin - start[:-1])[source]
     token = trie.token[trie.edge_node[edge]].astype(np.int64)
-    columns = map(torch.from_numpy, (query, branching, start, edge, source, token))
-    return ChildEdges(_products(branching, count, start, token), *columns)
+    asked, number = torch.from_numpy(query), torch.from_numpy(branching)
+    columns = map(torch.from_numpy, (edge, source, token))
+    return ChildEdges(_products(branching, count, start, token), asked, number, start, *columns)
 
 
 def _products(branching: Integers, count: Integers, start: Integers, token: Integers) -> Products:

@@ -6,11 +6,13 @@ import json
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_dynamicpo.errors import AdapterError, BackboneError, NumericsError
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape, read_adapter, read_lora_shape
@@ -302,22 +304,33 @@ def test_a_saved_configuration_names_the_backbone(policy: Policy, tmp_path: Path
         read_lora_shape(tmp_path / "nowhere")
 
 
+class _Products(TorchDispatchMode):
+    """Notes shape and dtype of every matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[tuple[int, ...], torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.found.append((tuple(result.shape), result.dtype))
+        return result
+
+
 def test_a_bfloat16_backbone_multiplies_the_adapter_in_bfloat16_and_trains_it_in_float32() -> None:
     backbone = Backbone(make_model(torch.bfloat16), make_tokenizer(), "tiny", "0" * 64, True)
     policy = Policy(backbone, LoraShape(2, 8.0, 0.0, ("q_proj",), 0), seed=1)
     disturb(policy)
     policy.freeze_reference()
-    seen = []
-    for module in policy.modules():
-        if type(module).__name__ == "_AdapterLinear":
-            module.register_forward_hook(
-                lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype))
-            )
-    policy.logps(BATCH).sum().backward()
-    with policy.speaking_as("reference"), torch.no_grad():
-        policy.logps(BATCH)
-    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
-    assert len(seen) == 8  # A and B of two layers, for the policy and for the reference
+    with _Products() as seen:
+        policy.logps(BATCH).sum().backward()
+        with policy.speaking_as("reference"), torch.no_grad():
+            policy.logps(BATCH)
+    narrow = [dtype for shape, dtype in seen.found if 2 in shape]  # of rank 2: x A', (x A') B', gradients
+    assert set(narrow) == {torch.bfloat16}
+    # Of two layers: twice forward what is (n, 2), and backward what is (n, 2), A's gradient and B's.
+    assert len(narrow) == 2 * (2 + 3)
     assert {(p.dtype, p.grad.dtype) for p in policy.trainable() if p.grad is not None} == {
         (torch.float32, torch.float32)
     }

@@ -173,7 +173,7 @@ def test_mask_with_padding_by_hand() -> None:
 
 
 def test_nothing_to_decide() -> None:
-    layout = lay_out(trie_of([(7, 0)]), np.array([[0, 0]])).to(torch.device("cpu"))
+    layout = lay_out(trie_of([(7, 0)]), np.array([[0, 0]]))
     assert (
         len(layout.nodes.token) == len(layout.source) == len(layout.edges.edge) == len(layout.steps.edge) == 0
     )

@@ -1,0 +1,180 @@
+"""What the host does for a step: a model so narrow that its products cost nothing, with many LoRA layers.
+
+    python benchmarks/host.py [--json FILE] [--quick] [--rounds 15]
+
+On a GPU the host must stay ahead of the device. Here 32 layers of width 32 carry LoRA on 7 linear layers
+each, 224 in all, so that nearly all of a pass is the host's work. Peft's general forward is timed against
+ours in turns on the same layers, the bare decoder beside them, and peft's switch of adapters against ours.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import common
+import torch
+from torch import Tensor
+
+from recbole_dynamicpo.language_model.adapter_folder import LoraShape
+from recbole_dynamicpo.language_model.backbone import Backbone
+from recbole_dynamicpo.language_model.policy import POLICY, REFERENCE, Policy
+
+LAYERS, WIDTH, HEADS, TOKENS, VOCABULARY = 32, 32, 4, 8, 257
+Ways = dict[str, Callable[[], object]]
+
+
+class World:
+    """The narrow model with two adapters on all of its linear layers.
+
+    Args:
+        layers: of the decoder.
+    """
+
+    def __init__(self, layers: int) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=layers, num_attention_heads=HEADS,
+            vocab_size=VOCABULARY, max_position_embeddings=64, attn_implementation="sdpa",
+        )  # fmt: skip
+        model = LlamaForCausalLM(config).requires_grad_(False).eval()
+        backbone = Backbone(model, None, "narrow", "random", shares_prompt=True)
+        self.policy = Policy(backbone, LoraShape(8, 16.0, 0.0, ("all-linear",), 0), seed=0)
+        self.policy.freeze_reference()
+        self.embedded = torch.randn(1, TOKENS, WIDTH, requires_grad=True)
+        self.mask = torch.ones(1, 1, TOKENS, TOKENS, dtype=torch.bool).tril()
+        self.leaves = [self.embedded, *self.policy.trainable()]
+        # Ours stands before peft's class of the same layer.
+        layers_found = self.policy.adapters.layers
+        self.classes = [(layer, type(layer), type(layer).__mro__[2]) for layer in layers_found]
+
+    def states(self) -> Tensor:
+        """Return (1, T, D) states of one pass."""
+        found: Tensor = self.policy.peft.get_base_model().get_decoder()(
+            inputs_embeds=self.embedded, attention_mask=self.mask,
+            position_ids=torch.arange(TOKENS)[None], use_cache=False,
+        ).last_hidden_state  # fmt: skip
+        return found
+
+    def step(self) -> None:
+        """Pass forward and backward."""
+        for leaf in self.leaves:
+            leaf.grad = None
+        self.states().sum().backward()
+
+    def by_peft(self, work: Callable[[], object]) -> None:
+        """Do something while the layers take peft's general forward."""
+        for layer, _, theirs in self.classes:
+            layer.__class__ = theirs
+        work()
+        for layer, ours, _ in self.classes:
+            layer.__class__ = ours
+
+    def bare(self, work: Callable[[], object]) -> None:
+        """Do something while no adapter is active."""
+        with self.policy.speaking_as("backbone"):
+            work()
+
+    def switch(self, voice: str) -> None:
+        """Let another voice speak, and the policy again."""
+        with self.policy.speaking_as(voice):
+            pass
+
+    def switch_by_peft(self, voice: str) -> None:
+        """Do the same by peft's own means."""
+        peft = self.policy.peft
+        if voice == REFERENCE:
+            peft.set_adapter(REFERENCE, inference_mode=True)
+            peft.set_adapter(POLICY)
+        else:
+            with peft.disable_adapter():
+                pass
+
+
+def agree(world: World) -> float:
+    """Return how far both ways are apart, relative to the largest gradient."""
+    world.step()
+    ours = [leaf.grad.clone() for leaf in world.leaves if leaf.grad is not None]
+    world.by_peft(world.step)
+    theirs = [leaf.grad for leaf in world.leaves if leaf.grad is not None]
+    largest = max(gradient.abs().max().item() for gradient in theirs)
+    apart = max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
+    return apart / largest
+
+
+def measure(world: World, rounds: int) -> dict[str, Any]:
+    """Return the seconds of each way, and the ratios."""
+
+    def scored(work: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            with torch.no_grad():
+                work()
+
+        return run
+
+    pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "forward and backward": (lambda: world.by_peft(world.step), world.step),
+        "forward": (lambda: world.by_peft(scored(world.states)), scored(world.states)),
+        "to the reference and back": (
+            lambda: world.switch_by_peft(REFERENCE), lambda: world.switch(REFERENCE)
+        ),
+        "to the backbone and back": (
+            lambda: world.switch_by_peft("backbone"), lambda: world.switch("backbone")
+        ),
+    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for name, (theirs, ours) in pairs.items():
+        ways: Ways = {"peft": theirs, "ours": ours}
+        if name.startswith("forward"):
+            work = world.step if name != "forward" else scored(world.states)
+            ways["bare"] = lambda work=work: world.bare(work)
+        for way in ways.values():
+            way()  # warm
+        times = common.interleave(ways, rounds)
+        line = {way: common.Spread.of(values)._asdict() for way, values in times.items()}
+        found[name] = {**line, "ratio": common.ratios(times["ours"], times["peft"])._asdict()}
+    return found
+
+
+def report(figures: dict[str, Any]) -> None:
+    """Print the table."""
+    common.print_machine(figures["machine"])
+
+    def milliseconds(found: dict[str, float]) -> common.Spread:
+        return common.Spread(*(round(1e3 * found[name], 3) for name in common.Spread._fields))
+
+    rows = [
+        [name, milliseconds(line["peft"]), milliseconds(line["ours"]),
+         milliseconds(line["bare"]) if "bare" in line else "", common.Spread(**line["ratio"])]
+        for name, line in figures["times"].items()
+    ]  # fmt: skip
+    common.print_table(
+        f"{figures['lora_layers']} LoRA layers, milliseconds; median (least..greatest)",
+        ["what", "peft", "ours", "without adapter", "ours over peft"],
+        rows,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns 1 where both ways disagree."""
+    options, _ = common.parse(common.options("the host's work for a step", rounds=15), arguments)
+    world = World(2 if options.quick else LAYERS)
+    figures: dict[str, Any] = {
+        "machine": common.machine(torch.float32),
+        "lora_layers": len(world.policy.adapters.layers),
+        "gradient_difference": agree(world),
+        "times": measure(world, options.rounds),
+    }
+    report(figures)
+    common.save(options.json, figures)
+    if figures["gradient_difference"] > 1e-5:
+        print(f"the ways disagree by {figures['gradient_difference']:.2g}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
