@@ -95,7 +95,7 @@ class _Fused:
         name = names[0]
         a, b, scale = part.weight, parts["lora_B"]._modules[name].weight, self.scaling[name]
         drop = parts["lora_dropout"]._modules[name]
-        low = dropout(x, drop.p, True) if drop.training and isinstance(drop, nn.Dropout) else x
+        low = drop(x) if drop.training and isinstance(drop, RowDropout) else x
         if low is x and type(layer) is nn.Linear and not layer.weight.requires_grad:
             given: tuple[Any, ...] = (x, None, layer.weight, layer.bias, a, b, scale)
         else:
@@ -118,6 +118,81 @@ class _AdapterLinear(nn.Linear):
         return linear(input, self.weight.to(input.dtype))
 
 
+class Rows:
+    """A number for each token of the pass at hand: of its row's tokens and its place among them.
+
+    Attributes:
+        seed: of a step; whoever trains sets it.
+    """
+
+    def __init__(self, decoder: nn.Module | None) -> None:
+        self.seed = 0
+        self.training = False
+        self.keys: Tensor | None = None  # (B, T) int32
+        if decoder is not None:
+            decoder.register_forward_pre_hook(self._see, with_kwargs=True)
+
+    def _see(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        ids = kwargs.get("input_ids")
+        if not self.training or ids is None:
+            self.keys = None
+            return
+        place = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+        whole = (ids * (place * _ODD)).sum(dim=1, keepdim=True) ^ self.seed  # padding is 0 and adds nothing
+        self.keys = _mixed(_folded(whole) + _mixed(_folded(place * _ODD)))
+
+
+class RowDropout(nn.Module):
+    """Dropout that a token meets in any company: decided by step, row, layer and place, by no generator.
+
+    So it depends neither on the rows beside it in a pass nor on how many processes share them out, and a pass
+    that is computed again for its gradient repeats it. Where a layer is handed other tokens than the pass
+    has, as the experts of a mixture are, it is torch's.
+
+    Args:
+        p: share that is dropped.
+        number: of the layer.
+        rows: of the pass at hand.
+    """
+
+    def __init__(self, p: float, number: int, rows: Rows) -> None:
+        super().__init__()
+        self.p, self.number, self.rows = p, number, rows
+        self._least = round((p - 0.5) * (1 << 32))  # kept is what is no less, of numbers of 32 bits
+        self._features: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x with a share p of its entries 0, and the others larger by 1 / (1 - p)."""
+        if not self.training:
+            return x
+        keys = self.rows.keys
+        if keys is None or keys.numel() * x.shape[-1] != x.numel():
+            return dropout(x, self.p, True)
+        if self._features is None or self._features.device != x.device:
+            place = torch.arange(x.shape[-1], device=x.device) + (self.number << 20)
+            self._features = _mixed(_folded(place * _ODD))
+        kept = _mixed(keys.view(*x.shape[:-1], 1) ^ self._features) >= self._least
+        return x * (kept.to(x.dtype) / (1 - self.p))
+
+
+_ODD = 0x1E3779B97F4A7C15  # of no meaning but its many bits
+
+
+def _folded(numbers: Tensor) -> Tensor:
+    """Return int32 numbers of all bits of int64 ones."""
+    return (numbers ^ (numbers >> 32)).to(torch.int32)
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """Return int32 numbers, each bit of which depends on all of those given (by C. Wellons' constants)."""
+    found = numbers ^ ((numbers >> 16) & 0xFFFF)  # a shift of signed numbers would bring ones in
+    found.mul_(0x7FEB352D)
+    found ^= (found >> 15) & 0x1FFFF
+    found.mul_(0x846CA68B - (1 << 32))
+    found ^= (found >> 16) & 0xFFFF
+    return found
+
+
 class Adapters:
     """The adapters of a peft model, made fast: found once, then switched by name.
 
@@ -127,11 +202,13 @@ class Adapters:
     Args:
         model: a ``PeftModel`` with plain LoRA, one adapter active.
         trained: name of the adapter that learns while it is active.
+        decoder: takes the tokens of a pass, by which dropout knows their rows.
     """
 
-    def __init__(self, model: Any, trained: str) -> None:
+    def __init__(self, model: Any, trained: str, decoder: nn.Module | None = None) -> None:
         self.model, self.trained = model, trained
         self.layers: list[Any] = [part for part in model.modules() if hasattr(part, "lora_A")]
+        self.rows = Rows(decoder)
         self.speaking: str | None = trained
         for layer in self.layers:
             kind: Any = type(layer)
@@ -142,7 +219,10 @@ class Adapters:
     def see(self) -> None:
         """Take in an adapter that peft has added; the one that learns is active afterwards."""
         self.parameters: list[nn.Parameter] = []  # of the adapter that learns
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            for name, drop in layer.lora_dropout.items():
+                if type(drop) is nn.Dropout:
+                    layer.lora_dropout[name] = RowDropout(drop.p, number, self.rows)
             for name, part in (*layer.lora_A.items(), *layer.lora_B.items()):
                 part.__class__ = _AdapterLinear
                 part.requires_grad_(False)
@@ -152,6 +232,7 @@ class Adapters:
 
     def train(self, mode: bool) -> None:
         """Let the adapters' own dropout act, or not."""
+        self.rows.training = mode
         for layer in self.layers:
             layer.lora_dropout.train(mode)
 

@@ -30,7 +30,7 @@ from .adapter_folder import (
 )
 from .adapters import Adapters
 from .backbone import Backbone
-from .decoder import lower_layers_once, recompute_layers
+from .decoder import decoder_of, lower_layers_once, recompute_layers
 from .logps import own_child_logits, separate_logps, shared_logps
 from .packed import TokenBatch, on_device
 from .targets import choose_targets, describe, lowest_layer
@@ -78,7 +78,7 @@ class Policy(nn.Module):
                 there = f"backbone '{backbone.name}' cannot carry LoRA on {describe(chosen)}"
                 raise BackboneError(f"lora_targets: {there}: {error}") from error
         self.peft.eval()
-        self.adapters = Adapters(self.peft, POLICY)
+        self.adapters = Adapters(self.peft, POLICY, decoder_of(self.peft.get_base_model()))
         self.beside = nn.ModuleDict()
         self.targets = sorted(chosen)
         trained = sum(parameter.numel() for parameter in self.trainable())
@@ -144,6 +144,11 @@ class Policy(nn.Module):
         self.beside.train(mode)
         self.adapters.train(mode)
         return self
+
+    def seed_dropout(self, seed: int) -> None:
+        """Decide what the dropout of the next step leaves out of each row; see ``RowDropout``."""
+        self.adapters.rows.seed = seed
+        torch.manual_seed(seed)  # of torch's own, where a model hands tokens on in other groups
 
     @torch.no_grad()
     def write(self, batch: TokenBatch, max_tokens: int) -> Tensor:

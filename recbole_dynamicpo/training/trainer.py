@@ -211,7 +211,7 @@ class DynamicPOTrainer(RankingTrainer):
         """
         step = self.progress.step
         draw = row_generator(self.settings.seed, 19, plan.number, step)
-        torch.manual_seed(int(draw.integers(1 << 62)))  # dropout; drawn by place, so resuming replays it
+        self.model.policy.seed_dropout(int(draw.integers(1 << 62)))  # by place, so that resuming replays it
         rate = plan.learning_rate_at(step, total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

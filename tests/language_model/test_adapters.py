@@ -16,9 +16,13 @@ from torch.nn.functional import dropout
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from recbole_dynamicpo.language_model.adapters import Adapters
+from recbole_dynamicpo.language_model.adapter_folder import LoraShape
+from recbole_dynamicpo.language_model.adapters import Adapters, RowDropout, Rows, _mixed
+from recbole_dynamicpo.language_model.backbone import Backbone
+from recbole_dynamicpo.language_model.packed import TokenBatch
+from recbole_dynamicpo.language_model.policy import Policy
 
-from ..conftest import make_model
+from ..conftest import make_model, make_tokenizer
 
 NAMES = ("policy", "reference")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 3e-2}
@@ -324,3 +328,86 @@ def test_peft_saves_and_loads_what_is_made_fast(tmp_path: Path) -> None:
     plain = PeftModel.from_pretrained(make_model(), tmp_path / NAMES[0])
     torch.testing.assert_close(logits(plain), logits(ours), rtol=1e-5, atol=1e-4)
     assert not any(type(part).__name__.startswith("Fused") for part in plain.modules())
+
+
+# --- dropout by rows ---
+
+
+def losses(policy: Any, rows: Any) -> Tensor:
+    found: Tensor = policy.logps(rows, 60)
+    return found
+
+
+def rows_of(lengths: list[int]) -> list[TokenBatch]:
+    """Return rows of one prompt and two completions each, the prompts of these lengths."""
+    draw = torch.Generator().manual_seed(4)
+    found = []
+    for length in lengths:
+        tokens = [torch.randint(1, 257, shape, generator=draw) for shape in ((1, length), (1, 2, 3))]
+        tokens[1][0, 1, 2] = 0
+        ends = (torch.tensor([length]), torch.tensor([[3, 2]]))
+        found.append(TokenBatch(tokens[0], ends[0], tokens[1], ends[1]))
+    return found
+
+
+def together(rows: list[TokenBatch]) -> TokenBatch:
+    width = max(row.prompt.shape[1] for row in rows)
+    prompts = [torch.nn.functional.pad(row.prompt, (0, width - row.prompt.shape[1])) for row in rows]
+    return TokenBatch(torch.cat(prompts), *(torch.cat(parts) for parts in list(zip(*rows, strict=True))[1:]))
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_rows_dropout_is_its_own(shares: bool) -> None:
+    """In any company and order, padded or not, computed again or not, the same entries are left out."""
+    policy = dropping(0.3, shares)
+    rows = rows_of([7, 3, 12, 5])
+    alone = [losses(policy, row) for row in rows]
+    assert torch.allclose(torch.cat(alone), losses(policy, together(rows)), rtol=0, atol=1e-12)
+    swapped = losses(policy, together([rows[2], rows[0]]))
+    assert torch.allclose(swapped, torch.cat([alone[2], alone[0]]), rtol=0, atol=1e-12)
+    gradients = []
+    for parts in ([together(rows)], rows):
+        policy.zero_grad()
+        for part in parts:
+            losses(policy, part).sum().backward()
+        gradients.append([p.grad.clone() for p in policy.trainable()])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-10)
+    policy.seed_dropout(2)
+    assert not torch.allclose(losses(policy, rows[0]), alone[0], atol=1e-3)
+    policy.train(False)
+    quiet = losses(policy, rows[0])
+    policy.seed_dropout(1)
+    assert torch.equal(losses(policy, rows[0]), quiet)
+
+
+def test_dropout_leaves_its_share_out_anywhere() -> None:
+    """Of each layer, row and place about p is left out, and no two are left out alike."""
+    rows = Rows(None)
+    rows.keys = _mixed(torch.arange(4 * 50, dtype=torch.int32).view(4, 50))
+    kept = []
+    for number in range(3):
+        drop = RowDropout(0.3, number, rows).train()
+        kept.append(drop(torch.ones(4, 50, 64, dtype=torch.float64)))
+        assert set(kept[-1].unique().tolist()) == {0.0, 1 / 0.7}
+    there = torch.stack(kept) > 0
+    assert there.double().mean().item() == pytest.approx(0.7, abs=0.01)
+    for axes in ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):
+        assert (there.double().mean(dim=axes) - 0.7).abs().max() < 0.08
+    flat = there.flatten(1).double() - 0.7
+    alike = (flat @ flat.T) / flat.shape[1] / 0.21
+    assert (alike - torch.eye(3, dtype=torch.float64)).abs().max() < 0.05
+    columns = there[0].flatten(0, 1).double() - 0.7  # of one layer, one entry against another
+    alike = columns.T @ columns / len(columns) / 0.21
+    assert (alike - torch.eye(64, dtype=torch.float64)).abs().max() < 0.4
+
+
+def dropping(share: float, shares_prompt: bool) -> Any:
+    backbone = Backbone(make_model(torch.float64), make_tokenizer(), "tiny", "0" * 64, shares_prompt)
+    policy = Policy(backbone, LoraShape(2, 4.0, share, ("all-linear",), 0), 0)
+    for parameter in policy.trainable():
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)).to(
+            parameter
+        )
+    policy.seed_dropout(1)
+    return policy.train()
