@@ -177,7 +177,7 @@ class Policy(nn.Module):
 
     def train_beside(self, scalars: nn.Module) -> None:
         """Let a few numbers be trained, frozen as reference, saved and loaded with the adapter."""
-        self.beside[POLICY] = scalars.to(self.device)
+        self.beside[POLICY] = scalars.to(self.device, self.adapters.parameters[0].dtype)
 
     def trainable(self) -> list[nn.Parameter]:
         """Return the parameters of the adapter ``policy``, and those beside it."""

@@ -8,8 +8,8 @@ first, so that they too are ranked by titles and by the one rule for ties.
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoa
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector
 from recbole.trainer import Trainer
+from recbole.trainer import trainer as recbole_trainer
 from torch import Tensor
 
 from ..dataset.columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
@@ -88,10 +89,8 @@ class RankingTrainer(Trainer):
     ranked_data: DynamicPODataset
 
     def __init__(self, config: Any, model: Any) -> None:
-        super().__init__(config, model)
-        if not here().first:  # RecBole has begun a log of its own
-            self.tensorboard.close()
-            shutil.rmtree(self.tensorboard.log_dir, ignore_errors=True)
+        with _without_log() if not here().first else nullcontext():
+            super().__init__(config, model)
         self.eval_collector = RankingCollector(config)
         self._among_all: Callable[[Interaction], tuple[Tensor, Tensor]] | None = None
 
@@ -149,6 +148,17 @@ class RankingTrainer(Trainer):
     def among_candidates(self, interaction: Interaction, scores: Tensor) -> Tensor:
         """Return the (B, item_num) scores that are ranked; here those that the model gave."""
         return scores
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Keep RecBole's trainer from beginning a log for TensorBoard, as only a run's first process does."""
+    kept = recbole_trainer.get_tensorboard
+    recbole_trainer.get_tensorboard = lambda logger: None
+    try:
+        yield
+    finally:
+        recbole_trainer.get_tensorboard = kept
 
 
 def _plain(result: Any) -> Any:

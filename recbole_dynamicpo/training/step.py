@@ -197,12 +197,12 @@ def _add_up(adapter: Sequence[nn.Parameter], numbers: Tensor, processes: Process
         return numbers, numbers[:0]
     there = torch.tensor([parameter.grad is not None for parameter in adapter])
     gradients = [p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in adapter]
-    flat = torch.cat([*gradients, there.to(numbers), numbers.to(gradients[0])])
+    flat = torch.cat([*gradients, there.to(numbers), numbers])  # in the widest of their dtypes
     processes.add(flat)
     sizes = [parameter.numel() for parameter in adapter]
     *summed, known, found = flat.split([*sizes, len(sizes), len(numbers)])
     for parameter, gradient in zip(adapter, summed, strict=True):
-        parameter.grad = gradient.view_as(parameter)
+        parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
     return found, known
 
 

@@ -33,6 +33,7 @@ import evaluate
 import floor
 import naive
 import overhead
+import parallel
 import start
 import step
 import workload
@@ -305,6 +306,18 @@ def test_windows_against_listed_rows(arguments: list[str]) -> None:
     assert tokens["sft, windows"] < tokens["sft, listed"] / 5
     assert tokens["K = 1, windows"] < tokens["K = 15, windows"] < tokens["K = 15, listed"] / 3
     assert min(speed["low"] for speed in found["rows_per_second"].values()) > 0
+
+
+def test_several_processes_against_one(arguments: list[str]) -> None:
+    sizes = ["--num_candidates=6", "--num_negatives=4", "--num_clusters=2", "--rounds=1"]
+    assert parallel.main([*arguments, *sizes, "--quick"]) == 0
+    found = figures()
+    for name in ("sft", "preference"):
+        assert min(found[f"{name} rows/s"][way]["low"] for way in ("one", "several")) > 0
+        assert (
+            found[f"{name} exchange"]["several"]["median"] > found[f"{name} exchange"]["one"]["median"] >= 0
+        )
+    assert found["users/s, all titles"]["ratio"]["median"] > 0
 
 
 def test_the_script_for_a_gpu_runs_dry(tmp_path: Path) -> None:
