@@ -131,7 +131,8 @@ def check_equal(found: Path, wanted: Path, *, exact: bool) -> None:
     assert len(ours) == len(theirs) == jobs.STEPS
     for mine, other in zip(ours, theirs, strict=True):
         assert (mine["stage"], mine["step"], mine["rows"]) == (other["stage"], other["step"], other["rows"])
-        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-6, abs=1e-6)
+        # In float32 it is a difference of log-probabilities of some 20 nats.
+        assert mine["loss"] == pytest.approx(other["loss"], rel=0, abs=1e-6 if exact else 5e-6)
         assert mine.get("beta_counts") == other.get("beta_counts")
         for name in ("beta_mean", "beta_min", "beta_max", "boundary_size", "violation_rate"):
             assert (name in mine) == (mine["stage"] == "preference")
