@@ -17,9 +17,9 @@ BAR = "\\|"  # within a table
 
 HEAD = """# Commands
 
-Made of the commands' own parsers by `scripts/commands_page.py`; `--help` says the same. Settings are those of
-[settings.md](settings.md), given as `--key=value`. Exit status: 0 done; 2 bad input, which a line on the error
-output names; 130 interrupted; 141 whoever read the output has gone; 143 stopped by SIGTERM.
+Made of the commands' own parsers by `scripts/commands_page.py`; `--help` says the same. Settings are those
+of [settings.md](settings.md), given as `--key=value`. Exit status: 0 done; 2 bad input, which a line on the
+error output names; 130 interrupted; 141 whoever read the output has gone; 143 stopped by SIGTERM.
 """
 
 
