@@ -39,7 +39,7 @@ EXCEPTIONS = {
     "installs": (r"pip install |python3\.11 -m venv|source \.venv", "fetches gigabytes; .ci/run does it"),
     "tests": (r"pytest ", "would run this test"),
     "servers": (
-        r"prefect |recbole-dynamicpo bootstrap|mlflow |curl |export AWS_|docker ",
+        r"prefect |recbole-dynamicpo bootstrap|mlflow |curl |export AWS_|docker[ /]",
         "needs servers: tests marked servers start Prefect's, MLflow's, a worker and a served model",
     ),
 }
