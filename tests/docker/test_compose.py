@@ -117,6 +117,8 @@ def test_addresses_lead_to_services(name: str) -> None:
         place = urlsplit(value.replace("${POSTGRES_PASSWORD}", "secret"))
         assert place.hostname in SERVICES[name]["depends_on"]
         if place.hostname == "database":
+            # Without a name SQLAlchemy 2.1 looks for another driver than the one that is installed.
+            assert f"{place.scheme.partition('+')[2]}-binary" in SETUP["options.extras_require"]["postgres"]
             assert (place.username, place.path) == (database["POSTGRES_USER"], f"/{database['POSTGRES_DB']}")
         else:
             assert place.port == listens(place.hostname)
