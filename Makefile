@@ -1,5 +1,5 @@
 # The commands of a day, in whatever environment is active.
-.PHONY: check test robustness bench site docs pythons
+.PHONY: check test robustness bench site docs pythons floors newest
 
 check:  ## style and types
 	ruff check . && ruff format --check . && mypy
@@ -29,3 +29,14 @@ pythons:  ## the unit tests on Python 3.12 and 3.13, in environments of their ow
 		.venv-$$version/bin/pip install -q --no-deps recbole==1.2.1 && \
 		.venv-$$version/bin/pytest -q -m "not servers and not robustness" || exit 1; \
 	done
+
+floors:  ## the unit tests on the oldest torch, transformers, peft, prefect and mlflow that setup.cfg allows (GBs)
+	python3.11 -m venv --clear .venv-floors
+	.venv-floors/bin/python scripts/floors.py > .venv-floors/floors.txt
+	.venv-floors/bin/pip install -q -c .venv-floors/floors.txt -e '.[test]'
+	.venv-floors/bin/pytest -q -m "not servers and not robustness"
+
+newest:  ## the unit tests on the newest releases that setup.cfg allows (GBs)
+	python3.11 -m venv --clear .venv-newest
+	.venv-newest/bin/pip install -q -e '.[test]'
+	.venv-newest/bin/pytest -q -m "not servers and not robustness"
