@@ -6,7 +6,6 @@ SQLite stands in place of compose.yaml's Postgres.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,9 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 
-from ..flows.world import BIN, ROOT, World
+from ..flows.world import BIN, ROOT, World, free_port
 
 SCRIPTS = ROOT / "docker"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Containers(World):
