@@ -107,7 +107,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise StoppedError("stopped by SIGTERM")
 
 
-def _main(arguments: Sequence[str]) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``recbole-dynamicpo``."""
     parser = argparse.ArgumentParser(
         prog="recbole-dynamicpo",
         description="Prepare data, evaluate, compare and use recommenders.",
@@ -129,6 +130,11 @@ def _main(arguments: Sequence[str]) -> None:
         stage,
     ):
         command.add(commands)
+    return parser
+
+
+def _main(arguments: Sequence[str]) -> None:
+    parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and not options.takes_settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

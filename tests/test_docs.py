@@ -39,11 +39,11 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_named_files_exist(page: Path) -> None:
     """A path in backticks with a folder in it, or the dotted name of a module and what is in it."""
     text = page.read_text(encoding="utf-8")
-    folders = "benchmarks|examples|flows|properties|tests|docs|" + "|".join(
+    folders = "benchmarks|docker|examples|flows|properties|scripts|tests|docs|" + "|".join(
         path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"
     )
     paths = re.findall(rf"`((?:{folders})/[\w./-]+\.\w+)`", text)
     assert [path for path in paths if not ((ROOT / path).exists() or (PACKAGE / path).exists())] == []
-    modules = re.findall(rf"`((?:{folders})\.\w+)(?:\.\w+)*`", text)
+    modules = re.findall(rf"`((?:{folders})\.(?!json`)\w+)(?:\.\w+)*`", text)
     missing = [name for name in modules if not (PACKAGE / f"{name.replace('.', '/')}.py").is_file()]
     assert missing == []

@@ -11,8 +11,8 @@ from ..names import MODEL_NAMES
 from ..parallel import environment_of, torchrun
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Run a model with the arguments of RecBole's own script."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the arguments that are no settings."""
     parser = argparse.ArgumentParser(
         prog="run_recbole",
         description="Train and test a RecBole model; settings are given as --key=value.",
@@ -32,7 +32,12 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--port", default="5678", help="its port")
     parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines")
     parser.add_argument("--group_offset", type=int, default=0, help="rank of this machine's first process")
-    known, rest = parser.parse_known_args(arguments)
+    return parser
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run a model with the arguments of RecBole's own script."""
+    known, rest = make_parser().parse_known_args(arguments)
     from ..host.config import parse_overrides, read_settings_files
     from ..host.run import run as run_model
     from ..host.run import run_distributed

@@ -31,6 +31,13 @@ BIN = Path(sys.executable).parent
 PATIENCE = 240.0
 
 
+def free_port() -> int:
+    """Return a port where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class World:
     """The server's and worker's processes, and how to talk to them.
 
@@ -41,9 +48,7 @@ class World:
     def __init__(self, home: Path) -> None:
         self.home, self.work = home, home / "work"
         self.work.mkdir()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}/api"
         self.environment = {
             **{
