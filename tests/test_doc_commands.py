@@ -42,6 +42,10 @@ EXCEPTIONS = {
         r"prefect |recbole-dynamicpo bootstrap|mlflow |curl |export AWS_|docker[ /]",
         "needs servers: tests marked servers start Prefect's, MLflow's, a worker and a served model",
     ),
+    "processes": (
+        r"torchrun |run_recbole .*--nproc=",
+        "needs several processes: tests/robustness/test_processes.py starts them, on two machines too",
+    ),
 }
 
 OURS: dict[str, Callable[[list[str]], int]] = {"run_recbole": run_recbole, "recbole-dynamicpo": main}
