@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "training": f"{PILLARS} scoring title_trie dataset likelihoods serving tracking.run_folder "
     "tracking.record tracking.journal tracking.system tracking.live",
     "host": BELOW_HOST,
-    "stage_results": "training.checkpoint",
+    "stage_results": "training.checkpoint serving.folder",
     "job": f"{BELOW_HOST} host stage_results",
     "pipeline": f"{BELOW_HOST} host stage_results job",
     "commands": f"{BELOW_HOST} host stage_results job pipeline",

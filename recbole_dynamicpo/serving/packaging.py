@@ -17,7 +17,7 @@ from ..language_model.adapter_folder import CONFIG_FILE, SCALARS_FILE, WEIGHTS_F
 from ..language_model.embedded import EMBEDDED
 from ..settings import package_folder, properties_folder
 from ..storage import write_json
-from .folder import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json
+from .folder import CATALOGUE_FILE, MODEL_CARD_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json
 from .priors import PRIORS_FILE
 
 SETTINGS_FILE = "settings.json"
@@ -44,7 +44,7 @@ def package_recommender(folder: Path, target: Path, settings: Mapping[str, Any])
         AdapterError: a file of the folder is missing or damaged.
     """
     target.mkdir(parents=True)
-    beside = [name for name in (SCALARS_FILE, PRIORS_FILE) if (folder / name).is_file()]
+    beside = [name for name in (SCALARS_FILE, PRIORS_FILE, MODEL_CARD_FILE) if (folder / name).is_file()]
     for name in (WEIGHTS_FILE, *beside, CATALOGUE_FILE, TEMPLATES_FILE):
         try:
             shutil.copyfile(folder / name, target / name)

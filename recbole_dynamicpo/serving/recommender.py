@@ -42,6 +42,7 @@ from .folder import (
     write_card,
 )
 from .mlflow_store import opened_recommender
+from .model_card import write_model_card
 from .priors import Priors
 from .ranking import Question, Ranked, Ranking, in_groups, is_whole, merge, titles_of
 
@@ -236,6 +237,7 @@ def save_recommender(
         catalogue.save(work / CATALOGUE_FILE)
         write_json(work / TEMPLATES_FILE, templates.texts)
         write_card(work, card)
+        write_model_card(work)
 
 
 def load_recommender(
