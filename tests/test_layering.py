@@ -67,7 +67,8 @@ EMBASSIES = {
     "filelock": "storage",
     "packaging": "serving.packaging",
     "sqlalchemy": "serving.mlflow_uri",
-    "numpy": "data evaluation scoring title_trie dataset likelihoods serving tracking.figures tracking.shown training host",
+    "numpy": "data evaluation scoring title_trie dataset likelihoods serving tracking.figures tracking.shown "
+    "training host",
     "tqdm": "data scoring serving.batch training host",
     "yaml": "scoring.prompt_lengths dataset.data_files host.config",
 }
