@@ -67,6 +67,7 @@ EMBASSIES = {
     "filelock": "storage",
     "packaging": "serving.packaging",
     "sqlalchemy": "serving.mlflow_uri",
+    "gradio": "serving.demo",
     "numpy": "data evaluation scoring title_trie dataset likelihoods serving tracking.figures tracking.shown "
     "training host",
     "tqdm": "data scoring serving.batch training host",
