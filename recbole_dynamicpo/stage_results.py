@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .ingredients import Ingredients, versions
+from .serving.folder import MODEL_CARD_FILE
 from .settings import package_folder, properties_folder
 from .storage import difference, load_json, set_aside, sha256_files, sha256_json, write_json
 from .training.checkpoint import CHECKPOINT
@@ -110,9 +111,13 @@ def finished(folder: Path, key: str) -> StageResult | None:
 
 
 def _result_files(folder: Path) -> list[str]:
-    """Return the files that make up the result; the checkpoint only served the way there."""
+    """Return the files that make up the result.
+
+    The checkpoint only served the way there; a model card is written again when its run is evaluated.
+    """
     names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return [str(name) for name in names if name.parts[0] != CHECKPOINT and not _hidden(name)]
+    decides = (name for name in names if name.parts[0] != CHECKPOINT and name.name != MODEL_CARD_FILE)
+    return [str(name) for name in decides if not _hidden(name)]
 
 
 def _hidden(name: Path) -> bool:

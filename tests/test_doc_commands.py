@@ -36,7 +36,10 @@ LONG = {"README.md"}
 
 # Kinds of commands that are not run here: how they begin, and why.
 EXCEPTIONS = {
-    "installs": (r"pip install |python3\.11 -m venv|source \.venv", "fetches gigabytes; .ci/run does it"),
+    "installs": (
+        r"pip install |python3\.11 -m venv|source \.venv|(time )?serving/bin/|du -sm serving",
+        "fetches gigabytes; .ci/run does it, and a robustness test serves from such an environment",
+    ),
     "tests": (r"pytest ", "would run this test"),
     "servers": (
         r"prefect |recbole-dynamicpo bootstrap|mlflow |curl |export AWS_|docker[ /]",

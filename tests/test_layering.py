@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "training": f"{PILLARS} scoring title_trie dataset likelihoods serving tracking.run_folder "
     "tracking.record tracking.journal tracking.system tracking.live",
     "host": BELOW_HOST,
-    "stage_results": "training.checkpoint",
+    "stage_results": "training.checkpoint serving.folder",
     "job": f"{BELOW_HOST} host stage_results",
     "stage_processes": "job stage_results tracking.live",
     "pipeline": f"{BELOW_HOST} host stage_results stage_processes job",
@@ -68,7 +68,9 @@ EMBASSIES = {
     "filelock": "storage",
     "packaging": "serving.packaging",
     "sqlalchemy": "serving.mlflow_uri",
-    "numpy": "data evaluation scoring title_trie dataset likelihoods serving tracking.figures training host",
+    "gradio": "serving.demo",
+    "numpy": "data evaluation scoring title_trie dataset likelihoods serving tracking.figures tracking.shown "
+    "training host",
     "tqdm": "data scoring serving.batch training host",
     "yaml": "scoring.prompt_lengths dataset.data_files host.config",
 }

@@ -26,6 +26,12 @@ def add(commands: Any) -> None:
         action="store_true",
         help="rank the history's titles too, where no candidates are given",
     )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="two more columns, which sum to the score: what the prior says alone, and what the language "
+        "model adds to it or takes (models with a prior)",
+    )
     parser.add_argument("-k", type=int, default=10, help="how many titles a history (10)")
 
 
@@ -42,8 +48,8 @@ def _rank_file(options: argparse.Namespace) -> None:
     from ..serving.batch import rank_file
     from ..serving.recommender import default_device, load_recommender
 
-    if options.out is None or options.candidates is not None:
-        raise SettingsError("rank --input: wanted --out, and no --candidates")
+    if options.out is None or options.candidates is not None or options.explain:
+        raise SettingsError("rank --input: wanted --out, and neither --candidates nor --explain")
     processes = join()
     found = rank_file(
         load_recommender(options.model, device=default_device()), options.input, options.out, k=options.k,
@@ -60,7 +66,7 @@ def _rank_one(options: argparse.Namespace) -> None:
     candidates = options.candidates.split("|") if options.candidates is not None else None
     history = options.history.split("|") if options.history else []
     found = load_recommender(options.model).ranking(
-        history, candidates, options.k, exclude_history=not options.keep_history
+        history, candidates, options.k, exclude_history=not options.keep_history, explain=options.explain
     )
     if found.source == "catalogue":
         kept = "" if options.keep_history else " that are not in the history"
@@ -68,7 +74,9 @@ def _rank_one(options: argparse.Namespace) -> None:
     if found.source == "popular":
         print(f"candidates: the {found.num_candidates} most popular titles that are not in the history")
     width = max(len(item.title) for item in found.ranked)
-    print(f"{'':4}{'score, nats':>11}  {'title':{width}}  ids")
+    shares = f"{'= prior':>10}{'+ language model':>18}" if options.explain else ""
+    print(f"{'':4}{'score, nats':>11}{shares}  {'title':{width}}  ids")
     for place, item in enumerate(found.ranked, start=1):
         ids = ", ".join(item.ids) or "not in the catalogue"
-        print(f"{place:3d} {item.score:11.3f}  {item.title:{width}}  {ids}")
+        shares = f"{item.prior:10.3f}{item.language_model:+18.3f}" if options.explain else ""
+        print(f"{place:3d} {item.score:11.3f}{shares}  {item.title:{width}}  {ids}")

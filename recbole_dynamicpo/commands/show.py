@@ -1,8 +1,9 @@
-"""``recbole-dynamicpo show``: the tables that a run left, and where each contestant ranks well."""
+"""``recbole-dynamicpo show``: what a run left, in the terminal or as one HTML page."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,46 @@ from .arguments import add_command
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = add_command(commands, "show", _run, "show the tables of a run")
+    parser = add_command(commands, "show", _run, "show the tables, curves and settings of a run")
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument(
         "--segments",
         action="store_true",
         help="also by popularity of the target and by length of the history",
     )
+    parser.add_argument(
+        "--all-settings",
+        action="store_true",
+        help="all settings, not only those that differ from the defaults",
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write all of it, with figures, as one HTML file that fetches nothing, and print nothing else",
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
-    print("\n".join(_lines(options.run, options.segments)))
+    from ..tracking.shown import read_run
+
+    run = read_run(options.run)
+    if options.html is not None:
+        from ..tracking.page import write_page
+
+        write_page(run, options.html)
+        print(options.html)
+        return
+    print("\n".join(_lines(run, options.segments, options.all_settings)))
 
 
-def _lines(run: Path, parts: bool) -> Iterator[str]:
+def _lines(run: Any, parts: bool, everything: bool) -> Iterator[str]:
     from ..errors import DataError
-    from ..evaluation.report import REPORT_FILE, VIEWS, read_report, table_lines
+    from ..evaluation.report import REPORT_FILE, VIEWS, table_lines
     from ..evaluation.segments import segment_lines
+    from ..tracking.shown import BLOCKS, PLAIN, curve_lines, setting_lines
 
-    report = read_report(run)
+    report = run.report
     try:
         for among, view in VIEWS.items():
             if view.key not in report:
@@ -41,5 +63,20 @@ def _lines(run: Path, parts: bool) -> Iterator[str]:
                 yield from segment_lines(report["segments"][among], view)
         yield "time: " + ", ".join(f"{name} {spent:.0f} s" for name, spent in report["seconds"].items())
         yield from report["notes"]
+        yield from curve_lines(run, BLOCKS if _writes(BLOCKS) else PLAIN)
+        ours, theirs = run.settings()
+        if everything:
+            yield from ["settings:", *setting_lines({**ours, **theirs})]
+        elif ours:
+            yield from ["settings that differ from the defaults:", *setting_lines(run.changed())]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{run / REPORT_FILE}: not a readable report ({error!r})") from error
+        raise DataError(f"{run.folder / REPORT_FILE}: not a readable report ({error!r})") from error
+
+
+def _writes(text: str) -> bool:
+    """Say whether the terminal's encoding has these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

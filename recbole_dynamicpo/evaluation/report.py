@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import DataError
 from ..storage import load_json
 from .ranks import ALL_RANKS_FILE, RANKS_FILE
-from .statistics import hit_at, mcnemar, ndcg_at, reciprocal_rank, wilson_interval
+from .statistics import bootstrap_interval, hit_at, mcnemar, ndcg_at, reciprocal_rank, wilson_interval
 
 REPORT_FILE = "report.json"
 
@@ -65,8 +65,16 @@ VIEWS = {
 }
 
 
-def summarize(contestant: Contestant, view: View = VIEWS["candidates"]) -> dict[str, Any]:
-    """Return the hit rate with its 95 % interval, NDCG and MRR, as plain numbers."""
+def summarize(
+    contestant: Contestant, view: View = VIEWS["candidates"], *, intervals: bool = True
+) -> dict[str, Any]:
+    """Return hit rate, NDCG and MRR as plain numbers, each with its 95 % interval.
+
+    Args:
+        contestant: who ranked.
+        view: of the ranks.
+        intervals: of NDCG and MRR too, which are bootstrapped; the hit rate's costs nothing.
+    """
     ranks = contestant.ranks
     hits = int(hit_at(ranks, view.hits).sum())
     low, high = wilson_interval(hits, len(ranks))
@@ -78,9 +86,12 @@ def summarize(contestant: Contestant, view: View = VIEWS["candidates"]) -> dict[
         rate: hits / len(ranks),
         f"{rate}_low": low,
         f"{rate}_high": high,
-        f"ndcg_at_{view.depth}": float(ndcg_at(ranks, view.depth).mean()),
-        "mrr": float(reciprocal_rank(ranks).mean()),
     }
+    gains = {f"ndcg_at_{view.depth}": ndcg_at(ranks, view.depth), "mrr": reciprocal_rank(ranks)}
+    for name, values in gains.items():
+        found[name] = float(values.mean())
+        if intervals:
+            found[f"{name}_low"], found[f"{name}_high"] = bootstrap_interval(values)
     return found if contestant.logps is None else {**found, "nll": float(-contestant.logps.mean())}
 
 
@@ -97,6 +108,45 @@ def read_report(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path}: not a readable report ({error!r})") from error
     return found
+
+
+def columns(view: View) -> dict[str, str]:
+    """Return the shares that a table shows, key -> title; larger is better in all of them."""
+    titles = (f"HR@{view.hits}", f"NDCG@{view.depth}", "MRR")
+    return dict(zip((f"hr_at_{view.hits}", f"ndcg_at_{view.depth}", "mrr"), titles, strict=True))
+
+
+def with_interval(line: Mapping[str, Any], key: str) -> str:
+    """Return a figure with its interval as text; nothing where a report has no interval of it."""
+    if f"{key}_low" not in line:
+        return ""
+    return f"{line[key]:.4f} [{line[f'{key}_low']:.4f}, {line[f'{key}_high']:.4f}]"
+
+
+def winners(figures: Sequence[Mapping[str, Any]], key: str) -> set[str]:
+    """Return the names of those whose figure is the largest of a column."""
+    best = max(line[key] for line in figures)
+    return {str(line["name"]) for line in figures if line[key] == best}
+
+
+def markdown_lines(figures: Sequence[Mapping[str, Any]], view: View) -> list[str]:
+    """Return a table in Markdown, the winner of each column bold; no figure is without its interval.
+
+    Args:
+        figures: of ``summarize``.
+        view: that they were made for.
+    """
+    shown = {key: title for key, title in columns(view).items() if with_interval(figures[-1], key)}
+    lines = [f"| | {' | '.join(shown.values())} | rows |", "|---" * (len(shown) + 2) + "|"]
+    best = {key: winners(figures, key) for key in shown}
+    for line in figures:
+        texts = [
+            f"**{with_interval(line, key)}**" if line["name"] in best[key] else with_interval(line, key)
+            for key in shown
+        ]
+        name = str(line["name"]).replace("|", "\\|")
+        lines.append(f"| {name} | {' | '.join(texts)} | {line['rows']} |")
+    return lines
 
 
 def paired_p(first: Contestant, second: Contestant, hits: int = 1) -> tuple[int, int, float]:

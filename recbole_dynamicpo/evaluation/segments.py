@@ -54,7 +54,8 @@ def by_segment(
         part = []
         for contestant in contestants:
             logps = None if contestant.logps is None else contestant.logps[rows]
-            figures = summarize(Contestant(contestant.name, contestant.ranks[rows], logps), view)
+            some = Contestant(contestant.name, contestant.ranks[rows], logps)
+            figures = summarize(some, view, intervals=False)
             if logps is not None and base is not None and base.logps is not None and contestant is not base:
                 names = ("nats_gained", "nats_gained_low", "nats_gained_high")
                 figures |= dict(zip(names, paired_bootstrap(base.logps[rows], logps), strict=True))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ..data.catalogue import Catalogue
-from ..errors import AdapterError
+from ..errors import AdapterError, DataError, short
 from ..language_model.adapter_folder import SCALARS_FILE
 from ..language_model.policy import POLICY, REFERENCE, Policy
 from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
 from ..scoring.token_budget import TokenBudget
-from ..title_trie.catalogue_likelihood import Mixture
+from ..title_trie.catalogue_likelihood import Mixture, catalogue_logps
 from ..title_trie.catalogue_scorer import CatalogueScorer
 from ..title_trie.catalogue_search import CatalogueSearch
+from ..title_trie.title_layout import lay_out
 from .priors import Priors
-from .ranking import Question
+from .ranking import Question, Ranked
 
 # Nodes of a trie that are all read for one history; a larger one is searched best first.
 READ_WHOLE = 2_000
@@ -120,6 +123,25 @@ class CatalogueRanker:
         """Return (B, Y) log-probabilities of all distinct titles, nats."""
         return self.scorer.all_in_voices([_row(question) for question in questions], [POLICY])[POLICY]
 
+    @torch.no_grad()
+    def explained(self, question: Question, ranked: Sequence[Ranked]) -> list[Ranked]:
+        """Return ranked titles with their scores in two parts, of priors and language model.
+
+        The prior's part is the log-probability by the priors with their trained weights alone, which sums to
+        1 over the catalogue too. It is a float32 number, as scores are, so that the difference of the two in
+        Python's floats loses nothing.
+        """
+        scorer = self.scorer
+        layout = lay_out(scorer.trie, scorer.numbers([[item.title for item in ranked]]))
+        ratios = scorer.log_ratios(layout.edges, scorer.histories([_row(question)]), many=False)
+        silent = Mixture(0.0, scorer.mixtures[POLICY].weights.tolist())
+        logits = silent.logits(torch.zeros(ratios.shape[-1], dtype=ratios.dtype), ratios, layout.edges.edge)
+        priors = catalogue_logps(logits, layout)[0].float().tolist()
+        return [
+            replace(item, prior=prior, language_model=item.score - prior)
+            for item, prior in zip(ranked, priors, strict=True)
+        ]
+
     def check(self, question: Question) -> None:
         """See whether the prompt of a question can be written.
 
@@ -135,6 +157,29 @@ class CatalogueRanker:
             self.titles[title]: logp
             for title, logp in zip(best.titles.tolist(), best.logps.tolist(), strict=True)
         }
+
+
+def check_prior(ranker: CatalogueRanker | None, question: Question) -> None:
+    """See that the scores of a question have a prior in them.
+
+    Args:
+        ranker: of the recommender; None where the likelihood is the vocabulary's.
+        question: to be explained.
+
+    Raises:
+        DataError: they have none.
+    """
+    wanted = "wanted a model with likelihood catalogue and a prior below it (setting catalogue_prior)"
+    if ranker is None:
+        raise DataError(f"explain: {wanted}; this one has likelihood vocabulary, and no prior")
+    if not ranker.scorer.priors:
+        raise DataError(f"explain: {wanted}; this one has no prior")
+    foreign = [title for title in question.shown if title not in ranker.scorer.number]
+    if foreign:
+        raise DataError(
+            f"explain: candidate {short(foreign[0])} is not in the catalogue, so that the list is scored by "
+            "the vocabulary, without a prior; wanted titles of the catalogue"
+        )
 
 
 def _row(question: Question) -> PromptRow:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import BackboneError, SettingsError
 from ..storage import atomic_folder, write_json
+from .model_card import write_merged_card
 from .recommender import Recommender
 
 TITLES_FILE = "catalogue_tokens.json"
@@ -45,3 +46,4 @@ def export_merged(recommender: Recommender, out: Path) -> None:
         merged.save_pretrained(folder)
         backbone.tokenizer.save_pretrained(folder)
         write_json(folder / TITLES_FILE, {"terminator": collator.terminator, "titles": titles})
+        write_merged_card(folder, recommender.card)

@@ -14,12 +14,13 @@ from ..errors import AdapterError, BackboneError, short
 from ..language_model.adapter_folder import adapter_digest
 from ..language_model.backbone import DTYPES, NF4, Backbone, load_backbone, quantized_fingerprint
 from ..names import LIKELIHOODS, PRIORS, STAGES
-from ..storage import load_json, write_json
+from ..storage import load_json, sha256_file, sha256_json, write_json
 
 # Names the backbone, a folder or a hub id, where that of the card is not to be had under its name.
 BACKBONE_VARIABLE = "RECBOLE_DYNAMICPO_BACKBONE"
 
 RECOMMENDER_FILE, CATALOGUE_FILE, TEMPLATES_FILE = "recommender.json", "catalogue.json", "templates.json"
+MODEL_CARD_FILE = "README.md"  # for people; no digest holds it
 FINAL_FILE = "final.json"  # of a run: which stage's adapter is its result
 # Where the packaged recommender lies in a logged model, and what MLflow calls it.
 ARTIFACT, ARTIFACT_FOLDER = "recommender", "artifacts/recommender"
@@ -38,7 +39,7 @@ class Card:
         max_history: most history titles in a prompt.
         num_candidates: candidates in a prompt while it was trained.
         tokens_per_batch: padded tokens per forward pass.
-        made_by: model and stage.
+        made_by: model, stage and data set.
         popular_candidates: titles that are ranked where the caller names none.
         adapter_sha256: of the adapter's weights file beside the card.
         likelihood: of a title, as setting ``likelihood`` calls it; ``vocabulary`` in cards of 0.1.0.
@@ -99,6 +100,12 @@ def read_card(folder: Path) -> Card:
     if card.dtype not in DTYPES:
         raise AdapterError(f"{path}: dtype is {short(card.dtype)}, wanted one of {', '.join(DTYPES)}")
     return card
+
+
+def content_digest(folder: Path) -> str:
+    """Return the SHA-256 of all that ranking with a recommender folder depends on."""
+    files = [path for path in folder.iterdir() if path.is_file() and path.name != MODEL_CARD_FILE]
+    return sha256_json({path.name: sha256_file(path) for path in files})
 
 
 def read_json(path: Path) -> Any:

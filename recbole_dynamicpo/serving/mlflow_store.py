@@ -22,7 +22,7 @@ from ..language_model.adapter_folder import WEIGHTS_FILE
 from ..storage import sha256_file, write_json
 from .folder import ARTIFACT, ARTIFACT_FOLDER, recommender_folder
 from .mlflow_uri import find_tracking_uri, without_password
-from .packaging import example_request, folder_size, package_recommender, requirements
+from .packaging import example_request, folder_size, package_code, package_recommender, requirements
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,8 +37,8 @@ CODE_FILE = Path(__file__).with_name("pyfunc.py")
 def log_model(folder: Path, *, run_id: str, tracking_uri: str, settings: Mapping[str, Any]) -> str:
     """Log a recommender folder as a model of a run and return its URI, ``models:/m-...``.
 
-    The model holds the adapter, templates, catalogue, settings and the name and hash of the backbone;
-    neither weights of the backbone nor a pickle.
+    The model holds the adapter, templates, catalogue, settings, the name and hash of the backbone, and our
+    code; neither weights of the backbone nor a pickle.
 
     Args:
         folder: as a run leaves it in ``saved/<run>/preference``.
@@ -98,10 +98,16 @@ def write_model(
     from mlflow.models import Model
 
     model = Model(artifact_path=MODEL_NAME, run_id=run_id, model_uuid=model_id, model_id=model_id)
-    with _without_advice():
+    with _without_advice(), tempfile.TemporaryDirectory(prefix="recbole-dynamicpo-") as work:
+        code = Path(work) / CODE_FILE.parents[1].name
+        package_code(code)
         # An input example given here would make MLflow load the backbone to try it.
         mlflow.pyfunc.save_model(
-            path=str(path), python_model=str(CODE_FILE), mlflow_model=model, pip_requirements=requirements()
+            path=str(path),
+            python_model=str(CODE_FILE),
+            mlflow_model=model,
+            code_paths=[str(code)],
+            pip_requirements=requirements(),
         )
     package_recommender(folder, path / ARTIFACT_FOLDER, settings)
     request = [example_request(folder)]

@@ -15,15 +15,21 @@ from ..data.catalogue import Catalogue
 from ..errors import AdapterError
 from ..language_model.adapter_folder import CONFIG_FILE, SCALARS_FILE, WEIGHTS_FILE
 from ..language_model.embedded import EMBEDDED
+from ..settings import package_folder, properties_folder
 from ..storage import write_json
-from .folder import CATALOGUE_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json
+from .folder import CATALOGUE_FILE, MODEL_CARD_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json
 from .priors import PRIORS_FILE
 
 SETTINGS_FILE = "settings.json"
 
 DISTRIBUTION = "recbole-dynamicpo"
-# Of our own requirements, those that a ranking depends on; a reader of a logged model sees them beside ours.
-_NAMED = ("mlflow", "torch", "transformers", "peft")
+# What loading and ranking import, of what we require; RecBole, Prefect, figures and data files stay at home.
+_SERVING = (
+    *("mlflow", "pandas", "numpy", "scipy", "pydantic", "filelock", "tqdm"),
+    *("torch", "transformers", "peft", "accelerate", "gguf", "safetensors", "huggingface_hub"),
+)
+# MLflow without its server and database: it loads models and answers for them.
+_LIGHTER = {"mlflow": "mlflow-skinny"}
 
 
 def package_recommender(folder: Path, target: Path, settings: Mapping[str, Any]) -> None:
@@ -38,7 +44,7 @@ def package_recommender(folder: Path, target: Path, settings: Mapping[str, Any])
         AdapterError: a file of the folder is missing or damaged.
     """
     target.mkdir(parents=True)
-    beside = [name for name in (SCALARS_FILE, PRIORS_FILE) if (folder / name).is_file()]
+    beside = [name for name in (SCALARS_FILE, PRIORS_FILE, MODEL_CARD_FILE) if (folder / name).is_file()]
     for name in (WEIGHTS_FILE, *beside, CATALOGUE_FILE, TEMPLATES_FILE):
         try:
             shutil.copyfile(folder / name, target / name)
@@ -76,14 +82,24 @@ def _portable(value: Any) -> Any:
 
 
 def requirements() -> list[str]:
-    """Return what pip has to install where a logged model is loaded: this package and what decides scores."""
-    from importlib.metadata import requires, version
+    """Return what pip has to install where a logged model is loaded, with the bounds of our own requirements.
+
+    Our code is no part of it: it travels with the model (:func:`package_code`).
+    """
+    from importlib.metadata import requires
 
     from packaging.requirements import Requirement
 
-    found = [Requirement(text) for text in requires(DISTRIBUTION) or []]
-    named = [r for r in found if r.name in _NAMED and r.marker is None]
-    return [f"{DISTRIBUTION}=={version(DISTRIBUTION)}", *(f"{r.name}{r.specifier}" for r in named)]
+    ours = [Requirement(text) for text in requires(DISTRIBUTION) or []]
+    here = {r.name: r for r in ours if r.marker is None or r.marker.evaluate({"extra": ""})}
+    return [f"{_LIGHTER.get(name, name)}{here[name].specifier}" for name in _SERVING]
+
+
+def package_code(target: Path) -> None:
+    """Write this package, its shipped settings within it, to the new folder ``target``; flows stay out."""
+    unwanted = shutil.ignore_patterns("__pycache__", "flows", "properties")
+    shutil.copytree(package_folder(), target, ignore=unwanted)
+    shutil.copytree(properties_folder(), target / "properties", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def example_request(folder: Path) -> dict[str, Any]:

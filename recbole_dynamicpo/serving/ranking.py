@@ -24,11 +24,16 @@ class Ranked:
         title: the title.
         ids: the catalogue's items of that title; empty for a title that it does not know.
         score: summed log-probability, nats.
+        prior: the part of the score that counting models with their trained weights give alone, nats; None
+            where it was not asked for.
+        language_model: the rest, what the language model adds or takes, nats.
     """
 
     title: str
     ids: tuple[str, ...]
     score: float
+    prior: float | None = None
+    language_model: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Question:
         k: how many to return.
         source: where the titles come from, as in ``Ranking``.
         left_out: titles of the catalogue that are not ranked.
+        explain: part the scores into prior and language model.
     """
 
     history: list[str]
@@ -65,6 +71,7 @@ class Question:
     k: int
     source: Source
     left_out: frozenset[str] = frozenset()
+    explain: bool = False
 
 
 def titles_of(catalogue: Catalogue, name: str, entries: Any, at_least: int) -> list[str]:

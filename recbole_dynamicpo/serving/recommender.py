@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from ..scoring.scorer import Scorer
 from ..scoring.token_budget import TokenBudget
 from ..storage import atomic_folder, write_json
 from ..title_trie.catalogue_likelihood import Mixture
-from .catalogue_ranking import CatalogueRanker
+from .catalogue_ranking import CatalogueRanker, check_prior
 from .folder import (
     CATALOGUE_FILE,
     RECOMMENDER_FILE,
@@ -42,6 +43,7 @@ from .folder import (
     write_card,
 )
 from .mlflow_store import opened_recommender
+from .model_card import write_model_card
 from .priors import Priors
 from .ranking import Question, Ranked, Ranking, in_groups, is_whole, merge, titles_of
 
@@ -97,6 +99,7 @@ class Recommender:
         k: int = DEFAULT_K,
         *,
         exclude_history: bool = True,
+        explain: bool = False,
     ) -> list[Ranked]:
         """Return the ``k`` best titles, best first. A text is a title, a whole number an item id.
 
@@ -110,12 +113,13 @@ class Recommender:
                 the likelihood is the vocabulary's, the card's ``popular_candidates`` most popular titles.
             k: how many to return.
             exclude_history: leave the history's titles out, where no candidates are given.
+            explain: part each score into what the prior and what the language model say; see ``Ranked``.
 
         Raises:
-            DataError: no candidates, an empty title, an unknown id, k below 1, or titles that are too
-                long for a prompt.
+            DataError: no candidates, an empty title, an unknown id, k below 1, titles that are too
+                long for a prompt, or scores without a prior that are to be explained.
         """
-        return self.ranking(history, candidates, k, exclude_history=exclude_history).ranked
+        return self.ranking(history, candidates, k, exclude_history=exclude_history, explain=explain).ranked
 
     def ranking(
         self,
@@ -124,10 +128,13 @@ class Recommender:
         k: int = DEFAULT_K,
         *,
         exclude_history: bool = True,
+        explain: bool = False,
     ) -> Ranking:
         """Return what ``rank`` returns, together with what the candidates were."""
         question = self.question(history, candidates, k, exclude_history=exclude_history)
-        return self.answer([question])[0]
+        if explain:
+            check_prior(self.ranker, question)
+        return self.answer([replace(question, explain=explain)])[0]
 
     def catalogue_logps(self, history: Sequence[str | int]) -> NDArray[np.floating]:
         """Return (Y,) log-probabilities of ``catalogue.distinct_titles`` in nats; they sum to 1.
@@ -213,6 +220,8 @@ class Recommender:
     def _ranking(self, question: Question, scores: Mapping[str, float]) -> Ranking:
         best = sorted(scores, key=scores.__getitem__, reverse=True)[: question.k]
         ranked = [Ranked(title, self.catalogue.items(title), scores[title]) for title in best]
+        if question.explain and self.ranker is not None:
+            ranked = self.ranker.explained(question, ranked)
         compared = len(question.shown)
         if question.source == "catalogue":
             compared = len(set(self.catalogue.distinct_titles) - question.left_out)
@@ -236,6 +245,7 @@ def save_recommender(
         catalogue.save(work / CATALOGUE_FILE)
         write_json(work / TEMPLATES_FILE, templates.texts)
         write_card(work, card)
+        write_model_card(work)
 
 
 def default_device() -> str:

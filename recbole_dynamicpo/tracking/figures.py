@@ -25,6 +25,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 SIZE, DPI = (8.0, 5.0), 100  # 800 x 500 pixels
 # More steps than this are drawn faintly, with so many means of neighbours above them.
 MOST_POINTS, MEANS = 60, 24
+MOST_UPRIGHT = 6  # names of bars that stand beside one another
 
 
 def available(
@@ -41,7 +42,7 @@ def available(
         metric: that validation decides by, as the journal names it.
         num_candidates: of a test row, for the rate of a random choice; anything but a number: unknown.
     """
-    training = {stage: series for stage in stages if (series := _training(stages[stage], metric))}
+    training = {stage: series for stage in stages if (series := training_series(stages[stage], metric))}
     preference = [entry for entry in stages.get("preference", ()) if "boundary_size" in entry]
     found: list[Drawing] = []
     if training:
@@ -58,7 +59,7 @@ def available(
     return found
 
 
-def _training(entries: Sequence[Entry], metric: str) -> dict[str, list[tuple[int, float]]]:
+def training_series(entries: Sequence[Entry], metric: str) -> dict[str, list[tuple[int, float]]]:
     """Return (step, value) of the loss and of the validation metric, where there are any."""
     names = (metric, "valid_score")  # the second is what models of others leave
     series = {
@@ -157,7 +158,8 @@ def draw_hit_rate(contestants: Sequence[Mapping[str, Any]], random: float | None
         axis.axhline(random, color=ORANGE, linestyle="--", label=f"random choice, {random:.3f}")
         axis.legend(loc="upper left", frameon=False)
     axis.set_ylim(0, min(1.15, 1.35 * float((heights + errors[1]).max()) + 0.02))
-    axis.set_xticks(places, [_wrapped(str(c["name"])) for c in contestants])
+    turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(contestants) > MOST_UPRIGHT else {}
+    axis.set_xticks(places, [_wrapped(str(c["name"])) for c in contestants], **turned)
     axis.set_ylabel("HR@1, share of rows")
     axis.grid(visible=False, axis="x")
     return figure

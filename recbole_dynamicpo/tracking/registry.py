@@ -12,10 +12,10 @@ from ..errors import StoppedError, TrackingError
 from ..evaluation.report import metric_name
 from ..names import STAGES
 from ..serving import gate
-from ..serving.folder import RECOMMENDER_FILE, final_stage, read_card
+from ..serving.folder import RECOMMENDER_FILE, content_digest, final_stage, read_card
 from ..serving.mlflow_store import log_model
 from ..serving.mlflow_uri import sync_command, without_password
-from ..storage import is_number, locked, sha256_file, sha256_json
+from ..storage import is_number, locked
 from .champion import DATA, GATE, REASON, SEED, STAGE, champion_of, judge
 from .client import connect, find_runs, open_experiment
 from .live import reason
@@ -161,11 +161,6 @@ def _create_registered_model(client: Any, name: str) -> None:
     except Exception:
         if not client.search_registered_models(f"name = '{name}'"):  # else another process was faster
             raise
-
-
-def content_digest(recommender: Path) -> str:
-    """Return the SHA-256 of all that is in a recommender folder."""
-    return sha256_json({path.name: sha256_file(path) for path in recommender.iterdir() if path.is_file()})
 
 
 def _find_version(client: Any, name: str, recommender: Path) -> Any:

@@ -20,7 +20,7 @@ from ..evaluation.ranks import POPULARITY, RANKS_FILE, valid_ranks_file
 from ..evaluation.report import REPORT_FILE, metric_name, read_report
 from ..ingredients import describes_run
 from ..names import RECORDED
-from ..serving.folder import RECOMMENDER_FILE
+from ..serving.folder import MODEL_CARD_FILE, RECOMMENDER_FILE, content_digest
 from ..serving.mlflow_uri import without_password
 from ..serving.packaging import package_recommender
 from ..storage import is_number, sha256_file, sha256_json
@@ -109,7 +109,7 @@ def _stage_part(folder: Path, record: Record, stage: str, entries: list[Entry]) 
     if stage == "evaluate":
         uploads = _files(place, REPORT_FILE, RANKS_FILE)
     elif end is not None and (place / stage / RECOMMENDER_FILE).is_file():
-        uploads.append(_adapter(place / stage, record))
+        uploads += [_adapter(place / stage, record), *_model_card(place / stage)]
         uploads += _files(place, valid_ranks_file(stage), valid_ranks_file(POPULARITY))
     return Part(
         stage=stage,
@@ -226,8 +226,20 @@ def _copy(path: Path, target: Path) -> None:
 
 def _adapter(folder: Path, record: Record) -> Upload:
     """Return the upload of a recommender folder, without what only this machine knows."""
-    digest = {path.name: sha256_file(path) for path in folder.iterdir() if path.is_file()}
-    return Upload("adapter", sha256_json(digest), partial(_package, folder, model_settings(record)))
+    return Upload("adapter", content_digest(folder), partial(_package, folder, model_settings(record)))
+
+
+def _model_card(folder: Path) -> list[Upload]:
+    """Return the upload of a recommender's model card, which changes when the run is evaluated."""
+    path = folder / MODEL_CARD_FILE
+    if not path.is_file():  # as runs of earlier versions left it
+        return []
+    return [Upload(f"adapter/{MODEL_CARD_FILE}", sha256_file(path), partial(_copy_card, path))]
+
+
+def _copy_card(path: Path, target: Path) -> None:
+    (target / "adapter").mkdir()
+    _copy(path, target / "adapter")
 
 
 def model_settings(record: Record) -> dict[str, Any]:

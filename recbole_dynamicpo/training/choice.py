@@ -12,14 +12,16 @@ from recbole.utils import calculate_valid_score, dict2str, early_stopping
 
 from ..dataset.dataset import DynamicPODataset
 from ..evaluation.ranks import COUNTING, POPULARITY, read_ranks, valid_ranks_file, write_ranks
+from ..evaluation.report import read_report
 from ..evaluation.statistics import mrr_gain, paired_ranks, reciprocal_rank
 from ..names import STAGES
 from ..parallel import here
 from ..serving.folder import FINAL_FILE
+from ..serving.model_card import write_model_card
 from ..storage import write_json
 from .contestants import rank_by_counting, rank_in_voices
 from .evaluating import Ranked, rank_by_popularity, row_names, rows_to_rank
-from .reporting import Tables, where_to_go_on, write_report
+from .reporting import Tables, card_results, where_to_go_on, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -132,3 +134,22 @@ def report(trainer: Any, found: Tables) -> None:
     notes += said_of(adapters[chosen], chosen, model.voices()[model.final_voice])
     write_report(trainer.recorder.journal, model, found, trainer.progress.seconds, notes)
     write_json(trainer.run_folder / FINAL_FILE, {"stage": chosen})
+    _tell_cards(trainer)
+
+
+def _tell_cards(trainer: Any) -> None:
+    """Write what the run's report says into the model cards of its adapters."""
+    model, settings = trainer.model, trainer.settings
+    rows = {phase: len(part.inter_feat) for phase, part in model.dataset.built.items()}
+    about = (
+        f"Run {trainer.run_folder.name}, seed {settings.seed}, on {model.dataset.dataset_name} (SHA-256 "
+        f"`{trainer.ingredients.values['fact.data']}`): "
+        + ", ".join(f"{count} {phase} rows" for phase, count in rows.items())
+        + "."
+    )
+    for stage in STAGES[: STAGES.index(trainer.final_stage) + 1]:
+        voice = "reference" if stage == "sft" and model.policy.has_reference else "policy"
+        name = model.voices().get(voice)  # none where only the run's model was evaluated
+        this = f"This adapter is the line *{name}*;" if name else "This adapter has no line of its own;"
+        said = [about, this, f"the run's model is that of stage {trainer.chosen}."]
+        write_model_card(trainer.adapters[stage], card_results(read_report(trainer.run_folder), said))

@@ -170,7 +170,7 @@ class DynamicPO(SequentialRecommender):
 
     def card(self, made_by: dict[str, str]) -> Card:
         """Return the card of a recommender made of this model as it is; ``made_by``: model and stage."""
-        backbone = self.policy.backbone
+        backbone, dataset = self.policy.backbone, str(self.dataset.dataset_name)
         return Card(
             backbone=backbone.name,
             fingerprint=backbone.fingerprint,
@@ -179,7 +179,7 @@ class DynamicPO(SequentialRecommender):
             max_history=self.collator.max_history,
             num_candidates=self.settings.num_candidates,
             tokens_per_batch=self.settings.tokens_per_batch,
-            made_by=made_by,
+            made_by={**made_by, "dataset": dataset},
             popular_candidates=self.settings.popular_candidates,
             likelihood=self.settings.likelihood,
             priors=list(self.settings.catalogue_prior),

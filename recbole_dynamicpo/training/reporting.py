@@ -12,8 +12,18 @@ import numpy as np
 from ..dataset.columns import ROW_ID
 from ..dataset.dataset import DynamicPODataset
 from ..evaluation.ranks import FITTED_COUNTS, write_ranks
-from ..evaluation.report import REPORT_FILE, VIEWS, Contestant, metric_name, render, summarize
+from ..evaluation.report import (
+    REPORT_FILE,
+    VIEWS,
+    Contestant,
+    columns,
+    markdown_lines,
+    metric_name,
+    render,
+    summarize,
+)
 from ..evaluation.segments import by_segment, segments
+from ..serving.model_card import Results
 from ..storage import write_json
 from ..tracking.journal import Journal
 from .evaluating import Ranked, row_names
@@ -68,6 +78,23 @@ def write_report(
     write_json(folder / REPORT_FILE, report)
     earlier = [e for e in journal.entries() if (e["stage"], e["kind"]) == ("evaluate", "test")]
     journal.write("evaluate", len(earlier), "test", figures)
+
+
+def card_results(report: Mapping[str, Any], about: Sequence[str]) -> Results:
+    """Return what a report says for a model card.
+
+    Args:
+        report: of ``read_report``.
+        about: sentences before its tables.
+    """
+    lines, metrics = [" ".join(about)], []
+    for view in VIEWS.values():
+        if view.key in report:
+            said = "with 95 % intervals; the largest of a column is bold, however close the others are"
+            lines += ["", f"Among {view.among}, {said}:", ""]
+            lines += markdown_lines(report[view.key], view)
+            metrics += [title for title in columns(view).values() if title not in metrics]
+    return Results(lines, metrics)
 
 
 def _segments(dataset: DynamicPODataset, row_ids: np.ndarray[Any, Any]) -> dict[str, Any]:

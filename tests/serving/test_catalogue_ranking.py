@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from recbole_dynamicpo import load_recommender
+from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.errors import AdapterError, BackboneError, DataError
 from recbole_dynamicpo.language_model.backbone import quantized_fingerprint
 from recbole_dynamicpo.serving import catalogue_ranking
@@ -159,3 +161,67 @@ def test_weights_that_were_cut_in_training_are_cut_again_or_named(
     (cut / "recommender.json").write_text(json.dumps({**changed, "fingerprint": card["fingerprint"]}))
     with pytest.raises(AdapterError, match="made for backbone"):
         load_recommender(cut, load_in_4bit=False)
+
+
+def counts_alone(folder: Path) -> dict[str, float]:
+    """Return log p0 by hand: one prior with its weight, in a trie whose titles part at their first letter."""
+    (weight,) = json.loads((folder / "scalars.json").read_text())["weights"]
+    counts = dict.fromkeys(DISTINCT, 0.5)
+    for title, count in zip(TITLES, POPULARITY, strict=True):
+        counts[title] += count
+    powers = {title: count**weight for title, count in counts.items()}
+    return {title: math.log(power / sum(powers.values())) for title, power in powers.items()}
+
+
+@pytest.mark.parametrize("read_whole", [0, 2_000])
+@pytest.mark.parametrize("candidates", [None, ["Forest", "Delta", "Bear"]])
+def test_what_the_prior_and_what_the_language_model_say(
+    folder: Path, read_whole: int, candidates: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit the score, in the order of before; the prior as by hand."""
+    monkeypatch.setattr(catalogue_ranking, "READ_WHOLE", read_whole)
+    recommender = load_recommender(folder)
+    plain = recommender.rank(["Bear"], candidates, exclude_history=False)
+    found = recommender.rank(["Bear"], candidates, exclude_history=False, explain=True)
+    assert [replace(item, prior=None, language_model=None) for item in found] == plain
+    known = counts_alone(folder)
+    for item in found:
+        assert item.prior is not None
+        assert item.language_model is not None
+        assert item.prior + item.language_model == item.score
+        assert item.prior == pytest.approx(known[item.title], abs=1e-6)
+    assert any(abs(item.language_model or 0) > 0.01 for item in found)
+    assert all(item.prior is None for item in plain)
+
+
+def test_a_silent_language_model_adds_nothing(tiny_backbone: Path, tmp_path: Path) -> None:
+    other = write_recommender(tmp_path / "prior", tiny_backbone, priors=["popularity"])
+    (other / "scalars.json").write_text(json.dumps({"scale": 0.0, "weights": [1.25], "centre": []}))
+    for item in load_recommender(other).rank(["Bear"], explain=True):
+        assert item.language_model == pytest.approx(0.0, abs=1e-6)
+
+
+def test_scores_without_a_prior_are_not_explained(
+    recommender: Recommender, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = write_recommender(tmp_path / "plain", tiny_backbone)
+    with pytest.raises(DataError, match=r"explain: wanted .* has likelihood vocabulary, and no prior"):
+        load_recommender(plain).rank(["Bear"], explain=True)
+    bare = write_recommender(tmp_path / "bare", tiny_backbone, priors=[])
+    with pytest.raises(DataError, match=r"explain: wanted .*; this one has no prior"):
+        load_recommender(bare).rank(["Bear"], explain=True)
+    with pytest.raises(DataError, match="explain: candidate 'Nowhere' is not in the catalogue"):
+        recommender.rank(["Bear"], ["Forest", "Nowhere"], explain=True)
+    assert main(["rank", "--model", str(plain), "--history", "Bear", "--explain"]) == 2
+    assert "no prior" in capsys.readouterr().err
+
+
+def test_the_command_shows_both_parts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rank", "--model", str(folder), "--history", "Bear", "--explain", "-k", "3"]) == 0
+    _, head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:6] == ["score,", "nats", "=", "prior", "+", "language"]
+    for line in lines:
+        _, score, prior, rest, *_ = line.split()
+        assert float(prior) + float(rest) == pytest.approx(float(score), abs=0.0016)
+    assert main(["rank", "--model", str(folder), "--input", "x.csv", "--out", "o", "--explain"]) == 2
+    assert "neither --candidates nor --explain" in capsys.readouterr().err

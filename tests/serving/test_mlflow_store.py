@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +16,9 @@ from recbole_dynamicpo.serving.folder import BACKBONE_VARIABLE
 
 from ..helpers.mlflow_world import Store, load_logged, make_store
 from ..helpers.saved_recommender import BY_POPULARITY, as_json
+from ..helpers.served_model import post, served
 
 pytestmark = pytest.mark.servers
-START_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -42,64 +33,8 @@ def recommender(store: Store) -> Recommender:
 
 @pytest.fixture(scope="module")
 def server(store: Store) -> Iterator[str]:
-    with served(store) as address:
+    with served(store, store.champion) as address:
         yield address
-
-
-@contextmanager
-def served(store: Store) -> Iterator[str]:
-    """Serve the champion inside the block, at the address that is yielded."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    tools = Path(sys.executable).parent  # `mlflow` starts `uvicorn` by its bare name
-    environment = {
-        **os.environ,
-        "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}",
-        "MLFLOW_TRACKING_URI": store.uri,
-        BACKBONE_VARIABLE: str(store.backbone),
-        "OMP_NUM_THREADS": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", store.champion]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    log = store.folder.parent / "serve.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, env=environment, stdout=out, stderr=out, cwd=store.folder.parent, start_new_session=True
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        _wait(address, process, log)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
-
-
-def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(f"{address}/ping", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"not ready after {START_SECONDS} s:\n{log.read_text()}")
-
-
-def post(server: str, body: Any) -> tuple[int, dict[str, Any]]:
-    """Send a body as JSON and return the status and the answer."""
-    request = urllib.request.Request(
-        f"{server}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
 
 
 def test_given_candidates_are_ranked(server: str, recommender: Recommender) -> None:
@@ -145,7 +80,7 @@ def test_the_whole_catalogue_is_ranked(
     monkeypatch.setenv(BACKBONE_VARIABLE, str(store.backbone))
     expected = load_recommender(store.folder).rank(["Bear", "Delta"], k=10)
     assert {item.title for item in expected} == set(BY_POPULARITY) - {"Bear", "Delta"}
-    with served(store) as address:
+    with served(store, store.champion) as address:
         status, body = post(address, {"inputs": [{"history": ["Bear", "Delta"], "k": 10}]})
     assert status == 200
     (found,) = body["predictions"]
