@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DynamicPOError, SettingsError
-from ..language_model.adapter_folder import CONFIG_FILE
 from ..names import STAGES
 from .folder import RECOMMENDER_FILE, recommender_folder
 from .recommender import DEFAULT_K, Recommender, load_recommender
@@ -79,8 +78,7 @@ def load_demo(source: str) -> Demo:
             before preference training too; the backbone is held twice then.
     """
     before = Path(source) / STAGES[0]
-    whole = (before / RECOMMENDER_FILE).is_file() and (before / CONFIG_FILE).is_file()
-    if not whole or recommender_folder(Path(source)) == before:
+    if not (before / RECOMMENDER_FILE).is_file() or recommender_folder(Path(source)) == before:
         return Demo(load_recommender(source))
     return Demo(load_recommender(source), load_recommender(before))
 

@@ -12,13 +12,13 @@ from recbole.utils import calculate_valid_score, dict2str, early_stopping
 
 from ..dataset.dataset import DynamicPODataset
 from ..evaluation.ranks import COUNTING, POPULARITY, read_ranks, valid_ranks_file, write_ranks
-from ..evaluation.report import read_report
+from ..evaluation.report import REPORT_FILE
 from ..evaluation.statistics import mrr_gain, paired_ranks, reciprocal_rank
 from ..names import STAGES
 from ..parallel import here
 from ..serving.folder import FINAL_FILE
 from ..serving.model_card import write_model_card
-from ..storage import write_json
+from ..storage import load_json, write_json
 from .contestants import rank_by_counting, rank_in_voices
 from .evaluating import Ranked, rank_by_popularity, row_names, rows_to_rank
 from .reporting import Tables, card_results, where_to_go_on, write_report
@@ -147,9 +147,10 @@ def _tell_cards(trainer: Any) -> None:
         + ", ".join(f"{count} {phase} rows" for phase, count in rows.items())
         + "."
     )
+    written = load_json(trainer.run_folder / REPORT_FILE)
     for stage in STAGES[: STAGES.index(trainer.final_stage) + 1]:
         voice = "reference" if stage == "sft" and model.policy.has_reference else "policy"
         name = model.voices().get(voice)  # none where only the run's model was evaluated
         this = f"This adapter is the line *{name}*;" if name else "This adapter has no line of its own;"
         said = [about, this, f"the run's model is that of stage {trainer.chosen}."]
-        write_model_card(trainer.adapters[stage], card_results(read_report(trainer.run_folder), said))
+        write_model_card(trainer.adapters[stage], card_results(written, said))

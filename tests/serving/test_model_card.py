@@ -144,6 +144,7 @@ def test_a_run_writes_its_table_into_the_cards_of_its_adapters(toy_settings: dic
         assert f"Run {folder.name}, seed" in card.text
         assert "12 test rows" in card.text
         assert f"| {name} | " in card.text
+    assert "Among the candidates of each row" in read(folder / "sft").text
     # Training that goes on writes the folder anew, and the next evaluation the table.
     (folder / "sft" / MODEL_CARD_FILE).unlink()
     run("DynamicPO", "toy", [], {**toy_settings, "resume": str(folder)})
