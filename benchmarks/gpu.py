@@ -71,9 +71,12 @@ class World:
         dtype: of the frozen weights.
         device: where they are.
         quick: few tokens and titles.
+        four_bits: cut the decoder's matrices to nf4, as ``load_in_4bit`` does.
     """
 
-    def __init__(self, name: str, dtype: torch.dtype, device: str, quick: bool) -> None:
+    def __init__(
+        self, name: str, dtype: torch.dtype, device: str, quick: bool, four_bits: bool = False
+    ) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         hidden, inner, layers, heads, kept, self.vocabulary = SHAPES[name]
@@ -91,12 +94,15 @@ class World:
         finally:
             torch.set_default_dtype(before)
         abilities = find_abilities(model, name)._asdict()
+        if four_bits:
+            cut_to_four_bits(model, device)
         backbone = Backbone(model, None, name, "random", **abilities)
         self.policy = Policy(backbone, LoraShape(8, 16.0, 0.0, ("q_proj", "v_proj"), 0), seed=0)
         self._move(1)
         self.policy.freeze_reference()
         self._move(2)
-        self.device, self.quick, self.dtype = device, quick, str(dtype).removeprefix("torch.")
+        self.name, self.device, self.quick = name, device, quick
+        self.dtype = str(dtype).removeprefix("torch.")
         self.weights = sum(weight.numel() for weight in model.parameters())
         self.draw = np.random.default_rng(0)
 
@@ -137,6 +143,22 @@ class World:
         states = found.states.unflatten(0, (len(prompts), -1))
         products = child_products(states, self.policy.output_layer, on_device(layout.edges, states.device))
         return catalogue_logps(products, on_device(layout, products.device)).squeeze(1)
+
+
+def cut_to_four_bits(model: Any, device: str) -> None:
+    """Put bitsandbytes' layers of 4 bits in the place of the decoder's linear ones."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    kind: Any = {"quant_type": "nf4", "compress_statistics": True}
+    for layer in model.get_decoder().layers:
+        for name, part in list(layer.named_modules()):
+            if isinstance(part, torch.nn.Linear):
+                new = Linear4bit(
+                    part.in_features, part.out_features, bias=False, compute_dtype=torch.bfloat16, **kind
+                )
+                new.weight = Params4bit(part.weight.data.cpu(), requires_grad=False, **kind)
+                layer.set_submodule(name, new.to(device))
+    model.is_loaded_in_4bit = True  # what peft asks
 
 
 def clock(world: World, work: Callable[[], object], rounds: int = 3) -> float:
@@ -304,7 +326,26 @@ def gaps(world: World) -> Result:
     return {"longest_s": sorted(waits, reverse=True)[:10], "sum_s": sum(waits)}
 
 
-PARTS = {part.__name__: part for part in (correctness, step, use, ranking, memory, gaps)}
+def four_bits(world: World) -> Result:
+    """Weights of 4 bits against those of 16: bytes, seconds of a step of 8 rows, log-probabilities."""
+    there = {"a GPU": world.device != "cpu", "bitsandbytes": find_spec("bitsandbytes") is not None}
+    if not all(there.values()):
+        return {"lacked": " and ".join(name for name, is_there in there.items() if not is_there)}
+    batch, found, said = world.batch(2 if world.quick else 8, 15), {}, []
+    for name, cut in (("bfloat16", False), ("nf4", True)):
+        own = World(world.name, torch.bfloat16, world.device, world.quick, cut)
+        decoder = own.policy.peft.get_base_model().get_decoder()
+        kept = sum(part.numel() * part.element_size() for part in decoder.layers.parameters())
+        with torch.no_grad(), own.policy.speaking_as("backbone"):
+            said.append(own.policy.logps(batch))
+        spent = clock(own, partial(our_step, own, batch))
+        taken = peak_memory(own, partial(our_step, own, batch))
+        found[name] = {"layer_bytes": kept, "step_s": spent, "step_bytes": taken}
+    found["mean_difference"] = (said[0] - said[1]).abs().mean().item()
+    return found
+
+
+PARTS = {part.__name__: part for part in (correctness, step, use, ranking, memory, gaps, four_bits)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,6 +31,7 @@ import common
 import dense
 import evaluate
 import floor
+import host
 import naive
 import overhead
 import parallel
@@ -320,6 +321,30 @@ def test_several_processes_against_one(arguments: list[str]) -> None:
     assert found["users/s, all titles"]["ratio"]["median"] > 0
 
 
+def test_the_host_does_the_same_in_both_ways(arguments: list[str]) -> None:
+    assert host.main([*arguments, "--quick"]) == 0
+    found = figures()
+    assert found["lora_layers"] == 14
+    assert found["gradient_difference"] < 1e-5  # other operations, and no other numbers
+    for line in found["times"].values():
+        assert min(line["peft"]["low"], line["ours"]["low"], line["ratio"]["low"]) > 0
+
+
+def test_ways_of_the_host_that_disagree_fail(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = host.World.by
+
+    def wrong(world: Any, way: str, work: Any) -> None:
+        for layer in world.policy.adapters.layers:
+            layer.scaling["policy"] = 3.0
+        own(world, way, work)
+
+    monkeypatch.setattr(host.World, "by", wrong)
+    assert host.main([*arguments, "--quick"]) == 1
+    assert "the ways disagree" in capsys.readouterr().err
+
+
 def test_the_script_for_a_gpu_runs_dry(tmp_path: Path) -> None:
     """Every part on tiny shapes, without RecBole; what a CPU lacks is said."""
     script, report = Path(common.__file__).with_name("gpu.py"), tmp_path / "report.json"
@@ -345,3 +370,4 @@ def test_the_script_for_a_gpu_runs_dry(tmp_path: Path) -> None:
     assert found["ranking"]["titles"] == 30
     assert found["use"]["of_peak"] > 0
     assert found["memory"]["lacked"] == found["gaps"]["lacked"] == "a GPU"
+    assert found["four_bits"]["lacked"].startswith("a GPU")
