@@ -105,9 +105,8 @@ class _Group(Processes):
         try:
             act(*args)
         except RuntimeError as error:
-            raise PeerError(
-                f"another of the {self.world} processes of this run ended or does not answer ({error})"
-            ) from error
+            lost = f"another of the {self.world} processes of this run ended or does not answer"
+            raise PeerError(f"{lost} ({_reason(error)})") from error
 
 
 def deal(sizes: Sequence[int], world: int) -> list[list[int]]:
@@ -158,11 +157,16 @@ def join() -> Processes:
             timeout=limit,
         )
     except (RuntimeError, ValueError) as error:
-        raise PeerError(f"cannot join the other processes of this run ({error})") from error
+        raise PeerError(f"cannot join the other processes of this run ({_reason(error)})") from error
     _here = _Group(store, rank, world)
     if rank:
         logging.disable(logging.WARNING)  # the first one says it for all
     return _here
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error of torch's says, without the places in torch that it went through."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _meet(limit: timedelta) -> tuple[Any, int, int]:
