@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from .model import DynamicPO
 
 logger = logging.getLogger(__name__)
 
-# Rows per shard: a crash loses at most this much work.
+# Rows per shard at most: a crash loses no more work.
 SHARD_ROWS = 128
 # Raised where a change of the code moves scores by more than rounding in float32.
 SCORING = 3
@@ -102,10 +103,11 @@ class ReferenceCache:
         known = processes.gather([key in stored for key in keys])
         missing = [index for index, found in enumerate(zip(*known, strict=True)) if not any(found)]
         stop = progress(len(keys) - len(missing))
-        for start in range(processes.rank * SHARD_ROWS, len(missing), processes.world * SHARD_ROWS):
+        size = min(SHARD_ROWS, max(1, math.ceil(len(missing) / processes.world)))
+        for start in range(processes.rank * size, len(missing), processes.world * size):
             if stop:
                 break
-            chunk = missing[start : start + SHARD_ROWS]
+            chunk = missing[start : start + size]
             values = score(chunk).double().tolist()
             fresh = {keys[index]: value for index, value in zip(chunk, values, strict=True)}
             self.store(fresh)
