@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from ..errors import SettingsError
 from ..names import MODEL_NAMES
-from ..parallel import environment_of, torchrun
+from ..parallel import environment_of, here, torchrun
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -27,6 +29,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--dataset", "-d", help="name of the data set; default: that of the files, else ml-100k"
     )
     parser.add_argument("--config_files", default="", help="YAML files, separated by spaces")
+    parser.add_argument(
+        "--quiet", action="store_true", help="no bars and no log: the result alone, at its end"
+    )
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine")
     parser.add_argument("--ip", default="localhost", help="address of the first machine")
     parser.add_argument("--port", default="5678", help="its port")
@@ -45,16 +50,29 @@ def run(arguments: Sequence[str]) -> None:
     overrides, files = parse_overrides(rest), known.config_files.split()
     said = {"model": "BPR", "dataset": "ml-100k", **read_settings_files(files)}
     model, dataset = known.model or str(said["model"]), known.dataset or str(said["dataset"])
+    if known.quiet:
+        overrides |= {"show_progress": False, "state": "WARNING"}
     if known.nproc == 1 and known.world_size <= 0:
-        run_model(model, dataset, files, overrides)
+        found = run_model(model, dataset, files, overrides)
+        if known.quiet and here().first:
+            _show(found)
         return
     if model in MODEL_NAMES:
-        _start(
-            known, [f"--model={model}", f"--dataset={dataset}", f"--config_files={known.config_files}", *rest]
-        )
+        again = [f"--model={model}", f"--dataset={dataset}", f"--config_files={known.config_files}"]
+        _start(known, [*again, *(["--quiet"] if known.quiet else []), *rest])
     place = {"ip": known.ip, "port": known.port, "nproc": known.nproc, "offset": known.group_offset}
     place["world_size"] = known.nproc if known.world_size == -1 else known.world_size
     run_distributed(model, dataset, files, {**overrides, **place})
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    """Print what a run came to: the tables of ours, RecBole's metrics of others."""
+    if "run_folder" not in found:
+        print(f"test result: {found['test_result']}")
+        return
+    from .show import table_text
+
+    print(table_text(Path(found["run_folder"])))
 
 
 def _start(known: argparse.Namespace, arguments: Sequence[str]) -> None:

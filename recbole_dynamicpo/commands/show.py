@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +48,12 @@ def _run(options: argparse.Namespace) -> None:
 
 def _lines(run: Any, parts: bool, everything: bool) -> Iterator[str]:
     from ..errors import DataError
-    from ..evaluation.report import REPORT_FILE, VIEWS, table_lines
-    from ..evaluation.segments import segment_lines
+    from ..evaluation.report import REPORT_FILE
     from ..tracking.shown import BLOCKS, PLAIN, curve_lines, setting_lines
 
     report = run.report
     try:
-        for among, view in VIEWS.items():
-            if view.key not in report:
-                continue
-            yield f"among {view.among}"
-            yield from table_lines(report[view.key], view)
-            if parts:
-                yield from segment_lines(report["segments"][among], view)
-        yield "time: " + ", ".join(f"{name} {spent:.0f} s" for name, spent in report["seconds"].items())
-        yield from report["notes"]
+        yield from _tables(report, parts)
         yield from curve_lines(run, BLOCKS if _writes(BLOCKS) else PLAIN)
         ours, theirs = run.settings()
         if everything:
@@ -71,6 +62,28 @@ def _lines(run: Any, parts: bool, everything: bool) -> Iterator[str]:
             yield from ["settings that differ from the defaults:", *setting_lines(run.changed())]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{run.folder / REPORT_FILE}: not a readable report ({error!r})") from error
+
+
+def _tables(report: Mapping[str, Any], parts: bool) -> Iterator[str]:
+    from ..evaluation.report import VIEWS, table_lines
+    from ..evaluation.segments import segment_lines
+
+    for among, view in VIEWS.items():
+        if view.key not in report:
+            continue
+        yield f"among {view.among}"
+        yield from table_lines(report[view.key], view)
+        if parts:
+            yield from segment_lines(report["segments"][among], view)
+    yield "time: " + ", ".join(f"{name} {spent:.0f} s" for name, spent in report["seconds"].items())
+    yield from report["notes"]
+
+
+def table_text(folder: Path) -> str:
+    """Return the tables of a run's evaluation, and what a reader of them has to know."""
+    from ..tracking.shown import read_run
+
+    return "\n".join(_tables(read_run(folder).report, parts=False))
 
 
 def _writes(text: str) -> bool:

@@ -157,17 +157,24 @@ def paired_p(first: Contestant, second: Contestant, hits: int = 1) -> tuple[int,
 
 
 def table_lines(figures: Sequence[Mapping[str, Any]], view: View) -> list[str]:
-    """Return the lines of a table: a head, and one for each of the ``figures`` that ``summarize`` made."""
+    """Return the lines of a table: a head, and one for each of the ``figures`` that ``summarize`` made.
+
+    The highest of each column has a star.
+    """
+    best = {key: winners(figures, key) for key in columns(view)}
     width = max(len(s["name"]) for s in figures) + 2
-    rate, ndcg = f"hr_at_{view.hits}", f"ndcg_at_{view.depth}"
+    rate = f"hr_at_{view.hits}"
     titles = (f"HR@{view.hits}", f"NDCG@{view.depth}")
     losses = any("nll" in s for s in figures)
-    head = f"{'':{width}}{titles[0]:>7}  {'95 % interval':^17}{titles[1]:>8}{'MRR':>8}"
+    head = f"{'':{width}}{titles[0]:>7}   {'95 % interval':^17}{titles[1]:>8} {'MRR':>7} "
     lines = [f"{head}{'NLL':>8}{'rows':>7}" if losses else f"{head}{'rows':>7}"]
     for s in figures:
         interval = f"[{s[rate + '_low']:.4f}, {s[rate + '_high']:.4f}]"
         nll = f"{s['nll']:8.4f}" if "nll" in s else " " * 8 * losses
-        line = f"{s['name']:{width}}{s[rate]:7.4f}  {interval:^17}{s[ndcg]:8.4f}{s['mrr']:8.4f}"
+        of_rate, of_ndcg, of_mrr = (
+            f"{s[key]:.4f}{'*' if s['name'] in names else ' '}" for key, names in best.items()
+        )
+        line = f"{s['name']:{width}}{of_rate:>8}  {interval:^17}{of_ndcg:>9}{of_mrr:>8}"
         lines.append(f"{line}{nll}{s['rows']:7d}")
     return lines
 

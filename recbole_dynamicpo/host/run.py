@@ -70,7 +70,9 @@ def run(
         best_score, best_result, test_result = _run_stock(config, loaded, trainer, show)
         logger.info("best valid: %s", best_result)
         logger.info("test result: %s", test_result)
+    found = {"run_folder": str(trainer.run_folder)} if ours else {}
     return {
+        **found,
         "best_valid_score": best_score,
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_result,

@@ -53,6 +53,11 @@ class StagePlan:
         """Return the optimizer steps of an epoch over ``rows`` rows."""
         return math.ceil(rows / self.rows_per_step)
 
+    def rows_after(self, step: int, rows: int) -> int:
+        """Return how many rows ``step`` steps take, with ``rows`` in an epoch."""
+        epochs, rest = divmod(step, self.steps_per_epoch(rows))
+        return epochs * rows + min(rest * self.rows_per_step, rows)
+
     def learning_rate_at(self, step: int, total: int) -> float:
         """Return the rate of 0-based ``step`` of ``total``: linear warm-up, then a cosine to zero."""
         warmup = round(self.warmup_ratio * total)

@@ -177,8 +177,8 @@ class DynamicPOTrainer(RankingTrainer):
         per_epoch = plan.steps_per_epoch(rows.count)
         total, shows = plan.epochs * per_epoch, self.show_progress and self.processes.first
         with tqdm(
-            total=total, initial=self.progress.step, desc=plan.name, disable=not shows, unit="step",
-            dynamic_ncols=True,
+            total=plan.epochs * rows.count, initial=plan.rows_after(self.progress.step, rows.count),
+            desc=plan.name, disable=not shows, unit=" rows", dynamic_ncols=True,
         ) as bar:  # fmt: skip
             for epoch in range(self.progress.step // per_epoch, plan.epochs):
                 done = self.progress.step - epoch * per_epoch
@@ -191,7 +191,7 @@ class DynamicPOTrainer(RankingTrainer):
                     self.progress.step += 1
                     self.recorder.note(plan.name, self.progress.step, "train", taken.values)
                     self.on_progress(plan.name, self.progress.step, total)
-                    bar.update()
+                    bar.update(taken.values["rows"])
                     bar.set_postfix_str(summary(taken.values))
                     asked = taken.stop or (self.processes.alone and self.stop.received)
                     if self._after_step(plan, rows, per_epoch, asked):
