@@ -13,12 +13,12 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import PeerError, SettingsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -77,20 +77,22 @@ class _Group(Processes):
     """One of several processes, joined by ``torch.distributed``."""
 
     def __init__(self, store: Any, rank: int, world: int) -> None:
+        from torch import distributed
+
         self.rank, self.world = rank, world
-        self._store = store
+        self._store, self._torch = store, distributed
 
     def add(self, values: Tensor) -> None:
-        self._named(torch.distributed.all_reduce, values)
+        self._named(self._torch.all_reduce, values)
 
     def gather(self, value: T) -> list[T]:
         found: list[Any] = [None] * self.world
-        self._named(torch.distributed.all_gather_object, found, value)
+        self._named(self._torch.all_gather_object, found, value)
         return found
 
     def decide(self, make: Callable[[], T]) -> T:
         said = [make() if self.first else None]
-        self._named(torch.distributed.broadcast_object_list, said, 0)
+        self._named(self._torch.broadcast_object_list, said, 0)
         return said[0]  # type: ignore[return-value]
 
     def wait(self) -> None:
@@ -143,6 +145,8 @@ def join() -> Processes:
     global _here
     if not _here.alone or not is_one_of_several():
         return _here
+    import torch
+
     limit = timedelta(seconds=_seconds())
     cuda = torch.cuda.is_available()
     if cuda:
@@ -171,7 +175,9 @@ def _reason(error: Exception) -> str:
 
 def _meet(limit: timedelta) -> tuple[Any, int, int]:
     """Return the store that torchrun keeps for the processes, the rank of this one and how many there are."""
-    store, rank, world = next(torch.distributed.rendezvous("env://", timeout=limit))
+    from torch import distributed
+
+    store, rank, world = next(distributed.rendezvous("env://", timeout=limit))
     return store, rank, world
 
 
@@ -183,9 +189,11 @@ def leave() -> None:
     """Be alone again; whoever waits for this process hears that it is gone."""
     global _here
     if not _here.alone:
+        from torch import distributed
+
         logging.disable(logging.NOTSET)
         with suppress(RuntimeError):  # of those that are gone
-            torch.distributed.destroy_process_group()
+            distributed.destroy_process_group()
     _here = Processes()
 
 

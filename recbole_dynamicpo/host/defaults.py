@@ -12,8 +12,6 @@ import logging
 import os
 from typing import Any
 
-import torch
-
 from ..errors import SettingsError, nearest
 from ..names import MODEL_NAMES
 from ..parallel import is_one_of_several, join
@@ -67,6 +65,8 @@ def _choose_devices(config: Any) -> None:
     if not {**config.internal_config_dict, **given}["use_gpu"]:
         given["gpu_id"] = ""  # RecBole 1.2.1 would take the GPU all the same
     elif given.get("gpu_id") is None and is_one_of_several():
+        import torch  # only now: importing this package is light
+
         # RecBole's default, 0, would put every process on the first one.
         devices = range(torch.cuda.device_count())
         given["gpu_id"] = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, devices))

@@ -25,7 +25,7 @@ from recbole_dynamicpo.flows.study import study
 
 NAMES = [
     *("dataset", "model", "objective", "dynamic", "backbone", "num_negatives", "seed", "sft_rows"),
-    *("preference_rows", "eval_rows", "settings_file", "overrides"),
+    *("preference_rows", "eval_rows", "nproc", "settings_file", "overrides"),
 ]
 FLOWS = {
     "prepare": prepare,
@@ -71,6 +71,7 @@ def test_right_values_are_let_through() -> None:
         (dynamicpo, {"num_negatives": 1.5}, "'num_negatives'.*1.5"),
         (dynamicpo, {"dynamic": "yes"}, "'dynamic'.*'yes'"),
         (dynamicpo, {"sft_rows": -1}, "'sft_rows'.*minimum of 0"),
+        (dynamicpo, {"nproc": 0}, "'nproc'.*minimum of 1"),
         (dynamicpo, {"seed": 2**32}, "'seed'.*maximum of 4294967295"),
         (dynamicpo, {"backbone": ""}, "'backbone'"),
         (dynamicpo, {"objective": "dpo"}, "'objective'.*'dmpo', 'mppo', 'sdpo'"),
