@@ -155,7 +155,8 @@ def join() -> Processes:
         store, rank, world = _meet(limit)
         torch.distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=torch.distributed.PrefixStore("recbole_dynamicpo", store),
+            # The store outlives processes that are started again, and with it where the first ones listened.
+            store=torch.distributed.PrefixStore(f"recbole_dynamicpo/{restarts()}", store),
             rank=rank,
             world_size=world,
             timeout=limit,

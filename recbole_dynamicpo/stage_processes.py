@@ -16,8 +16,6 @@ from .stage_results import StageResult
 from .storage import load_json, write_json
 from .tracking.live import NullTracker, Tracker
 
-__all__ = ["in_processes", "read_question"]
-
 # How a line of the first process begins that tells how far it is.
 MARK = "progress "
 # Lines of the processes' last words in a message.

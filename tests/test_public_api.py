@@ -18,7 +18,7 @@ PACKAGE = Path(recbole_dynamicpo.__file__).parent
 PUBLIC = {
     "recbole_dynamicpo": "MODEL_NAMES Recommender __version__ load_recommender register",
     "recbole_dynamicpo.errors": "AdapterError BackboneError CheckpointError DataError DynamicPOError "
-    "LockedError NumericsError SettingsError StoppedError TrackingError",
+    "LockedError NumericsError PeerError SettingsError StoppedError TrackingError",
     "recbole_dynamicpo.objectives": "Boundary Diagnostics Objective PreferenceLoss dmpo_loss find_boundary "
     "find_objective mppo_loss preference_loss sdpo_loss sft_loss",
     "recbole_dynamicpo.job": "Job check",
