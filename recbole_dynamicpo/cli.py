@@ -29,6 +29,7 @@ from .commands import (
     run,
     show,
     stage,
+    study,
     sync,
 )
 from .errors import DynamicPOError, PeerError, StoppedError
@@ -124,6 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
         rank,
         show,
         export,
+        study,
         doctor,
         bootstrap,
         sync,

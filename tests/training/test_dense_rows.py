@@ -279,3 +279,20 @@ def test_language_model_and_priors_get_the_weights_that_fit_best(settings: dict[
     DenseRows(model, plan_stages(model.settings)[1]).settle()
     assert [mixture.scale.item(), *mixture.weights.tolist()] == kept
     assert sum(part.layout.steps.queries for part in said) == rows.count
+
+
+def test_without_priors_the_language_model_is_fitted_alone(settings: dict[str, Any]) -> None:
+    """No other scale near the one that is found is more likely on the windows fitted to."""
+    model = model_of(settings, catalogue_prior=None)
+    rows, likelihood = DenseRows(model, plan_stages(model.settings)[0]), model.likelihood
+    assert isinstance(likelihood, CatalogueLikelihood)
+    mixture = likelihood.voices["policy"]
+    assert not len(mixture.weights)
+    rows.settle()
+    found, windows = mixture.scale.item(), rows._rows(0)[0]
+    losses = []
+    with torch.no_grad():
+        for scale in (0.9 * found, found, 1.1 * found):
+            mixture.scale.fill_(scale)
+            losses.append(float(sft_losses(likelihood, windows, model.POS_ITEM_ID).sum()))
+    assert min(losses) == losses[1]
