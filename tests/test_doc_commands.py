@@ -95,6 +95,7 @@ def small(words: list[str], backbone: Path) -> list[str]:
         "evaluate": {"eval_rows": 4},
         "baselines": {**STOCK, "eval_rows": 4},
         "audit": {},
+        "study": {**run, "objective": "dmpo", "num_negatives": "[1,2]", "seeds": 1},
     }
     subcommand = "run" if words[0] == "run_recbole" else words[1]
     if subcommand not in by_command:
