@@ -62,6 +62,7 @@ EMBASSIES = {
     "pydantic": "settings setting_types serving.requests",
     "scipy": "data.counting data.give_away data.global_order evaluation.statistics",
     "matplotlib": "tracking.figures study.figure",
+    "optuna": "study.search",
     "psutil": "tracking.system",
     "pyarrow": "data.sequences evaluation.ranks serving.batch",
     "huggingface_hub": "data.download language_model.backbone",

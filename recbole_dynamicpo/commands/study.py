@@ -32,9 +32,18 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--hours", type=float, help="begin no run that would not fit into so many; 0: only show what there is"
     )
+    parser.add_argument(
+        "--search",
+        type=int,
+        metavar="TRIALS",
+        help="run no grid, but search beta, margin and learning rate on validation rows in so many trials",
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.search is not None:
+        _search(options)
+        return
     from ..study.report import write_study
     from ..study.run import run_study
 
@@ -59,9 +68,7 @@ def _study_of(options: argparse.Namespace) -> Any:
     from ..study.grid import DEFAULT, read_grid, shipped_path
     from ..study.run import Study
 
-    for name, value in (("seeds", options.seeds), ("hours", options.hours)):
-        if value is not None and value < (name == "seeds"):
-            raise SettingsError(f"--{name}: got {value:g}, wanted at least {int(name == 'seeds')}")
+    _check_numbers(options)
     files, overrides = settings_of(options)
     files = [shipped_path(SETTINGS), *files]
     said: Mapping[str, Any] = {**read_settings_files(files), **overrides}
@@ -72,6 +79,31 @@ def _study_of(options: argparse.Namespace) -> Any:
     kept = {name: value for name, value in overrides.items() if name not in DEFAULT}
     job = Job("DynamicPO", options.dataset, tuple(files), kept, str(options.out / "saved"))
     return Study(job, axes, options.out)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    for name, least in (("seeds", 1), ("search", 1), ("hours", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise SettingsError(f"--{name}: got {value:g}, wanted at least {least}")
+
+
+def _search(options: argparse.Namespace) -> None:
+    """Search, and say which settings are best."""
+    from ..job import Job
+    from ..study.grid import shipped_path
+    from ..study.search import search
+
+    _check_numbers(options)
+    files, overrides = settings_of(options)
+    own = (shipped_path(SETTINGS), *files)
+    job = Job("DynamicPO", options.dataset, own, {**overrides, "register": False}, str(options.out / "saved"))
+    try:
+        found = search(job, options.out, options.search, options.hours, lambda text: print(text, flush=True))
+    except StoppedError:
+        raise StoppedError(f"stopped; the same command goes on with the search in {options.out}") from None
+    words = " ".join(f"--{name}={value:.6g}" for name, value in found["settings"].items())
+    print(f"best of {found['trials']} trials on validation rows, {found['valid_score']:.4f}: {words}")
 
 
 def _values(value: Any) -> list[Any]:

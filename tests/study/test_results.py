@@ -99,3 +99,4 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
     found = made_cell(tmp_path, CELL, [1])
     assert other_ingredients(found, {"seed": 7, "fact.data": "d"}) == []
     assert other_ingredients(found, {"seed": 8, "fact.data": "d"}) == ["seed"]
+    assert other_ingredients(found, {"seed": 7, "fact.data": "d", "reference_negatives": 19}) == []
