@@ -21,7 +21,8 @@ from pydantic import TypeAdapter, WithJsonSchema
 
 from recbole_dynamicpo import MODEL_NAMES
 from recbole_dynamicpo.errors import SettingsError
-from recbole_dynamicpo.settings import Settings, properties_folder
+from recbole_dynamicpo.settings import Settings
+from recbole_dynamicpo.study.grid import shipped_path
 
 from .logs import run_logs
 
@@ -161,12 +162,6 @@ def merged(flat: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     if problems:
         raise SettingsError("wrong settings:\n  " + "\n  ".join(problems))
     return {**overrides, **given}
-
-
-def shipped_path(name: str) -> str:
-    """Return the path of a YAML file: as given, else that of a shipped one of that name."""
-    shipped = properties_folder() / name
-    return str(shipped) if not Path(name).exists() and shipped.is_file() else name
 
 
 def store() -> Path:

@@ -15,11 +15,11 @@ from typing import Any
 from prefect import flow, task
 
 from recbole_dynamicpo.errors import DynamicPOError
+from recbole_dynamicpo.study.grid import cells, read_grid, shipped_path
 
 from . import artifacts
-from .grid import Cell, cells, draw, read_grid, table_row
 from .logs import run_logs
-from .parameters import SCHEMAS, limited_signature, make_job, setting_schema, shipped_path
+from .parameters import SCHEMAS, limited_signature, make_job, setting_schema
 from .pipeline import dynamicpo
 from .tasks import FLOW, RECORD_TIMEOUT, options
 
@@ -70,7 +70,7 @@ def study(
         DynamicPOError: a cell cannot be run (before any is begun), or some have failed (after all of them).
     """
     axes = {"num_negatives": num_negatives, "objective": objective, "dynamic": dynamic, "seed": seed}
-    found = cells(read_grid(shipped_path(grid) if grid else None, axes))
+    found = read_grid(shipped_path(grid) if grid else None, axes)
     same = {
         **{"dataset": dataset, "backbone": backbone, "settings_file": settings_file},
         **{"sft_rows": sft_rows, "preference_rows": preference_rows, "eval_rows": eval_rows},
@@ -84,52 +84,63 @@ study.__signature__ = limited_signature(study, _SCHEMAS)  # type: ignore[attr-de
 study = flow(name="study", **FLOW)(study)
 
 
-def _run(found: list[Cell], same: dict[str, Any]) -> dict[str, Any]:
+def _run(axes: dict[str, list[Any]], same: dict[str, Any]) -> dict[str, Any]:
     """Run the cells one after the other, and show what there is, even where some fail."""
     from recbole_dynamicpo.job import check
+    from recbole_dynamicpo.study.results import cell_result
     from recbole_dynamicpo.tracking.record import read_record
 
-    jobs = [make_job(**same, **_parameters(cell)) for cell in found]
+    found = cells(axes)
+    asked = [_parameters(cell.settings(axes), same) for cell in found]
+    jobs = [make_job(**parameters) for parameters in asked]
     for job in jobs:
         check(job)
-    rows, failed = [], []
-    for cell in found:
+    results, runs, failed = [], [], []
+    for cell, parameters in zip(found, asked, strict=True):
         run = dynamicpo.with_options(flow_run_name=cell.name)
-        state: Any = run(**same, **_parameters(cell), return_state=True)
+        state: Any = run(**parameters, return_state=True)
         if state.is_completed():
-            result = state.result()
-            rows.append(table_row(cell, result["outputs"]["contestants"][-1], result["run_folder"]))
+            runs.append(state.result()["run_folder"])
+            record = read_record(Path(runs[-1]))
+            folders = {stage: record.stage_folder(Path(runs[-1]), stage) for stage in record.stages}
+            results.append(cell_result(cell, folders, record.ingredients))
         else:
             failed.append(cell.name)
-    shown = {}
-    if rows:
-        params = read_record(Path(rows[0]["run"])).params
-        shown = compare(rows, jobs[0].dataset, params["mlflow_tracking_uri"])
+    shown = compare(results, runs, jobs[0].dataset) if results else {}
     if failed:
         raise DynamicPOError(f"{len(failed)} of {len(found)} runs failed: {', '.join(failed)}")
-    return {"rows": rows, **shown}
+    return shown
 
 
-def _parameters(cell: Cell) -> dict[str, Any]:
-    return {
-        "objective": cell.objective,
-        "dynamic": cell.dynamic,
-        "num_negatives": cell.num_negatives,
-        "seed": cell.seed,
-    }
+def _parameters(own: dict[str, Any], same: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a cell's run; what no parameter takes is an override, the user's own first."""
+    named = {name: own[name] for name in ("objective", "dynamic", "num_negatives", "seed")}
+    more = {name: value for name, value in own.items() if name not in named}
+    return {**same, **named, "overrides": {**more, **same["overrides"]}}
 
 
-def compare(rows: list[dict[str, Any]], dataset: str, setting: str | None) -> dict[str, Any]:
-    """Show the finished cells as a table and a figure, in Prefect's UI and in MLflow."""
-    figure = draw(rows, dataset)
-    artifacts.show_table(artifacts.artifact_key("study", dataset), rows, f"{len(rows)} runs on {dataset}.")
+def compare(results: list[dict[str, Any]], runs: list[str], dataset: str) -> dict[str, Any]:
+    """Show the finished cells as a table, a figure and a verdict, in Prefect's UI and in MLflow."""
+    from recbole_dynamicpo.study.comparisons import compare_cells, verdict
+    from recbole_dynamicpo.study.figure import draw
+    from recbole_dynamicpo.study.report import table_row
+    from recbole_dynamicpo.tracking.record import read_record
+
+    rows = [table_row(result, run) for result, run in zip(results, runs, strict=True)]
+    said = verdict(compare_cells(results))
+    text = f"{len(rows)} runs on {dataset}. {said}"
+    artifacts.show_table(artifacts.artifact_key("study", dataset), rows, text)
     key = artifacts.artifact_key("study-hit-rate", dataset)
-    artifacts.show_figure(key, figure, "HR@1 against the number of negatives, plain and dynamic.")
-    return record_study(rows, dataset, setting)
+    figure = draw(results, dataset)
+    artifacts.show_figure(key, figure, "Ranks, loss and gradient share against the number of negatives.")
+    setting = read_record(Path(runs[0])).params["mlflow_tracking_uri"]
+    return {"rows": rows, "verdict": said, **record_study(rows, figure, dataset, setting)}
 
 
 @task(name="record", **options(RECORD_TIMEOUT))
-def record_study(rows: list[dict[str, Any]], dataset: str, setting: str | None) -> dict[str, Any]:
+def record_study(
+    rows: list[dict[str, Any]], figure: Any, dataset: str, setting: str | None
+) -> dict[str, Any]:
     """Keep table and figure in a run of their own in MLflow; the same study is kept once."""
     from recbole_dynamicpo.serving.mlflow_uri import resolve_uri
     from recbole_dynamicpo.storage import sha256_json
@@ -148,7 +159,7 @@ def record_study(rows: list[dict[str, Any]], dataset: str, setting: str | None) 
     else:
         run_id = client.create_run(experiment, run_name=f"study-{dataset}", tags={STUDY_TAG: key}).info.run_id
         client.log_table(run_id, {name: [row[name] for row in rows] for name in rows[0]}, "study.json")
-        client.log_figure(run_id, draw(rows, dataset), "hit_rate.png")
+        client.log_figure(run_id, figure, "figure.png")
         client.set_terminated(run_id)
     artifacts.link_run(f"study-{dataset}", uri, run_id, experiment)
     return {"mlflow_run_id": run_id}

@@ -30,6 +30,7 @@ from .commands import (
     run,
     show,
     stage,
+    study,
     sync,
 )
 from .errors import DynamicPOError, PeerError, StoppedError
@@ -126,6 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
         show,
         demo,
         export,
+        study,
         doctor,
         bootstrap,
         sync,

@@ -87,11 +87,12 @@ class Settings:
     )
     window: Whole = setting(40, "titles of a window, at most", decides="sft", ge=2)
     negatives: NegativeSource = setting(
-        "uniform",
-        "of windows: from all titles, or from what the last prior finds likely",
-        decides="preference",
+        "uniform", "of windows: from all titles, or what the last prior finds likely", decides="preference"
     )
     hard_pool: Whole = setting(100, "likely titles to draw from", decides="preference", ge=1)
+    reference_negatives: Whole = setting(
+        0, "negatives of windows that the reference scores, if more than K", decides="preference", ge=0
+    )
     redraw: Redraw = setting("epoch", "negatives of windows: anew each epoch, or never", decides="preference")
 
     # data and prompt
@@ -205,10 +206,7 @@ class Settings:
         0, "of one operation on a CPU; 0: torch's own choice, one per core", decides="nothing", ge=0
     )
     max_memory: Number = setting(
-        0.0,
-        "GiB of process memory above which forward passes get smaller; 0: no limit",
-        decides="nothing",
-        ge=0,
+        0.0, "GiB of process memory above which passes get smaller; 0: no limit", decides="nothing", ge=0
     )
     popular_candidates: Whole = setting(
         100, "popular titles that are ranked where a request names none", decides="preference", ge=1

@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "job": f"{BELOW_HOST} host stage_results",
     "stage_processes": "job stage_results tracking.live",
     "pipeline": f"{BELOW_HOST} host stage_results stage_processes job",
-    "commands": f"{BELOW_HOST} host stage_results stage_processes job pipeline",
+    "study": "evaluation tracking.journal tracking.record stage_results job pipeline",
+    "commands": f"{BELOW_HOST} host stage_results stage_processes job pipeline study",
     "cli": "commands",
     "": "host serving",  # the face, __init__
 }
@@ -60,7 +61,8 @@ EMBASSIES = {
     "mlflow": "serving.mlflow_store serving.pyfunc tracking.client tracking.sync",
     "pydantic": "settings setting_types serving.requests",
     "scipy": "data.counting data.give_away data.global_order evaluation.statistics",
-    "matplotlib": "tracking.figures",
+    "matplotlib": "tracking.figures study.figure",
+    "optuna": "study.search",
     "psutil": "tracking.system",
     "pyarrow": "data.sequences evaluation.ranks serving.batch",
     "huggingface_hub": "data.download language_model.backbone",
@@ -70,9 +72,9 @@ EMBASSIES = {
     "sqlalchemy": "serving.mlflow_uri",
     "gradio": "serving.demo",
     "numpy": "data evaluation scoring title_trie dataset likelihoods serving tracking.figures tracking.shown "
-    "training host",
+    "training host study.comparisons study.results",
     "tqdm": "data scoring serving.batch training host",
-    "yaml": "scoring.prompt_lengths dataset.data_files host.config",
+    "yaml": "scoring.prompt_lengths dataset.data_files host.config study.grid",
 }
 
 MOST_LINES, MOST_MODULES = 300, 15
@@ -221,6 +223,8 @@ def test_no_rule_is_about_what_is_not_there() -> None:
         ("data/audit.py", "import torch.nn",
          f"data.audit: may not import torch, which belongs to {EMBASSIES['torch']}"),
         ("job.py", "from prefect import flow", "job: prefect has no place in EMBASSIES"),
+        ("study/grid.py", "from ..commands import rank", "study.grid: may not import commands.rank"),
+        ("pipeline.py", "from .study import run", "pipeline: may not import study.run"),
         ("names.py", "import requests", "names: requests has no place in EMBASSIES"),
         ("scoring/utils.py", "", "scoring.utils: a name that says nothing"),
         ("scoring/long.py", "\n" * 299, "scoring.long: 301 lines, at most 300"),

@@ -21,6 +21,7 @@ from recbole_dynamicpo.job import Job, check
 from recbole_dynamicpo.pipeline import begin, evaluate, prepare, train
 from recbole_dynamicpo.settings import package_folder, properties_folder
 from recbole_dynamicpo.stage_results import StageResult, digest_of, finish, finished
+from recbole_dynamicpo.title_trie.catalogue_scorer import CatalogueScorer
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.tracking.record import read_record
 
@@ -68,6 +69,33 @@ def test_stages_one_by_one_equal_a_whole_run(job: Job, settings: dict[str, Any],
     assert results["evaluate"].outputs["test"] == pytest.approx(dict(whole["test_result"]), abs=0)
     report = json.loads((folder / "report.json").read_text())
     assert results["evaluate"].outputs["contestants"] == report["contestants"]
+
+
+def test_stages_hand_on_what_is_trained_beside_an_adapter(
+    job: Job, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scale, weights of the priors and mean opinion after SFT are where the preference stage begins."""
+    dense = {
+        **settings, "likelihood": "catalogue", "positions": "all", "prompt": "sequence", "window": 4,
+        "catalogue_prior": ["popularity"], "centre": True, "sft_rows": 0, "preference_rows": 0,
+    }  # fmt: skip
+    run("DynamicPO", "toy", overrides={**dense, "checkpoint_dir": str(tmp_path / "whole")})
+    (whole,) = (tmp_path / "whole").iterdir()
+    own = with_settings(job, **dense)
+    prepared = prepare(own)
+    train(own, "sft", prepared)
+    looked: list[int] = []
+    mean = CatalogueScorer.mean_logits
+    monkeypatch.setattr(
+        CatalogueScorer, "mean_logits", lambda self, rows: looked.append(len(rows)) or mean(self, rows)
+    )
+    done = train(own, "preference", prepared)
+    evaluate(own, prepared)
+    for name in ("scalars.json", "adapter_model.safetensors"):
+        assert (Path(done.outputs["adapter"]) / name).read_bytes() == (
+            whole / "preference" / name
+        ).read_bytes()
+    assert looked == [], "the mean opinion is taken over"
 
 
 def test_what_is_done_is_not_done_again(job: Job) -> None:

@@ -20,8 +20,8 @@ from .columns import CHAIN, NEGATIVES, ROW_ID, START, STOP, TOKENS
 from .row_order import goes_on
 from .sampling import IntArray, row_generator
 
-# Draws for each negative that is wanted, before those that are no negatives are taken out.
-_SPARE = 3
+# Draws for a position at once, as many whatever K is, so that the negatives of a smaller K come first.
+_DRAWN = 32
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,8 @@ def add_negatives(
 ) -> None:
     """Give every position of windows K negatives of distinct titles: column NEGATIVES, (n, W, K), 0 for none.
 
+    The negatives of a smaller K are the first of those of a larger one, under the same seeds.
+
     Args:
         rows: windows.
         chains: that they are cut from.
@@ -162,13 +164,33 @@ def add_negatives(
         banned[titles[taken(int(chains.users[chain]))]] = True
         banned[0] = True
         if pool is None:
-            drawn = draw.integers(1, len(titles), size=(length, count * _SPARE))[start:stop]
-        else:
-            offered = pool(chain, np.arange(start, stop))
-            keys = draw.random((length, offered.shape[1]))[start:stop]
-            drawn = np.take_along_axis(offered, keys.argsort(axis=1), axis=1)
+            found[row, : stop - start] = _drawn_until_enough(titles, banned, count, draw, length, start, stop)
+            continue
+        offered = pool(chain, np.arange(start, stop))
+        keys = draw.random((length, offered.shape[1]))[start:stop]
+        drawn = np.take_along_axis(offered, keys.argsort(axis=1), axis=1)
         found[row, : stop - start] = _first_fitting(drawn, titles, banned, count)
     rows.update(Interaction({NEGATIVES: torch.from_numpy(found)}))
+
+
+def _drawn_until_enough(
+    titles: IntArray,
+    banned: NDArray[np.bool_],
+    count: int,
+    draw: np.random.Generator,
+    length: int,
+    start: int,
+    stop: int,
+) -> IntArray:
+    """Return (P, count) of a chain's positions from start to stop; 0 where there are no more titles."""
+    free = int(np.count_nonzero(~banned[np.unique(titles[1:])]))
+    wanted, drawn = min(count, free), np.zeros((stop - start, 0), dtype=np.int64)
+    while True:
+        more = draw.integers(1, len(titles), size=(length, _DRAWN))[start:stop]
+        drawn = np.concatenate([drawn, more], axis=1)
+        found = _first_fitting(drawn, titles, banned, count)
+        if (np.count_nonzero(found, axis=1) >= wanted).all():
+            return found
 
 
 def _first_fitting(drawn: IntArray, titles: IntArray, banned: NDArray[np.bool_], count: int) -> IntArray:

@@ -6,7 +6,6 @@ runs can be compared long after they ended, from the small Parquet files that th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,12 @@ import numpy as np
 from scipy.stats import binomtest, bootstrap
 
 from ..errors import DataError
+from .power import SIGNIFICANT, detectable_difference
 from .ranks import Ranks, checked_ranks, read_ranks
 
 __all__ = ["Comparison", "compare_runs"]
 
-Z95 = 1.959963984540054  # the normal quantile of 0.975
-Z80 = 0.8416212335729143  # the normal quantile of 0.80
 _BATCH = 100  # draws held at once: 16 MB for 20,000 rows
-SIGNIFICANT = 0.05  # the p-value below which a difference is taken for one
 MEANINGFUL = 0.02  # in HR@1: about what separates neighbouring methods in the published tables
 
 
@@ -192,17 +189,6 @@ class Comparison:
     detectable: float
     too_small: bool
     verdict: str
-
-
-def detectable_difference(n: int, discordant: int) -> float:
-    """Return the smallest HR@1 difference that McNemar's test finds at 5 % with about 80 % power.
-
-    From Connor (1987), d = (z.975 sqrt(q) + z.80 sqrt(q - d^2)) / sqrt(n), without the d^2, which errs
-    upwards. q is the share of rows that one run alone has right, plus one row so that equal results on few
-    rows are not taken for proof. Fewer than 6 such rows are never significant (2 / 2^5 > 0.05): hence 6 / n.
-    """
-    share = (discordant + 1) / (n + 1)
-    return min(1.0, max(6 / n, (Z95 + Z80) * math.sqrt(share / n)))
 
 
 def compare_ranks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..data.counting import Sequences
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import IntArray, row_generator
+from ..language_model.adapter_folder import SCALARS_FILE, stored_scalars
 from ..language_model.packed import on_device
 from ..language_model.policy import Policy
 from ..parallel import here
@@ -99,8 +101,8 @@ class CatalogueLikelihood:
             )
         given = settings.prior_weight
         weights = fitted if given is None else [given] * len(fitted)
-        centre = None
-        if settings.centre:
+        centre = self._kept_centre(settings)
+        if settings.centre and centre is None:
             sampled = sample_positions(lengths, CENTRED_ROWS, row_generator(settings.seed, 37))
             rows = [
                 PromptRow([self.dataset.titles[item] for item in chains.items[chain][:at]], [], [])
@@ -109,6 +111,14 @@ class CatalogueLikelihood:
             centre = here().decide(lambda: self.scorer.mean_logits(rows))
         self.voices.counts = Mixture(0.0, fitted)
         policy.train_beside(Mixture(settings.lm_scale, weights, centre))
+
+    def _kept_centre(self, settings: Settings) -> Tensor | None:
+        """Return the mean opinion that an SFT adapter was trained with, which takes long to find again."""
+        if not settings.centre or not settings.sft_adapter:
+            return None
+        folder = Path(settings.sft_adapter)
+        kept = stored_scalars(folder).get("centre") if (folder / SCALARS_FILE).is_file() else None
+        return kept if kept is not None and len(kept) == len(self.scorer.trie.edge_node) else None
 
     @torch.no_grad()
     def fit_mixture(self, rows: Interaction) -> None:

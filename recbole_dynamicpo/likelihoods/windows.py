@@ -93,6 +93,7 @@ class WindowScores:
             if number % processes.world == processes.rank:
                 products, ratios, where = self.scorer.experts(batch, layout, histories)
                 own = self.scorer.mixtures["policy"].centred(products, where.edges.edge)
+                ratios = ratios.expand(-1, own.shape[1])  # (0, 1) where there are no priors
                 found[number] = torch.cat([own, ratios]).cpu()
         policy.train(training)
         everywhere = {number: said for part in processes.gather(found) for number, said in part.items()}

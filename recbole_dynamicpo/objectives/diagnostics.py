@@ -23,6 +23,7 @@ class Diagnostics(NamedTuple):
     violation_share: Tensor  # mean of violations / K
     boundary_size: Tensor  # mean size of the boundary set
     boundary_gradient_share: Tensor  # share of the plain objective's gradient on the boundary set
+    violation_gradient_share: Tensor  # the same on the violations
     beta_mean: Tensor  # of the dynamic betas over the boundary sets
     beta_min: Tensor
     beta_max: Tensor
@@ -57,6 +58,7 @@ def diagnose(rewards: Tensor, mask: Tensor, boundary: Boundary, weight: Tensor) 
         violation_share=(boundary.violations.sum(dim=1) / count).mean(),
         boundary_size=members.sum(dim=1).double().mean(),
         boundary_gradient_share=(weight * members).sum(dim=1).mean(),
+        violation_gradient_share=(weight * boundary.violations).sum(dim=1).mean(),
         beta_mean=beta_total,
         beta_min=boundary.beta.masked_fill(~members, torch.inf).amin(),
         beta_max=boundary.beta.masked_fill(~members, -torch.inf).amax(),

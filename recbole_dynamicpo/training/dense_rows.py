@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
-from ..dataset.columns import REFERENCE_LOGPS, START, STOP, TOKENS
+from ..dataset.columns import NEGATIVES, REFERENCE_LOGPS, START, STOP, TOKENS
 from ..dataset.sampling import IntArray, row_generator
 from ..dataset.windows import add_negatives, as_interaction, choose_windows, cut_windows, steps_of
 from ..errors import SettingsError
@@ -60,8 +60,13 @@ class DenseRows:
 
     def add_reference(self, epoch: int, kept: Callable[[Rows], torch.Tensor]) -> None:
         """Add the reference's log-probabilities of an epoch's rows; ``kept`` knows or computes them."""
-        rows = self._rows(epoch)[0]
-        found = kept(Rows(rows, self.likelihood.windows.keys(rows), self._score))
+        rows, settings = self._rows(epoch)[0], self.model.settings
+        known, count = Interaction(dict(rows.interaction)), settings.num_negatives
+        if settings.reference_negatives > count:
+            count = settings.reference_negatives
+            self._add_negatives(known, epoch, count)
+        found = kept(Rows(known, self.likelihood.windows.keys(known), self._score))
+        found = found.view(len(found), -1, 1 + count)[:, :, : 1 + settings.num_negatives].flatten(1)
         rows.update(Interaction({REFERENCE_LOGPS: found}))
 
     def _score(self, rows: Interaction) -> torch.Tensor:
@@ -92,17 +97,23 @@ class DenseRows:
         """Return the windows of an epoch, and which step takes each."""
         if self._epoch is not None and self._epoch[0] == epoch:
             return self._epoch[1:]
-        model, settings = self.model, self.model.settings
+        settings = self.model.settings
         draw = row_generator(settings.seed, 29, self.plan.number, epoch)
         windows, rows = self._cut(self.count, draw)
         if self.plan.name == "preference":
-            again = epoch if settings.redraw == "epoch" else 0
-            pool = None if settings.negatives == "uniform" else self.likelihood.windows.hard_pool
-            add_negatives(
-                rows, self.chains, model.dataset.title_numbers.numpy(), model.dataset.taken,
-                settings.num_negatives, (settings.seed, 31, again), pool,
-            )  # fmt: skip
-            held = (rows[STOP] - rows[START]) * settings.num_negatives
-            rows.update(Interaction({TOKENS: rows[TOKENS] + held}))  # a negative costs about one token
+            self._add_negatives(rows, epoch, settings.num_negatives)
         self._epoch = epoch, rows, steps_of(windows, self.plan.steps_per_epoch(self.count))
         return self._epoch[1:]
+
+    def _add_negatives(self, rows: Interaction, epoch: int, count: int) -> None:
+        """Add the column of so many negatives, in place of what is there; fewer are the first of more."""
+        dataset, settings = self.model.dataset, self.model.settings
+        there = rows[NEGATIVES].shape[2] if NEGATIVES in rows.interaction else 0
+        again = epoch if settings.redraw == "epoch" else 0
+        pool = None if settings.negatives == "uniform" else self.likelihood.windows.hard_pool
+        add_negatives(
+            rows, self.chains, dataset.title_numbers.numpy(), dataset.taken, count,
+            (settings.seed, 31, again), pool,
+        )  # fmt: skip
+        held = (rows[STOP] - rows[START]) * (count - there)
+        rows.update(Interaction({TOKENS: rows[TOKENS] + held}))  # a negative costs about one token

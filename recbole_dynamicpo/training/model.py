@@ -24,7 +24,7 @@ from ..dataset.dataset import DynamicPODataset
 from ..errors import DataError
 from ..evaluation.ranks import FITTED_COUNTS
 from ..evaluation.scores import popularity_scores
-from ..language_model.adapter_folder import LoraShape
+from ..language_model.adapter_folder import SCALARS_FILE, LoraShape
 from ..language_model.backbone import load_backbone
 from ..language_model.policy import Policy
 from ..likelihoods.catalogue import CatalogueLikelihood
@@ -96,6 +96,7 @@ class DynamicPO(SequentialRecommender):
         check_prompts(dataset, self.collator)
         self.budget = TokenBudget(self.settings.tokens_per_batch, self.settings.max_memory)
         self.likelihood = self._make_likelihood()
+        self._load_beside()
         self.stage = "preference"
         self.voice, self.final_voice = "policy", "policy"
         self.target_logps: Tensor | None = None
@@ -123,6 +124,12 @@ class DynamicPO(SequentialRecommender):
         if self.settings.likelihood == "vocabulary":
             return VocabularyLikelihood(*parts)
         return CatalogueLikelihood(*parts, self.settings)
+
+    def _load_beside(self) -> None:
+        """Take over what was trained beside the SFT adapter, where its likelihood had such numbers."""
+        folder = self.settings.sft_adapter
+        if folder and self.settings.likelihood == "catalogue" and (Path(folder) / SCALARS_FILE).is_file():
+            self.policy.load(Path(folder))
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the batch's mean loss of the present stage, 0-d."""

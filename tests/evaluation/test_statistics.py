@@ -17,7 +17,6 @@ from recbole_dynamicpo.evaluation.statistics import (
     bootstrap_interval,
     compare_ranks,
     compare_runs,
-    detectable_difference,
     hit_at,
     mcnemar,
     mrr_gain,
@@ -135,13 +134,6 @@ def test_comparison_by_hand() -> None:
     assert found.hit_a_interval == wilson_interval(7, 20)
     assert found.too_small
     assert "n = 20 is too small to tell" in found.verdict
-
-
-def test_detectable_difference_by_hand() -> None:
-    """99 of 999 rows differ: q = 100/1000, so 2.80159 * sqrt(0.1 / 999) = 0.02803; with few rows 6 / n."""
-    assert detectable_difference(999, 99) == pytest.approx(0.028030, abs=1e-6)
-    assert detectable_difference(50, 0) == 6 / 50
-    assert detectable_difference(3, 0) == 1.0
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=50, max_size=50))

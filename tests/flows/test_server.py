@@ -159,14 +159,14 @@ def test_a_second_run_finds_all_stages_done(world: World, submitted: dict[str, U
 
 
 def test_a_study_compares_its_cells(world: World, first: UUID, parameters: dict[str, Any]) -> None:
-    """Its second cell is the first run, and its first shares that one's SFT stage."""
+    """Its first cell is the first run, and its second shares that one's SFT stage."""
     grid = {"num_negatives": [2, 4], "objective": ["dmpo"], "dynamic": [True], "seed": [2020]}
     ended = world.ended(world.submit({**parameters, **grid}, "study/grid"))
     assert ended.state_name == "Completed", ended.state
     shown = artifacts(world, ended.id)
     assert [(row["num_negatives"], row["rows"]) for row in json.loads(shown["study-ml-100k"])] == [
-        (2, 8),
         (4, 8),
+        (2, 8),
     ]
     assert shown["study-hit-rate-ml-100k"].startswith("data:image/png;base64,iVBOR")
     assert len(list((world.work / "saved" / "stages").glob("sft-*"))) == 1
@@ -175,7 +175,7 @@ def test_a_study_compares_its_cells(world: World, first: UUID, parameters: dict[
         assert database.execute("select version from model_versions").fetchall() == [(1,)]
     ((place,),) = kept
     assert sorted(path.name for path in Path(place.removeprefix("file://")).iterdir()) == [
-        "hit_rate.png",
+        "figure.png",
         "study.json",
     ]
 

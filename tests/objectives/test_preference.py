@@ -227,6 +227,7 @@ def test_diagnostics_by_hand() -> None:
     assert told.violation_share.item() == pytest.approx(0.5)
     assert told.boundary_size.item() == pytest.approx(4 / 3)
     assert told.boundary_gradient_share.item() == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
+    assert told.violation_gradient_share.item() == pytest.approx((0 + 1 / 2 + 1) / 3)
 
 
 def test_beta_diagnostics_cover_the_boundary_sets_only() -> None:

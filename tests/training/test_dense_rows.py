@@ -11,7 +11,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_dynamicpo.dataset.columns import CHAIN, NEGATIVES, START, STOP, TOKENS
+from recbole_dynamicpo.dataset.columns import CHAIN, NEGATIVES, REFERENCE_LOGPS, START, STOP, TOKENS
 from recbole_dynamicpo.evaluation.ranks import read_ranks
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import load, run
@@ -24,6 +24,7 @@ from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.training.dense_rows import DenseRows
 from recbole_dynamicpo.training.model import DynamicPO
 from recbole_dynamicpo.training.plan import plan_stages
+from recbole_dynamicpo.training.reference import Rows
 
 DENSE = {
     "likelihood": "catalogue", "prompt": "sequence", "positions": "all", "window": 4,
@@ -236,6 +237,27 @@ def test_a_reference_gap_is_nothing_at_the_first_step(settings: dict[str, Any]) 
     assert (batch[TOKENS] > 0).all()
 
 
+def test_the_reference_is_asked_once_for_all_numbers_of_negatives(settings: dict[str, Any]) -> None:
+    """Its scores of two negatives are the first of those of four, and found by the same keys."""
+    found, keys = [], []
+    for count in (4, 2):
+        model = model_of(settings, num_negatives=count, reference_negatives=4, negatives="uniform")
+        model.policy.freeze_reference()
+        rows = DenseRows(model, plan_stages(model.settings)[1])
+
+        def kept(wanted: Rows) -> Tensor:
+            keys.append(wanted.keys)
+            return wanted.score(wanted.rows)
+
+        rows.add_reference(0, kept)
+        kept_rows = rows._rows(0)[0]
+        assert kept_rows[NEGATIVES].shape[2] == count
+        found.append(kept_rows[REFERENCE_LOGPS].view(len(kept_rows), -1, 1 + count))
+    assert keys[0] == keys[1]
+    assert torch.equal(found[0][:, :, :3], found[1])
+    assert (found[1] != 0).any()
+
+
 def test_language_model_and_priors_get_the_weights_that_fit_best(settings: dict[str, Any]) -> None:
     """After SFT, from whatever they were; no others near them are more likely on the windows fitted to."""
     model = model_of(settings)
@@ -257,3 +279,20 @@ def test_language_model_and_priors_get_the_weights_that_fit_best(settings: dict[
     DenseRows(model, plan_stages(model.settings)[1]).settle()
     assert [mixture.scale.item(), *mixture.weights.tolist()] == kept
     assert sum(part.layout.steps.queries for part in said) == rows.count
+
+
+def test_without_priors_the_language_model_is_fitted_alone(settings: dict[str, Any]) -> None:
+    """No other scale near the one that is found is more likely on the windows fitted to."""
+    model = model_of(settings, catalogue_prior=None)
+    rows, likelihood = DenseRows(model, plan_stages(model.settings)[0]), model.likelihood
+    assert isinstance(likelihood, CatalogueLikelihood)
+    mixture = likelihood.voices["policy"]
+    assert not len(mixture.weights)
+    rows.settle()
+    found, windows = mixture.scale.item(), rows._rows(0)[0]
+    losses = []
+    with torch.no_grad():
+        for scale in (0.9 * found, found, 1.1 * found):
+            mixture.scale.fill_(scale)
+            losses.append(float(sft_losses(likelihood, windows, model.POS_ITEM_ID).sum()))
+    assert min(losses) == losses[1]

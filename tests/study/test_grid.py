@@ -1,4 +1,4 @@
-"""The grid of a study: cells, the shipped grid, the figure."""
+"""The grid of a study: its cells in order, the shipped grids."""
 
 from __future__ import annotations
 
@@ -8,20 +8,34 @@ from typing import Any
 import pytest
 
 from recbole_dynamicpo.errors import SettingsError
-from recbole_dynamicpo.flows.grid import DEFAULT, Cell, cells, draw, read_grid, table_row
 from recbole_dynamicpo.settings import properties_folder
+from recbole_dynamicpo.study.grid import DEFAULT, Cell, cells, read_grid
 
 NOTHING: dict[str, Any] = dict.fromkeys(DEFAULT)
 
 
-def test_cells_of_one_seed_lie_together() -> None:
-    found = cells(
-        {"objective": ["dmpo"], "dynamic": [False, True], "num_negatives": [3, 1, 3], "seed": [1, 2]}
-    )
-    assert len(found) == 8
-    assert [cell.seed for cell in found] == [1] * 4 + [2] * 4
-    assert found[0] == Cell("dmpo", False, 3, 1)
-    assert found[-1].name == "dmpo-dynamic-K1-s2"
+def test_the_most_informative_cells_come_first() -> None:
+    """The ends, 15, the others from above; plain beside dynamic; further seeds at 15, then elsewhere."""
+    axes = {"objective": ["dmpo", "sdpo"], "dynamic": [False, True], "num_negatives": [1, 3, 5, 15, 19, 3]}
+    found = cells({**axes, "seed": [7, 8]})
+    assert len(found) == len(set(found)) == 40
+    assert [cell.seed for cell in found] == [7] * 20 + [8] * 20
+    assert [cell.num_negatives for cell in found[:20:4]] == [19, 1, 15, 5, 3]
+    assert [cell.num_negatives for cell in found[20::4]] == [15, 19, 1, 5, 3]
+    assert found[:2] == [Cell("dmpo", False, 19, 7), Cell("dmpo", True, 19, 7)]
+    assert found[1].name == "dmpo-dynamic-K19-s7"
+    few = cells({**DEFAULT, "num_negatives": [2, 4], "dynamic": [True], "seed": [1, 2]})
+    assert [(cell.num_negatives, cell.seed) for cell in few] == [(4, 1), (2, 1), (4, 2), (2, 2)]
+
+
+def test_a_cell_asks_the_reference_for_the_most_negatives_of_its_grid() -> None:
+    assert Cell("dmpo", True, 3, 7).settings({"num_negatives": [3, 19, 5]}) == {
+        "objective": "dmpo",
+        "dynamic": True,
+        "num_negatives": 3,
+        "seed": 7,
+        "reference_negatives": 19,
+    }
 
 
 def test_lists_that_are_given_win_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
@@ -58,22 +72,7 @@ def test_the_papers_grid_can_be_run() -> None:
     assert max(cell.num_negatives for cell in found) <= 19
 
 
-def test_the_figure_has_a_line_for_plain_and_dynamic_and_a_bar_for_every_run() -> None:
-    line = {"hr_at_1_low": 0.1, "hr_at_1_high": 0.3, "ndcg_at_5": 0.4, "mrr": 0.3, "rows": 50, "name": "x"}
-    grid = {"objective": ["dmpo", "sdpo"], "dynamic": [False, True], "num_negatives": [1, 5], "seed": [1, 2]}
-    values = {1: 0.2, 2: 0.25}
-    rows = [table_row(cell, {**line, "hr_at_1": values[cell.seed]}, "run") for cell in cells(grid)]
-    figure = draw(rows, "toy")
-    assert [axis.get_title() for axis in figure.axes] == ["dmpo", "sdpo"]
-    for axis in figure.axes:
-        assert len(axis.containers) == 8
-        assert list(axis.get_xticks()) == [1, 5]
-        means = [
-            list(line.get_ydata())
-            for line in axis.lines
-            if len(line.get_ydata()) == 2 and line.get_label()[0] != "_"
-        ]
-        assert means == [pytest.approx([0.225, 0.225])] * 2
-    legend = figure.axes[0].get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["plain", "dynamic"]
+def test_the_grid_of_the_collapse_is_that_of_the_command() -> None:
+    found = read_grid(str(properties_folder() / "study" / "collapse.yaml"), NOTHING)
+    assert found["num_negatives"] == [1, 3, 5, 10, 15, 19]
+    assert len(cells(found)) == 36
