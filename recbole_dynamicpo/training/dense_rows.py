@@ -10,18 +10,24 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
-from ..dataset.columns import REFERENCE_LOGPS, START, STOP, TOKENS
+from ..dataset.columns import NEGATIVES, REFERENCE_LOGPS, START, STOP, TOKENS
 from ..dataset.sampling import IntArray, row_generator
 from ..dataset.windows import add_negatives, as_interaction, choose_windows, cut_windows, steps_of
 from ..errors import SettingsError
 from ..likelihoods.catalogue import FITTED_ROWS, CatalogueLikelihood
+from ..likelihoods.likely import LikelyTitles
+from ..names import FROM_POLICY
 from .plan import StagePlan
 from .reference import Rows
+from .rows import Kept
 
 if TYPE_CHECKING:
     from .model import DynamicPO
 
 logger = logging.getLogger(__name__)
+
+Pool = Callable[[int, IntArray], IntArray]  # of ``add_negatives``
+EPOCH = "epoch"  # that drawn negatives are of
 
 
 class DenseRows:
@@ -53,16 +59,51 @@ class DenseRows:
         self.tokens = np.array([0, *(len(collator.title_ids(title)) for title in titles[1:])])
         self.room = self.likelihood.scorer.room - len(self.likelihood.windows.head)
         self._epoch: tuple[int, Interaction, IntArray] | None = None
+        self._drawn: dict[str, torch.Tensor] = {}
         logger.info(
             "stage %s: %d of %d training titles, windows of %d, %d epochs, %d titles a step",
             plan.name, self.count, there, self.window, plan.epochs, plan.rows_per_step,
         )  # fmt: skip
 
-    def add_reference(self, epoch: int, kept: Callable[[Rows], torch.Tensor]) -> None:
-        """Add the reference's log-probabilities of an epoch's rows; ``kept`` knows or computes them."""
+    def redraw(self, epoch: int, stop: Callable[[], bool]) -> bool:
+        """See ``StageRows``: draw negatives by the policy's scores, where settings want that.
+
+        Those of setting ``redraw: never`` are drawn by the reference, which is the policy as the stage began.
+        """
+        settings, model = self.model.settings, self.model
+        if settings.negatives not in FROM_POLICY:
+            return True
+        windows, rows = self._windows(epoch)
+        if not self._drawn or int(self._drawn[EPOCH]) != epoch:
+            own = settings.negatives == "own"
+            places = np.array([(chain, at) for chain, a, b in windows.tolist() for at in range(a, b)])
+            count = settings.num_negatives if own else settings.hard_pool
+            voice = "policy" if settings.redraw == "epoch" else "reference"
+            found = LikelyTitles(model.dataset, self.likelihood).top(places, count, voice, stop)
+            if found is None:
+                return False
+            line = {(chain, at): number for number, (chain, at) in enumerate(places.tolist())}
+            self._draw(rows, epoch, lambda chain, at: found[[line[chain, one] for one in at.tolist()]], own)
+            self._drawn = {EPOCH: torch.tensor(epoch), NEGATIVES: rows[NEGATIVES]}
+        rows.update(Interaction({NEGATIVES: self._drawn[NEGATIVES]}))
+        self._begin(epoch, windows, rows)
+        return True
+
+    def drawn(self) -> dict[str, torch.Tensor]:
+        """See ``StageRows``."""
+        return self._drawn
+
+    def restore(self, drawn: dict[str, torch.Tensor]) -> None:
+        """See ``StageRows``."""
+        self._drawn = drawn
+
+    def add_reference(self, epoch: int, kept: Kept) -> bool:
+        """See ``StageRows``."""
         rows = self._rows(epoch)[0]
         found = kept(Rows(rows, self.likelihood.windows.keys(rows), self._score))
-        rows.update(Interaction({REFERENCE_LOGPS: found}))
+        if found is not None:
+            rows.update(Interaction({REFERENCE_LOGPS: found}))
+        return found is not None
 
     def _score(self, rows: Interaction) -> torch.Tensor:
         return self.likelihood.windows.reference_logps(rows, self.window)
@@ -90,19 +131,31 @@ class DenseRows:
 
     def _rows(self, epoch: int) -> tuple[Interaction, IntArray]:
         """Return the windows of an epoch, and which step takes each."""
-        if self._epoch is not None and self._epoch[0] == epoch:
-            return self._epoch[1:]
+        if self._epoch is None or self._epoch[0] != epoch:
+            windows, rows = self._windows(epoch)
+            if self.plan.name == "preference":
+                uniform = self.model.settings.negatives == "uniform"
+                self._draw(rows, epoch, None if uniform else self.likelihood.windows.hard_pool)
+            self._begin(epoch, windows, rows)
+        assert self._epoch is not None
+        return self._epoch[1:]
+
+    def _windows(self, epoch: int) -> tuple[IntArray, Interaction]:
+        """Return (n, 3) windows of an epoch, and them as rows."""
+        return self._cut(self.count, row_generator(self.model.settings.seed, 29, self.plan.number, epoch))
+
+    def _draw(self, rows: Interaction, epoch: int, pool: Pool | None, in_order: bool = False) -> None:
+        """Give each position of windows its negatives, from a pool if there is one."""
         model, settings = self.model, self.model.settings
-        draw = row_generator(settings.seed, 29, self.plan.number, epoch)
-        windows, rows = self._cut(self.count, draw)
-        if self.plan.name == "preference":
-            again = epoch if settings.redraw == "epoch" else 0
-            pool = None if settings.negatives == "uniform" else self.likelihood.windows.hard_pool
-            add_negatives(
-                rows, self.chains, model.dataset.title_numbers.numpy(), model.dataset.taken,
-                settings.num_negatives, (settings.seed, 31, again), pool,
-            )  # fmt: skip
-            held = (rows[STOP] - rows[START]) * settings.num_negatives
+        again = epoch if settings.redraw == "epoch" else 0
+        add_negatives(
+            rows, self.chains, model.dataset.title_numbers.numpy(), model.dataset.taken,
+            settings.num_negatives, (settings.seed, 31, again), pool, in_order=in_order,
+        )  # fmt: skip
+
+    def _begin(self, epoch: int, windows: IntArray, rows: Interaction) -> None:
+        """Let an epoch have these windows."""
+        if NEGATIVES in rows.interaction:
+            held = (rows[STOP] - rows[START]) * self.model.settings.num_negatives
             rows.update(Interaction({TOKENS: rows[TOKENS] + held}))  # a negative costs about one token
         self._epoch = epoch, rows, steps_of(windows, self.plan.steps_per_epoch(self.count))
-        return self._epoch[1:]
