@@ -17,6 +17,7 @@ from recbole_dynamicpo.names import OBJECTIVES, REFERENCE_FREE
 from recbole_dynamicpo.objectives.preference import preference_loss
 from recbole_dynamicpo.objectives.strategies import SDPO, STRATEGIES, Objective, find_objective
 
+from ..helpers.made_extras import made_extras
 from ..test_examples import EXAMPLES
 
 POLICY = torch.tensor([[-1.0, -2.0, -0.5, -3.0], [-1.0, -1.5, -4.0, -2.5]], dtype=torch.float64)
@@ -40,9 +41,9 @@ def test_the_table_holds_every_name() -> None:
 def test_the_weights_that_are_shown_are_autograds(name: str) -> None:
     """What a class says of its gradient in closed form, and what the base class finds."""
     strategy, mask = find_objective(name), torch.tensor([[True, True, False], [True, True, True]])
-    closed = strategy.gradient_weight(POLICY, REFERENCE, mask, 0.7)
-    closed = closed.to(POLICY.dtype)
-    torch.testing.assert_close(closed, Objective.gradient_weight(strategy, POLICY, REFERENCE, mask, 0.7))
+    extras = {**made_extras(POLICY), "beta": 0.7 * mask.to(POLICY.dtype)}
+    closed = strategy.gradient_weight(POLICY, REFERENCE, mask, extras).to(POLICY.dtype)
+    torch.testing.assert_close(closed, Objective.gradient_weight(strategy, POLICY, REFERENCE, mask, extras))
 
 
 def test_an_own_class_by_hand(own: str) -> None:
@@ -86,7 +87,7 @@ class OneNumber(Objective):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("dmop", r"got 'dmop', wanted one of dmpo, mppo, sdpo, listwise \(did you mean 'dmpo'\?\)"),
+        ("dmop", r"got 'dmop', wanted one of dmpo, mppo, .*, simpo \(did you mean 'dmpo'\?\)"),
         ("nowhere.Loss", r"'nowhere\.Loss' cannot be imported .*PYTHONPATH"),
         ("json.Loss", r"'json\.Loss' cannot be imported"),
         (f"{__name__}.NoObjective", r"is no subclass of recbole_dynamicpo\.objectives\.Objective"),
