@@ -149,6 +149,10 @@ def test_contradictions() -> None:
     assert "at most num_candidates - 1 = 0" in complaint({"num_candidates": 1, "num_negatives": 1})
     assert "num_candidates: got 0, wanted at least 2" in complaint({"num_candidates": 0})
     assert "catalogue_prior: wanted none" in complaint({"catalogue_prior": ["popularity"]})
+    for source in ("moving", "own"):
+        wanted = f"negatives: got {source}, wanted uniform, as positions is not all"
+        assert wanted in complaint({"negatives": source})
+    assert "sft_weight: got -1, wanted at least 0" in complaint({"sft_weight": -1})
     assert "rank_among: wanted candidates alone" in complaint({"rank_among": ["all"]})
     assert "some of popularity" in complaint({"catalogue_prior": ["taste"], "likelihood": "catalogue"})
 

@@ -125,7 +125,9 @@ def test_margins_of_ratings_times_and_lengths_equal_the_oracle(
             found.loss.sum().backward()
             loss, gradient = wanted[type(objective).__name__]
             assert found.loss.item() == pytest.approx(loss, rel=1e-9)
-            assert logps.grad.tolist() == [pytest.approx(gradient, rel=1e-9, abs=1e-12)]
+            assert logps.grad.tolist() == [
+                pytest.approx(gradient, rel=5e-9, abs=1e-12)
+            ]  # softplus is x from 20 on
 
 
 @settings(max_examples=20, deadline=None)
