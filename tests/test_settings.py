@@ -57,7 +57,8 @@ def test_every_problem_is_reported_at_once() -> None:
         "wrong settings:",
         "  bata: unknown setting (did you mean 'beta'?)",
         "  max_histroy: unknown setting (did you mean 'max_history'?)",
-        "  objective: got 'dmop', wanted one of dmpo, mppo, sdpo, listwise (did you mean 'dmpo'?)",
+        "  objective: got 'dmop', wanted one of dmpo, mppo, sdpo, listwise, recpo, simpo "
+        "(did you mean 'dmpo'?)",
         "  dynamic: got 'yes', wanted true or false",
         "  beta: got 0, wanted more than 0",
         "  num_clusters: got 2.5, wanted a whole number",

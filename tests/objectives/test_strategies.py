@@ -101,7 +101,8 @@ class Rated(Objective):
     def loss(self, policy, reference, mask, extras):
         assert reference.shape == extras["ratings"].shape == extras["lengths"].shape
         gaps = (policy - reference) / extras["lengths"].clamp(min=1)
-        return sdpo_loss(gaps[:, 0], gaps[:, 1:], extras["beta"], mask, self.margin * extras["ratings"][:, :1])
+        margin = self.margin * extras["ratings"][:, :1]
+        return sdpo_loss(gaps[:, 0], gaps[:, 1:], extras["beta"], mask, margin)
 """
 
 
