@@ -29,7 +29,6 @@ from .commands import (
     rank,
     run,
     show,
-    stage,
     study,
     sync,
 )
@@ -131,7 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
         doctor,
         bootstrap,
         sync,
-        stage,
+        run,
     ):
         command.add(commands)
     return parser

@@ -43,6 +43,7 @@ RECBOLE_DECIDES = {
 FACTS = {
     "data": "prepare",
     **dict.fromkeys(("backbone", "tokenizer", "template", "adapter", "dtype", "device", "kernel"), "sft"),
+    "objective": "preference",  # the code of a class of the user's own, which no version of ours tells
 }
 # Settings whose names and paths stand for facts, and are no ingredients themselves.
 _NAMES_OF_FACTS = {"backbone", "sft_adapter", "dtype", "prompt"}

@@ -10,10 +10,12 @@ TIME_TIES = ("hash", "file")
 LIKELIHOODS = ("vocabulary", "catalogue")
 RANKED_AMONG = ("candidates", "all")
 POSITIONS = ("last", "all")
-NEGATIVE_SOURCES = ("uniform", "prior")
+NEGATIVE_SOURCES = ("uniform", "prior", "moving", "own")
+FROM_POLICY = ("moving", "own")  # those of them that the policy's own scores decide
 REDRAWS = ("epoch", "never")
 PRIORS = ("popularity", "transitions", "cooccurrence")
 MODEL_NAMES = ("DynamicPO", "SFTRec", "DMPO", "MPPO", "SDPO")
 
-OBJECTIVES = ("dmpo", "mppo", "sdpo", "listwise")
-REFERENCE_FREE = ("mppo", "listwise")  # those of them that no reference is computed for
+OBJECTIVES = ("dmpo", "mppo", "sdpo", "listwise", "recpo", "simpo")
+REFERENCE_FREE = ("mppo", "listwise", "simpo")  # those of them that no reference is computed for
+NEEDS = ("ratings", "times", "lengths")  # what an objective may ask for beside log-probabilities

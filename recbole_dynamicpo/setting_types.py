@@ -13,6 +13,8 @@ from .errors import nearest
 from .names import (
     CANDIDATE_DISTRIBUTIONS,
     CANDIDATE_SOURCES,
+    DECIDES,
+    FROM_POLICY,
     HISTORY_ORDERS,
     LIKELIHOODS,
     NEGATIVE_SOURCES,
@@ -26,6 +28,19 @@ from .names import (
 )
 
 _Value = TypeVar("_Value")
+
+
+def setting(default: Any, help: str, *, decides: str, **limits: Any) -> Any:
+    """Declare a setting.
+
+    Args:
+        default: its value where nobody gives another.
+        help: what it means.
+        decides: the first stage whose result depends on it; ``nothing`` if none does.
+        limits: ``ge``, ``gt`` and ``le``, as pydantic calls them.
+    """
+    assert decides in DECIDES, decides
+    return Field(default=default, description=help, json_schema_extra={"decides": decides}, **limits)
 
 
 def _wanted(words: str, fits: Callable[[Any], bool], made: Callable[[Any], _Value]) -> BeforeValidator:
@@ -167,6 +182,8 @@ def contradictions(settings: Any) -> list[str]:
         )
     if settings.positions == "all" and settings.likelihood != "catalogue":
         problems.append("positions: wanted last, as likelihood is not catalogue")
+    if settings.negatives in FROM_POLICY and settings.positions != "all":
+        problems.append(f"negatives: got {settings.negatives}, wanted uniform, as positions is not all")
     if settings.negatives == "prior" and not settings.catalogue_prior:
         problems.append("negatives: wanted uniform, as there is no catalogue_prior")
     if settings.catalogue_prior and settings.likelihood != "catalogue":

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from .errors import SettingsError, nearest
-from .names import DECIDES
 from .setting_types import (
     CandidateSource,
     Distribution,
@@ -38,20 +37,8 @@ from .setting_types import (
     Whole,
     contradictions,
     problem_of,
+    setting,
 )
-
-
-def setting(default: Any, help: str, *, decides: str, **limits: Any) -> Any:
-    """Declare a setting.
-
-    Args:
-        default: its value where nobody gives another.
-        help: what it means.
-        decides: the first stage whose result depends on it; ``nothing`` if none does.
-        limits: ``ge``, ``gt`` and ``le``, as pydantic calls them.
-    """
-    assert decides in DECIDES, decides
-    return Field(default=default, description=help, json_schema_extra={"decides": decides}, **limits)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -67,6 +54,9 @@ class Settings:
     margin: Number = setting(6.0, "gamma of the dual margin, nats", decides="preference")
     num_clusters: Whole = setting(3, "groups that the negatives are cut into", decides="preference", ge=1)
     num_negatives: Whole = setting(15, "K: negatives that enter the objective", decides="preference", ge=1)
+    sft_weight: Number = setting(0.0, "of the SFT loss beside the objective", decides="preference", ge=0)
+    rating_margin: Number = setting(1.0, "lambda of objective recpo", decides="preference", ge=0)
+    target_margin: Number = setting(1.0, "gamma of objective simpo, nats", decides="preference")
 
     # what a title's log-probability is
     likelihood: Likelihood = setting(
@@ -87,7 +77,10 @@ class Settings:
     )
     window: Whole = setting(40, "titles of a window, at most", decides="sft", ge=2)
     negatives: NegativeSource = setting(
-        "uniform", "of windows: from all titles, or what the last prior finds likely", decides="preference"
+        "uniform",
+        "of windows: from all titles, from what fitted counts (prior) or the policy (moving) find likely, or "
+        "the policy's top (own)",
+        decides="preference",
     )
     hard_pool: Whole = setting(100, "likely titles to draw from", decides="preference", ge=1)
     reference_negatives: Whole = setting(

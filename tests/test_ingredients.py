@@ -94,6 +94,20 @@ def job(toy_settings: dict[str, Any], tmp_path: Path) -> Job:
     return Job("DynamicPO", "toy", (), {**settings, "eval_rows": 6}, str(tmp_path / "store"))
 
 
+def test_the_code_of_an_own_objective_parts_results(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the preference stage and after; the name alone would not tell."""
+    path = tmp_path / "mine.py"
+    path.write_text("from recbole_dynamicpo.objectives.strategies import DMPO\nclass Mine(DMPO):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = PlainConfig("DynamicPO", "toy", [], {**job.overrides, "objective": "mine.Mine"})
+    settings = read_settings(config)
+    before = gather(config, settings)
+    path.write_text(path.read_text() + "    strength = 2\n")
+    assert moved(before, gather(config, settings)) == ["preference", "evaluate"]
+
+
 def change_title(data: Path, backbone: Path, template: Path, adapter: Path) -> None:
     path = data / "toy" / "toy.item"
     path.write_text(path.read_text().replace("\ti", "\t i", 1).replace(" ", " the ", 1))

@@ -57,7 +57,8 @@ def test_every_problem_is_reported_at_once() -> None:
         "wrong settings:",
         "  bata: unknown setting (did you mean 'beta'?)",
         "  max_histroy: unknown setting (did you mean 'max_history'?)",
-        "  objective: got 'dmop', wanted one of dmpo, mppo, sdpo, listwise (did you mean 'dmpo'?)",
+        "  objective: got 'dmop', wanted one of dmpo, mppo, sdpo, listwise, recpo, simpo "
+        "(did you mean 'dmpo'?)",
         "  dynamic: got 'yes', wanted true or false",
         "  beta: got 0, wanted more than 0",
         "  num_clusters: got 2.5, wanted a whole number",
@@ -149,6 +150,10 @@ def test_contradictions() -> None:
     assert "at most num_candidates - 1 = 0" in complaint({"num_candidates": 1, "num_negatives": 1})
     assert "num_candidates: got 0, wanted at least 2" in complaint({"num_candidates": 0})
     assert "catalogue_prior: wanted none" in complaint({"catalogue_prior": ["popularity"]})
+    for source in ("moving", "own"):
+        wanted = f"negatives: got {source}, wanted uniform, as positions is not all"
+        assert wanted in complaint({"negatives": source})
+    assert "sft_weight: got -1, wanted at least 0" in complaint({"sft_weight": -1})
     assert "rank_among: wanted candidates alone" in complaint({"rank_among": ["all"]})
     assert "some of popularity" in complaint({"catalogue_prior": ["taste"], "likelihood": "catalogue"})
 

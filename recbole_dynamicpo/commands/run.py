@@ -1,4 +1,4 @@
-"""``run_recbole``: train and test a RecBole model."""
+"""``run_recbole``: train and test a RecBole model; ``recbole-dynamicpo stage``: one stage of a job."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import SettingsError
 from ..names import MODEL_NAMES
 from ..parallel import environment_of, here, torchrun
+from .arguments import add_command
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -92,3 +93,26 @@ def _start(known: argparse.Namespace, arguments: Sequence[str]) -> None:
         arguments, nproc, machines=machines, machine=machine, address=known.ip, port=known.port
     )
     os.execve(command[0], command, environment_of(nproc, machines))
+
+
+def add(commands: Any) -> None:
+    """Add the subcommand ``stage``."""
+    parser = add_command(
+        commands, "stage", _run_stage, "run one stage of a job; deployments with nproc start it by torchrun"
+    )
+    parser.add_argument(
+        "--question", type=Path, required=True, help="JSON file with the job, the stage and what was prepared"
+    )
+
+
+def _run_stage(options: argparse.Namespace) -> None:
+    from ..parallel import join
+    from ..pipeline import evaluate, train
+    from ..stage_processes import read_question, tell
+
+    job, stage, prepared = read_question(options.question)
+    progress = tell if join().first else None
+    if stage == "evaluate":
+        evaluate(job, prepared, progress=progress)
+    else:
+        train(job, stage, prepared, progress=progress)

@@ -73,6 +73,7 @@ class DynamicPODataset(SequentialDataset):
         started: time of day when loading began, seconds.
         lists_published: whether rows keep the candidate lists that they carry.
         time_ties: share of a user's neighbours that bear one time; None where there are no times.
+        clock: (n,) the times that the time column numbers, seconds; None where it numbers none.
 
     Raises:
         SettingsError: a setting is wrong (checked before any file is read).
@@ -93,6 +94,7 @@ class DynamicPODataset(SequentialDataset):
         self.title_numbers = torch.from_numpy(np.unique(self.titles, return_inverse=True)[1].astype(np.int64))
         self.notes = data_notes(config)
         self.time_ties: float | None = None
+        self.clock: FloatArray | None = None
         self.lists_published = False
         self.built: dict[str, DynamicPODataset] = {}  # by build(); the splits are shallow copies and share it
         self._used: list[tuple[IntArray, IntArray]] = []

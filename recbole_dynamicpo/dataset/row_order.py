@@ -15,7 +15,7 @@ from ..evaluation.scores import tie_draws
 from .sampling import IntArray, row_generator
 
 # float32 holds whole numbers up to here exactly; beyond, the order of the rows decides.
-_EXACT_FLOAT32 = 1 << 24
+EXACT_FLOAT32 = 1 << 24
 
 
 def put_in_order(data: Any) -> list[str]:
@@ -35,8 +35,10 @@ def put_in_order(data: Any) -> list[str]:
     users_of, times = data.inter_feat[data.uid_field].to_numpy(), data.inter_feat[time_field].to_numpy()
     tied, neighbours = time_ties(users_of, times)
     data.time_ties = tied / neighbours if neighbours else None
+    data.clock = np.unique(times)
     if settings.history_order == "given":
         order = np.arange(len(data.inter_feat))
+        data.clock = times.astype(np.float64)
     else:
         shuffled = settings.history_order == "shuffled"
         if shuffled or settings.time_ties == "hash":
@@ -46,6 +48,7 @@ def put_in_order(data: Any) -> list[str]:
             data.inter_feat = data.inter_feat.iloc[np.argsort(keys, kind="stable")]
         if shuffled:
             notes.append(f"no order in time: each user's titles are shuffled (seed {settings.seed})")
+            data.clock = None
             order = np.arange(len(data.inter_feat))
         else:
             how = (
@@ -57,7 +60,7 @@ def put_in_order(data: Any) -> list[str]:
                 share = f"{tied} of {neighbours} ({tied / neighbours:.0%})"
                 notes.append(f"neighbours of a user with equal times: {share}, {how}")
             order = data.inter_feat[time_field].rank(method="dense").to_numpy().astype(np.int64) - 1
-    data.inter_feat[time_field] = np.minimum(order, _EXACT_FLOAT32).astype("float64")
+    data.inter_feat[time_field] = np.minimum(order, EXACT_FLOAT32).astype("float64")
     data.inter_feat = data.inter_feat.iloc[np.argsort(order, kind="stable")]
     return notes
 

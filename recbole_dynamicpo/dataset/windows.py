@@ -44,6 +44,27 @@ class Chains:
 
 def train_chains(data: Any) -> Chains:
     """Return the training sequences of a built ``DynamicPODataset``."""
+    rows, parts = data.built["train"].inter_feat, _chain_rows(data)
+    users, targets, histories = rows[data.uid_field].numpy(), rows[data.iid_field].numpy(), data.history(rows)
+    items = [np.concatenate([histories[part[0]], targets[part]]) for part in parts]
+    return Chains(np.array([users[part[0]] for part in parts], dtype=np.int64), items)
+
+
+def chain_values(data: Any, field: str) -> list[NDArray[np.float64]]:
+    """Return what a column of numbers says of the titles of the training sequences, in their order.
+
+    Args:
+        data: a built ``DynamicPODataset``, whose rows have the column and that of the history.
+        field: name of the column.
+    """
+    rows = data.built["train"].inter_feat
+    own, before = rows[field].double().numpy(), rows[field + data.config["LIST_SUFFIX"]].double().numpy()
+    lengths = rows[data.item_list_length_field].tolist()
+    return [np.concatenate([before[part[0], : lengths[part[0]]], own[part]]) for part in _chain_rows(data)]
+
+
+def _chain_rows(data: Any) -> list[IntArray]:
+    """Return the training rows of each sequence, in order; the first one's history begins it."""
     rows = data.built["train"].inter_feat
     users, targets = rows[data.uid_field].numpy(), rows[data.iid_field].numpy()
     histories = data.history(rows)
@@ -53,9 +74,7 @@ def train_chains(data: Any) -> Chains:
     else:
         order = np.arange(len(users))
         begins = ~goes_on(users, histories, targets)
-    parts = np.split(order, np.flatnonzero(begins)[1:]) if len(order) else []
-    items = [np.concatenate([histories[part[0]], targets[part]]) for part in parts]
-    return Chains(np.array([users[part[0]] for part in parts], dtype=np.int64), items)
+    return np.split(order, np.flatnonzero(begins)[1:]) if len(order) else []
 
 
 def cut_windows(
@@ -139,6 +158,8 @@ def add_negatives(
     count: int,
     seeds: Sequence[int],
     pool: Callable[[int, IntArray], IntArray] | None = None,
+    *,
+    in_order: bool = False,
 ) -> None:
     """Give every position of windows K negatives of distinct titles: column NEGATIVES, (n, W, K), 0 for none.
 
@@ -153,6 +174,7 @@ def add_negatives(
         seeds: of the draw: of the run, stage and epoch.
         pool: asked for a chain and positions, returns (positions, any) items to draw from, 0 for none; None
             draws from all items.
+        in_order: take the first ones of the pool instead of drawing.
     """
     spans = torch.stack([rows[CHAIN], rows[START], rows[STOP]], dim=1).tolist()
     widest = max(stop - start for _, start, stop in spans)
@@ -166,9 +188,10 @@ def add_negatives(
         if pool is None:
             found[row, : stop - start] = _drawn_until_enough(titles, banned, count, draw, length, start, stop)
             continue
-        offered = pool(chain, np.arange(start, stop))
-        keys = draw.random((length, offered.shape[1]))[start:stop]
-        drawn = np.take_along_axis(offered, keys.argsort(axis=1), axis=1)
+        drawn = pool(chain, np.arange(start, stop))
+        if not in_order:
+            keys = draw.random((length, drawn.shape[1]))[start:stop]
+            drawn = np.take_along_axis(drawn, keys.argsort(axis=1), axis=1)
         found[row, : stop - start] = _first_fitting(drawn, titles, banned, count)
     rows.update(Interaction({NEGATIVES: torch.from_numpy(found)}))
 

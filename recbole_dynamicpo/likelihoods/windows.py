@@ -72,7 +72,7 @@ class WindowScores:
             voice: whose mixture; the policy speaks as it is.
         """
         trunks, row, place, histories = self._trunks(rows)
-        titles = self._titles(rows)
+        titles = self.titles(rows)
         present = on_device(torch.from_numpy(titles >= 0), self.scorer.policy.device)
         return self.scorer.trunk_logps(trunks, row, place, titles, histories, voice), present
 
@@ -88,7 +88,7 @@ class WindowScores:
         for number, chosen in enumerate(self.scorer.budget.split(rows[TOKENS].tolist())):
             part = rows[chosen]
             trunks, row, place, histories = self._trunks(part)
-            batch, layout = self.scorer.trunks(trunks, row, place, self._titles(part))
+            batch, layout = self.scorer.trunks(trunks, row, place, self.titles(part))
             layouts.append(layout)
             if number % processes.world == processes.rank:
                 products, ratios, where = self.scorer.experts(batch, layout, histories)
@@ -99,14 +99,15 @@ class WindowScores:
         everywhere = {number: said for part in processes.gather(found) for number, said in part.items()}
         return [Said(everywhere[number], layout) for number, layout in enumerate(layouts)]
 
-    def _spans(self, rows: Interaction) -> list[tuple[int, int, int]]:
+    def spans(self, rows: Interaction) -> list[tuple[int, int, int]]:
+        """Return chain, start and stop of each window."""
         columns = (rows[name].tolist() for name in (CHAIN, START, STOP))
         return list(zip(*columns, strict=True))
 
     def _trunks(self, rows: Interaction) -> tuple[list[list[int]], IntArray, IntArray, Histories]:
         """Return each window as a trunk, and row, place and history of its positions."""
         chains, trunks, place, row, histories, users = self.dataset.chains, [], [], [], [], []
-        for number, (chain, start, stop) in enumerate(self._spans(rows)):
+        for number, (chain, start, stop) in enumerate(self.spans(rows)):
             items = chains.items[chain]
             trunk, numbers = [*self.head], self.numbers[items]
             for position in range(start, stop):
@@ -119,10 +120,10 @@ class WindowScores:
         asked = Histories(histories, np.array(users, dtype=np.int64))
         return trunks, np.array(row), np.array(place), asked
 
-    def _titles(self, rows: Interaction) -> IntArray:
-        """Return (P, 1 + K) numbers of the titles at windows' positions and of their negatives."""
+    def titles(self, rows: Interaction) -> IntArray:
+        """Return (P, 1 + K) numbers of the titles at windows' positions and of negatives; -1 for none."""
         chains, parts = self.dataset.chains, []
-        for number, (chain, start, stop) in enumerate(self._spans(rows)):
+        for number, (chain, start, stop) in enumerate(self.spans(rows)):
             mine = self.numbers[chains.items[chain][start:stop]][:, None]
             if NEGATIVES in rows.interaction:
                 others = self.numbers[rows[NEGATIVES][number, : stop - start].numpy()]
@@ -133,7 +134,7 @@ class WindowScores:
     def keys(self, rows: Interaction) -> list[str]:
         """Return a hash a window of everything but the adapter that its log-probabilities depend on."""
         kept, chains = [], self.dataset.chains
-        for number, (chain, start, stop) in enumerate(self._spans(rows)):
+        for number, (chain, start, stop) in enumerate(self.spans(rows)):
             before = self.numbers[chains.items[chain][:stop]].tolist()
             negatives = self.numbers[rows[NEGATIVES][number, : stop - start].numpy()].tolist()
             user = int(chains.users[chain])

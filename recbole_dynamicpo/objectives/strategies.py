@@ -7,6 +7,8 @@ r = lp - lp_ref, p = exp(lp), w the positive and S the negatives that count, eac
 - ``sdpo``:     -log sigma( -log sum over S of exp(beta_i (r_i - r_w)) )
 - ``mppo``:     -log sigma( sum over S of beta_i (p_w - p_i) ), no reference
 - ``listwise``: -log softmax of the positive among S with logits beta_i (lp_i - lp_w), no reference
+- ``recpo``:    S-DPO with a margin a negative, made of ratings and time; see ``RecPO``
+- ``simpo``:    the softmax over log-probabilities by length, with one margin, no reference; see ``SimPO``
 
 With K = 1 the first two are DPO. S-DPO is softplus(logsumexp(...)), which stays finite at any gap, unlike the
 published code's ``-log(sum(exp(x)))``.
@@ -14,15 +16,19 @@ published code's ``-log(sum(exp(x)))``.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import sys
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import SettingsError, nearest
-from ..names import OBJECTIVES
-from .losses import dmpo_loss, mppo_loss, sdpo_loss
+from ..names import NEEDS, OBJECTIVES
+from .losses import dmpo_loss, mppo_loss, preference_scores, sdpo_loss
 
 
 class Objective:
@@ -30,9 +36,17 @@ class Objective:
 
     Attributes:
         needs_reference: whether it reads the reference's log-probabilities.
+        needs: further tensors that it wants in ``extras``, (B, 1 + K) each, the positive first. ``ratings``:
+            the user's, and the middle of the training rows' scale for negatives, which the user did not
+            rate. ``times``: days since the title that the user took before, 0 for the first one; inf for
+            negatives, which the user did not take. ``lengths``: terms that a title's log-probability sums
+            over: its tokens, or under the catalogue likelihood the nodes of its path that branch.
+        reads: names of the settings that its ``__init__`` takes, by keyword, with defaults.
     """
 
     needs_reference = True
+    needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
     def loss(
         self, policy: Tensor, reference: Tensor | None, mask: Tensor, extras: Mapping[str, Tensor]
@@ -43,21 +57,22 @@ class Objective:
             policy: (B, 1 + K) summed log-probabilities, the positive first, nats; 0 where there is none.
             reference: the same under the frozen reference; None for an objective without one.
             mask: (B, K) bool, the negatives that count; at least one a row.
-            extras: ``beta``, (B, K): the strength of each negative, 0 where it does not count.
+            extras: ``beta``, (B, K): the strength of each negative, 0 where it does not count; and what
+                ``needs`` names.
         """
         raise NotImplementedError
 
-    def gradient_weight(self, policy: Tensor, reference: Tensor | None, mask: Tensor, beta: float) -> Tensor:
-        """Return (B, K) each negative's share of sum |dL / d lp(y_i)| of its row, all with strength ``beta``.
+    def gradient_weight(
+        self, policy: Tensor, reference: Tensor | None, mask: Tensor, extras: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return (B, K) each negative's share of sum |dL / d lp(y_i)| of its row.
 
-        It is what the diagnostics show, with all negatives that there are; found by autograd here.
+        It is what the diagnostics show, with all negatives that there are and one ``beta`` for all of them;
+        found by autograd here.
         """
         with torch.enable_grad():
             logps = policy.detach().requires_grad_()
-            strength = beta * mask.to(logps.dtype)
-            (gradient,) = torch.autograd.grad(
-                self.loss(logps, reference, mask, {"beta": strength}).sum(), logps
-            )
+            (gradient,) = torch.autograd.grad(self.loss(logps, reference, mask, extras).sum(), logps)
         size = gradient[:, 1:].abs()
         total = size.sum(dim=1, keepdim=True)
         return torch.where(total > 0, size / total, mask / mask.sum(dim=1, keepdim=True))
@@ -80,7 +95,9 @@ class DMPO(_Ratios):
         """See ``Objective``."""
         return dmpo_loss(*self._ratios(policy, reference), extras["beta"], mask)
 
-    def gradient_weight(self, policy: Tensor, reference: Tensor | None, mask: Tensor, beta: float) -> Tensor:
+    def gradient_weight(
+        self, policy: Tensor, reference: Tensor | None, mask: Tensor, extras: Mapping[str, Tensor]
+    ) -> Tensor:
         """Uniform: what all negatives of a row have in common cancels."""
         return mask / mask.sum(dim=1, keepdim=True)
 
@@ -92,12 +109,19 @@ class SDPO(_Ratios):
         self, policy: Tensor, reference: Tensor | None, mask: Tensor, extras: Mapping[str, Tensor]
     ) -> Tensor:
         """See ``Objective``."""
-        return sdpo_loss(*self._ratios(policy, reference), extras["beta"], mask)
+        return sdpo_loss(*self._ratios(policy, reference), extras["beta"], mask, self._margin(extras))
 
-    def gradient_weight(self, policy: Tensor, reference: Tensor | None, mask: Tensor, beta: float) -> Tensor:
-        """Softmax of beta r_i."""
+    def gradient_weight(
+        self, policy: Tensor, reference: Tensor | None, mask: Tensor, extras: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Softmax of beta r_i and the margins."""
         _, ratios = self._ratios(policy, reference)
-        return (beta * ratios).masked_fill(~mask, -torch.inf).softmax(dim=1)
+        logits = extras["beta"] * ratios + self._margin(extras)
+        return logits.masked_fill(~mask, -torch.inf).softmax(dim=1)
+
+    def _margin(self, extras: Mapping[str, Tensor]) -> Tensor | float:
+        """Return how far ahead of each negative the positive shall be, nats."""
+        return 0.0
 
 
 class ListWise(SDPO):
@@ -107,6 +131,73 @@ class ListWise(SDPO):
 
     def _ratios(self, policy: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor]:
         return policy[:, 0], policy[:, 1:]
+
+
+class RecPO(SDPO):
+    """S-DPO with a margin of its own for each negative, wider for what was liked and taken soon.
+
+    -log sigma( -log sum over S of exp(beta_i (r_i - r_w) + lambda phi_w / phi_i) ), with
+    phi = rating / (1 + min(days, 10)) ** 0.5.
+
+    Our reading of RecPO (arXiv 2506.02261) after its public code, github.com/HoytWen/RecPO: the margin of
+    ``trainer/rec_dpo_trainer.py`` with ``ratio``, exponent and horizon of ``data/movielens_data.py``. There
+    delay counts places in what the user took later, 10 where a title was never taken; here it counts days, as
+    the positive is the very next title. A negative that the user did not rate has the middle of the scale
+    there, 3 of 1 to 5, and here. With lambda = 0 it is S-DPO, to the last bit.
+
+    Args:
+        rating_margin: lambda.
+    """
+
+    needs = ("ratings", "times")
+    reads = ("rating_margin",)
+
+    def __init__(self, rating_margin: float = 1.0) -> None:
+        self.rating_margin = rating_margin
+
+    def _margin(self, extras: Mapping[str, Tensor]) -> Tensor:
+        ratings = extras["ratings"]
+        if not (ratings > 0).all():
+            raise SettingsError(
+                f"objective recpo: got the rating {float(ratings.min()):g}, wanted positive ratings"
+            )
+        scores = preference_scores(ratings, extras["times"])
+        return self.rating_margin * (scores[:, :1] / scores[:, 1:])
+
+
+class SimPO(SDPO):
+    """The softmax over the policy's log-probabilities by length, the positive to be a margin ahead.
+
+    -log sigma( -log sum over S of exp(beta_i (lp_i / |y_i| - lp_w / |y_w|) + gamma) ), |y| the terms that a
+    log-probability sums over. With K = 1 it is SimPO (arXiv 2405.14734); more negatives as S-DPO has them.
+
+    Args:
+        target_margin: gamma, nats.
+    """
+
+    needs_reference = False
+    needs = ("lengths",)
+    reads = ("target_margin",)
+
+    def __init__(self, target_margin: float = 1.0) -> None:
+        self.target_margin = target_margin
+
+    def loss(
+        self, policy: Tensor, reference: Tensor | None, mask: Tensor, extras: Mapping[str, Tensor]
+    ) -> Tensor:
+        """See ``Objective``."""
+        return super().loss(policy / extras["lengths"].clamp(min=1), None, mask, extras)
+
+    def gradient_weight(
+        self, policy: Tensor, reference: Tensor | None, mask: Tensor, extras: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Softmax of beta lp_i / |y_i|, each by its length."""
+        lengths = extras["lengths"].clamp(min=1)
+        share = super().gradient_weight(policy / lengths, None, mask, extras) / lengths[:, 1:]
+        return share / share.sum(dim=1, keepdim=True)
+
+    def _margin(self, extras: Mapping[str, Tensor]) -> float:
+        return self.target_margin
 
 
 class MPPO(Objective):
@@ -121,22 +212,63 @@ class MPPO(Objective):
         chance = policy.exp()
         return mppo_loss(chance[:, 0], chance[:, 1:], extras["beta"])
 
-    def gradient_weight(self, policy: Tensor, reference: Tensor | None, mask: Tensor, beta: float) -> Tensor:
+    def gradient_weight(
+        self, policy: Tensor, reference: Tensor | None, mask: Tensor, extras: Mapping[str, Tensor]
+    ) -> Tensor:
         """Softmax of lp_i, the probabilities themselves."""
         return policy[:, 1:].masked_fill(~mask, -torch.inf).softmax(dim=1)
 
 
-STRATEGIES: dict[str, type[Objective]] = {"dmpo": DMPO, "mppo": MPPO, "sdpo": SDPO, "listwise": ListWise}
+STRATEGIES: dict[str, type[Objective]] = {
+    "dmpo": DMPO, "mppo": MPPO, "sdpo": SDPO, "listwise": ListWise, "recpo": RecPO, "simpo": SimPO,
+}  # fmt: skip
 
 
-def find_objective(name: str) -> Objective:
+def find_objective(name: str, settings: Mapping[str, Any] | None = None) -> Objective:
     """Return the objective of a name: one of ours, or a user's class by its dotted path.
 
+    Args:
+        name: of the objective.
+        settings: of a run, of which it gets what it ``reads``; None leaves it its defaults.
+
     Raises:
-        SettingsError: there is none, or it is no ``Objective``.
+        SettingsError: there is none, it is no ``Objective``, or it asks for what there is not.
+    """
+    found = STRATEGIES.get(name) or _own(name)
+    for asked, what, known in (
+        (found.needs, "needs", NEEDS),
+        (found.reads if settings is not None else (), "reads the setting", tuple(settings or ())),
+    ):
+        for one in asked:
+            if one not in known:
+                raise SettingsError(
+                    f"objective: '{name}' {what} '{one}', which there is not{nearest(one, known)}"
+                )
+    return found() if settings is None else found(**{one: settings[one] for one in found.reads})
+
+
+def source_digest(name: str) -> str | None:
+    """Return the SHA-256 of the code of a user's own objective: of its module's file and its bases'.
+
+    None for one of ours, whose code is this package's.
+
+    Raises:
+        SettingsError: there is no such class.
     """
     if name in STRATEGIES:
-        return STRATEGIES[name]()
+        return None
+    home = __name__.partition(".")[0]
+    modules = {name.rpartition(".")[0], *(kind.__module__ for kind in _own(name).__mro__)}
+    own = sorted(module for module in modules if module.partition(".")[0] != home)
+    files = [getattr(sys.modules[module], "__file__", None) for module in own]
+    digest = hashlib.sha256()
+    for file in filter(None, files):
+        digest.update(Path(file).read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _own(name: str) -> type[Objective]:
+    """Return a user's class by its dotted path."""
     module, _, attribute = name.rpartition(".")
     if not module:
         hint = nearest(name, OBJECTIVES)
@@ -149,4 +281,4 @@ def find_objective(name: str) -> Objective:
         ) from error
     if not (isinstance(found, type) and issubclass(found, Objective)):
         raise SettingsError(f"objective: '{name}' is no subclass of recbole_dynamicpo.objectives.Objective")
-    return found()
+    return found

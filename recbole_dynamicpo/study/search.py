@@ -90,14 +90,14 @@ def _validating(job: Job) -> Job:
     return replace(job, overrides={**job.overrides, "validate_every": every})
 
 
-def _open(optuna: Any, job: Job, home: Path) -> optuna.Study:
+def _open(optuna: Any, job: Job, home: Path) -> Any:
     """Return the study in ``home``; a trial that was killed is to be run again.
 
     Raises:
         SettingsError: it is one of other settings.
     """
     config = job.settings_of()
-    study: optuna.Study = optuna.create_study(
+    study = optuna.create_study(
         storage=f"sqlite:///{(home / DATABASE).resolve()}",
         study_name="search",
         load_if_exists=True,
@@ -147,7 +147,7 @@ def _told(trial: Any) -> str:
     return f"trial {trial.number}: {chosen}: {ended}"
 
 
-def _best(optuna: Any, study: optuna.Study, home: Path) -> dict[str, Any]:
+def _best(optuna: Any, study: Any, home: Path) -> dict[str, Any]:
     done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if not done:
         raise DynamicPOError(f"{home}: no trial was finished")

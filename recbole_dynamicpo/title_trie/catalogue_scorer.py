@@ -132,9 +132,10 @@ class CatalogueScorer:
         return pack_trees(trunks, row, place, layout, np.where(nodes.candidate.numpy(), -1, there)), layout
 
     def histories(self, rows: Sequence[PromptRow]) -> Histories:
-        """Return what priors are asked: the titles of rows that the catalogue knows."""
+        """Return what priors are asked: of rows, the titles that the catalogue knows, and the user."""
         titles = [[self.number[t] for t in row.history if t in self.number] for row in rows]
-        return Histories([np.array(one, np.int64) for one in titles], np.full(len(rows), -1))
+        users = np.array([row.user for row in rows], np.int64)
+        return Histories([np.array(one, np.int64) for one in titles], users)
 
     def _rows(self, rows: Sequence[PromptRow], titles: Integers) -> tuple[TreeBatch, Layout]:
         layout = lay_out(self.trie, titles)
@@ -250,7 +251,6 @@ class CatalogueScorer:
         mixtures: dict[str, list[str]] = {}
         for voice in voices:
             mixtures.setdefault(speaker_of(voice), []).append(voice)
-
         histories = self.histories(rows)
 
         def score(speaker: str) -> Tensor:

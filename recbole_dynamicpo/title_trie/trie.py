@@ -103,6 +103,11 @@ class Trie:
         owners, edges = zip(*levels[::-1], strict=True)
         return np.concatenate(owners), np.concatenate(edges)
 
+    def decisions(self) -> Integers:
+        """Return (Y,) how many branching nodes are on each title's path: the terms of its log-probability."""
+        counts: Integers = np.bincount(self.steps(np.arange(self.num_titles))[0], minlength=self.num_titles)
+        return counts
+
     def with_ancestors(self, owner: Integers, nodes: Integers) -> tuple[Integers, Integers]:
         """Return all nodes at or above the given ones, root included, each once for an owner.
 

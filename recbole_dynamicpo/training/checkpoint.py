@@ -1,7 +1,8 @@
 """What a killed training needs to go on as if nothing had happened.
 
 A checkpoint is a folder with the policy adapter, the optimizer's state (safetensors) and the
-progress (JSON), replaced as a whole. The random draws need no state: each is seeded by its place.
+progress (JSON), replaced as a whole. The random draws need no state: each is seeded by its place. Negatives
+that were drawn by the policy's scores as an epoch began are there too, since the policy has moved on.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ from ..tracking.run_folder import check_identity
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
+STATE_FILE, OPTIMIZER_FILE, DRAWN_FILE = "state.json", "optimizer.safetensors", "drawn.safetensors"
 CHECKPOINT = "checkpoint"  # folder within the folder of a run
-_SUMMED = (WEIGHTS_FILE, CONFIG_FILE, SCALARS_FILE, OPTIMIZER_FILE)  # files whose SHA-256 the state records
+# Files whose SHA-256 the state records.
+_SUMMED = (WEIGHTS_FILE, CONFIG_FILE, SCALARS_FILE, OPTIMIZER_FILE, DRAWN_FILE)
 
 
 @dataclass
@@ -73,9 +75,13 @@ class Progress:
 
 
 def save_checkpoint(
-    folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress
+    folder: Path,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    drawn: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Replace the checkpoint in ``folder``."""
+    """Replace the checkpoint in ``folder``; ``drawn``: what ``StageRows.drawn`` returned."""
     state = optimizer.state_dict()["state"]
     tensors = {
         f"{index}.{name}": value.detach().cpu().contiguous()
@@ -85,6 +91,8 @@ def save_checkpoint(
     with atomic_folder(folder) as work:
         policy.save(work)
         write_tensors(work / OPTIMIZER_FILE, tensors)
+        if drawn:
+            write_tensors(work / DRAWN_FILE, dict(drawn))
         sums = sha256_files(work, [name for name in _SUMMED if (work / name).is_file()])
         write_json(work / STATE_FILE, {**asdict(progress), "sha256": sums})
 
@@ -162,8 +170,10 @@ _VALID: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-    """Put the saved adapter and optimizer state in place.
+def load_checkpoint(
+    folder: Path, policy: Policy, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """Put the saved adapter and optimizer state in place, and return what was drawn by the policy.
 
     Raises:
         AdapterError, NumericsError: the adapter does not fit.
@@ -197,6 +207,7 @@ def load_checkpoint(folder: Path, policy: Policy, optimizer: torch.optim.Optimiz
         if index >= len(shapes) or any(shape != shapes[index] for shape in saved):
             raise CheckpointError(f"{path}: optimizer state of parameter {index} does not fit this adapter")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return load_file(folder / DRAWN_FILE) if DRAWN_FILE in _read_state(folder)[1] else {}
 
 
 def _sum_of(path: Path) -> str:

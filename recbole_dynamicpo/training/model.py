@@ -28,10 +28,12 @@ from ..language_model.adapter_folder import SCALARS_FILE, LoraShape
 from ..language_model.backbone import load_backbone
 from ..language_model.policy import Policy
 from ..likelihoods.catalogue import CatalogueLikelihood
+from ..likelihoods.extras import Extras
 from ..likelihoods.losses import preference_losses, scored_pairs, sft_losses
 from ..likelihoods.vocabulary import VocabularyLikelihood
 from ..objectives.boundary import TANH_SCALE
 from ..objectives.diagnostics import BETA_BINS, BETA_EDGE, Diagnostics
+from ..objectives.strategies import find_objective
 from ..scoring.collate import Collator
 from ..scoring.prompts import load_templates
 from ..scoring.token_budget import TokenBudget
@@ -57,6 +59,8 @@ class DynamicPO(SequentialRecommender):
         diagnostics: of the last preference batch.
         beta_counts: (BETA_BINS,) histogram of that batch's betas over beta0.
         likelihood: what a title's log-probability is.
+        objective: of the preference stage.
+        extras: makes what it needs beside log-probabilities.
         answers: of evaluation rows in several voices.
 
     Raises:
@@ -97,6 +101,8 @@ class DynamicPO(SequentialRecommender):
         self.budget = TokenBudget(self.settings.tokens_per_batch, self.settings.max_memory)
         self.likelihood = self._make_likelihood()
         self._load_beside()
+        self.objective = find_objective(self.settings.objective, vars(self.settings))
+        self.extras = Extras(dataset, self.likelihood, self.objective)
         self.stage = "preference"
         self.voice, self.final_voice = "policy", "policy"
         self.target_logps: Tensor | None = None
@@ -144,8 +150,9 @@ class DynamicPO(SequentialRecommender):
         if self.stage == "sft":
             return sft_losses(self.likelihood, interaction, self.POS_ITEM_ID)
         titles = self.dataset.title_numbers
-        logps, reference, present = scored_pairs(self.likelihood, interaction, titles, self.settings)
-        result = preference_losses(logps, reference, present, self.settings)
+        asks = self.objective.needs_reference
+        scored = scored_pairs(self.likelihood, interaction, titles, self.extras, asks=asks)
+        result = preference_losses(scored, self.objective, self.settings)
         self.diagnostics = result.diagnostics
         relative = result.beta.detach().float() / self.settings.beta
         reach = TANH_SCALE + BETA_EDGE

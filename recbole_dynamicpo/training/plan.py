@@ -73,7 +73,7 @@ def plan_stages(settings: Settings) -> list[StagePlan]:
     Raises:
         SettingsError: the objective is a class that cannot be had.
     """
-    find_objective(settings.objective)
+    find_objective(settings.objective, vars(settings))
     plans = [
         StagePlan(
             "sft",

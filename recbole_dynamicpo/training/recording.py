@@ -19,6 +19,7 @@ from ..ingredients import Ingredients, flat_settings
 from ..language_model.adapter_folder import trained_digest
 from ..language_model.attention import kernel_name
 from ..language_model.backbone import backbone_fingerprint, resolve_backbone, resolve_dtype, tokenizer_digest
+from ..objectives.strategies import source_digest
 from ..parallel import here
 from ..scoring.prompts import load_templates
 from ..settings import Settings, properties_folder
@@ -160,7 +161,7 @@ def gather(config: Any, settings: Settings) -> Ingredients:
     device = torch.device(config["device"])
     dtype = resolve_dtype(settings.dtype, device)
     templates = load_templates(settings.prompt, properties_folder() / "prompts")
-    adapter = settings.sft_adapter
+    adapter, own = settings.sft_adapter, source_digest(settings.objective)
     return Ingredients.of(
         params_of(config, settings),
         {
@@ -172,6 +173,7 @@ def gather(config: Any, settings: Settings) -> Ingredients:
             "dtype": str(dtype).removeprefix("torch."),
             "device": device.type,
             "kernel": kernel_name(device, dtype),
+            **({"objective": own} if own else {}),
         },
     )
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Kept = Callable[[Rows], torch.Tensor | None]  # of ``reference_logps``
+
 
 def stage_rows(dataset: DynamicPODataset, plan: StagePlan) -> Interaction:
     """Return the rows of a stage, drawn by the seed.
@@ -150,8 +152,23 @@ class StageRows(Protocol):
 
     count: int
 
-    def add_reference(self, epoch: int, kept: Callable[[Rows], torch.Tensor]) -> None:
-        """Add the reference's log-probabilities of an epoch's rows; ``kept`` knows or computes them."""
+    def redraw(self, epoch: int, stop: Callable[[], bool]) -> bool:
+        """Draw what depends on the policy as it is when an epoch begins.
+
+        False if a process was to ``stop``.
+        """
+
+    def drawn(self) -> dict[str, torch.Tensor]:
+        """Return what ``redraw`` drew, which a checkpoint keeps, as the policy moves on within an epoch."""
+
+    def restore(self, drawn: dict[str, torch.Tensor]) -> None:
+        """Take what a checkpoint kept, so that ``redraw`` finds it for an epoch that had begun."""
+
+    def add_reference(self, epoch: int, kept: Kept) -> bool:
+        """Add the reference's log-probabilities of an epoch's rows; ``kept`` knows or computes them.
+
+        False if a process was to stop.
+        """
 
     def batches(self, epoch: int, done: int) -> Iterator[list[Interaction]]:
         """Yield the batches of each optimizer step of an epoch, after the ``done`` steps that were taken."""
@@ -168,17 +185,31 @@ class ListedRows:
         self.rows = stage_rows(model.dataset, plan)
         self.count = len(self.rows[ROW_ID])
 
-    def add_reference(self, epoch: int, kept: Callable[[Rows], torch.Tensor]) -> None:
+    def redraw(self, epoch: int, stop: Callable[[], bool]) -> bool:
+        """See ``StageRows``; nothing does."""
+        return True
+
+    def drawn(self) -> dict[str, torch.Tensor]:
+        """See ``StageRows``."""
+        return {}
+
+    def restore(self, drawn: dict[str, torch.Tensor]) -> None:
+        """See ``StageRows``."""
+
+    def add_reference(self, epoch: int, kept: Kept) -> bool:
         """See ``StageRows``; those of all candidates, once for all epochs."""
         if REFERENCE_LOGPS in self.rows.interaction:
-            return
+            return True
         keys = self.model.likelihood.keys(self.rows, self.rows[CANDIDATE_IDS].numpy())
 
         def score(rows: Interaction) -> torch.Tensor:
             with self.model.speaking_as("reference"):
                 return self.model.candidate_logps(rows)
 
-        self.rows.update(Interaction({REFERENCE_LOGPS: kept(Rows(self.rows, keys, score))}))
+        found = kept(Rows(self.rows, keys, score))
+        if found is not None:
+            self.rows.update(Interaction({REFERENCE_LOGPS: found}))
+        return found is not None
 
     def batches(self, epoch: int, done: int) -> Iterator[list[Interaction]]:
         """See ``StageRows``."""

@@ -21,8 +21,7 @@ from tqdm import tqdm
 from ..dataset.sampling import row_generator
 from ..errors import NumericsError
 from ..interrupt import StopRequest, stop_request
-from ..names import STAGES
-from ..objectives.strategies import find_objective
+from ..names import FROM_POLICY, STAGES
 from ..parallel import join
 from ..serving.folder import RECOMMENDER_FILE
 from ..serving.recommender import save_recommender
@@ -37,7 +36,7 @@ from .evaluating import RankingTrainer, rows_to_rank
 from .model import DynamicPO
 from .plan import StagePlan, plan_stages
 from .recording import Recorder, gather
-from .reference import Rows, reference_logps
+from .reference import reference_logps
 from .rows import ListedRows, StageRows
 from .step import Taken, summary, take_step
 
@@ -49,6 +48,7 @@ class DynamicPOTrainer(RankingTrainer):
     """Trains and evaluates the models of this package."""
 
     progress: Progress
+    rows: StageRows
 
     def __init__(
         self,
@@ -73,16 +73,15 @@ class DynamicPOTrainer(RankingTrainer):
         self.settings = model.settings
         self.plans = plan_stages(self.settings)
         resume, whole = self.settings.resume, run_folder is None
-        name = f"{config['model']}-{config['dataset']}-{get_local_time()}"
         if run_folder is None:
-            parent = Path(self.checkpoint_dir)
-            run_folder = Path(resume) if resume else self.processes.decide(lambda: begin_run(parent, name))
+            new = Path(self.checkpoint_dir), f"{config['model']}-{config['dataset']}-{get_local_time()}"
+            run_folder = Path(resume) if resume else self.processes.decide(lambda: begin_run(*new))
         self.run_folder = folder = run_folder
         self.resumes = self.processes.decide(lambda: has_checkpoint(folder) or resume is not None)
         self.adapters = {stage: run_folder / stage for stage in STAGES}
         self.saved_model_file = str(self.adapters[self.final_stage])
-        uri = self.settings.mlflow_tracking_uri
-        self.recorder = Recorder(run_folder, tracking or NoTracking(), uri, whole=whole)
+        where = (tracking or NoTracking(), self.settings.mlflow_tracking_uri)
+        self.recorder = Recorder(run_folder, *where, whole=whole)
         self.ingredients = gather(config, self.settings)
         self.stop = StopRequest()
         self.on_progress: OnProgress = lambda stage, done, total: None
@@ -125,8 +124,7 @@ class DynamicPOTrainer(RankingTrainer):
         for name in (CHECKPOINT, *STAGES) if first else ():
             remove_partial(self.run_folder / name)
         if self.resumes:
-            journal = self.recorder.journal if first else None
-            resumed = resume_run(self.run_folder, decided_by, journal)
+            resumed = resume_run(self.run_folder, decided_by, self.recorder.journal if first else None)
         trains_sft = bool(self.plans) and self.plans[0].name == "sft"
         if not trains_sft and not (self.adapters["sft"] / RECOMMENDER_FILE).is_file():
             self._save_adapter("sft")
@@ -151,41 +149,41 @@ class DynamicPOTrainer(RankingTrainer):
     def _run_stage(self, plan: StagePlan, resumed: Progress | None) -> None:
         """Train one stage from its start, or from a checkpoint, and load its best adapter."""
         model, policy = self.model, self.model.policy
-        rows: StageRows = (DenseRows if self.settings.positions == "all" else ListedRows)(model, plan)
+        rows = self.rows = (DenseRows if self.settings.positions == "all" else ListedRows)(model, plan)
         model.stage = plan.name
         if plan.name == "preference":
             policy.freeze_reference()
         self.optimizer = self._build_optimizer(learning_rate=plan.learning_rate)
         self.progress = resumed or Progress(stage=plan.name, seconds=self.progress.seconds)
         if resumed is not None:
-            load_checkpoint(self.run_folder / CHECKPOINT, policy, self.optimizer)
+            rows.restore(load_checkpoint(self.run_folder / CHECKPOINT, policy, self.optimizer))
             model.budget.lower(resumed.tokens_per_batch)
         else:
             if plan is self.plans[0] and self.processes.first:
                 write_identity(self.run_folder, self.ingredients.upto("preference"))
             self._checkpoint()
-        self._train(plan, rows)
+        self._train(plan)
         if self.progress.best_score is None:
             self._save_adapter(plan.name)
         self.processes.wait()
         policy.load(self.adapters[plan.name])
 
-    def _train(self, plan: StagePlan, rows: StageRows) -> None:
+    def _train(self, plan: StagePlan) -> None:
         """Take the steps that are left of a stage."""
         if self.progress.stopped:
             return
-        per_epoch = plan.steps_per_epoch(rows.count)
-        total, shows = plan.epochs * per_epoch, self.show_progress and self.processes.first
+        count, step = self.rows.count, self.progress.step
+        per_epoch, shows = plan.steps_per_epoch(count), self.show_progress and self.processes.first
+        total = plan.epochs * per_epoch
         with tqdm(
-            total=plan.epochs * rows.count, initial=plan.rows_after(self.progress.step, rows.count),
+            total=plan.epochs * count, initial=plan.rows_after(step, count),
             desc=plan.name, disable=not shows, unit=" rows", dynamic_ncols=True,
         ) as bar:  # fmt: skip
-            for epoch in range(self.progress.step // per_epoch, plan.epochs):
+            for epoch in range(step // per_epoch, plan.epochs):
                 done = self.progress.step - epoch * per_epoch
-                if plan.name == "preference" and find_objective(self.settings.objective).needs_reference:
-                    with self.progress.timed("reference"):
-                        rows.add_reference(epoch, partial(self._reference, shows))
-                for batches in rows.batches(epoch, done):
+                if plan.name == "preference":
+                    self._make_ready(epoch, shows)
+                for batches in self.rows.batches(epoch, done):
                     with self.progress.timed(plan.name):
                         taken = self._step(plan, batches, total)
                     self.progress.step += 1
@@ -194,14 +192,19 @@ class DynamicPOTrainer(RankingTrainer):
                     bar.update(taken.values["rows"])
                     bar.set_postfix_str(summary(taken.values))
                     asked = taken.stop or (self.processes.alone and self.stop.received)
-                    if self._after_step(plan, rows, per_epoch, asked):
+                    if self._after_step(plan, per_epoch, asked):
                         return
 
-    def _reference(self, shows: bool, rows: Rows) -> torch.Tensor:
-        found = reference_logps(self.model, self.ingredients, shows, lambda: self.stop.received, rows)
-        self._stop_if(found is None)
-        assert found is not None
-        return found
+    def _make_ready(self, epoch: int, shows: bool) -> None:
+        """Give the rows of an epoch of the preference stage what stays as it is within it."""
+        stop = partial(getattr, self.stop, "received")
+        if self.settings.negatives in FROM_POLICY:
+            with self.progress.timed("negatives"):
+                self._stop_if(not self.rows.redraw(epoch, stop))
+        if self.model.objective.needs_reference:
+            with self.progress.timed("reference"):
+                kept = partial(reference_logps, self.model, self.ingredients, shows, stop)
+                self._stop_if(not self.rows.add_reference(epoch, kept))
 
     def _step(self, plan: StagePlan, batches: list[Interaction], total: int) -> Taken:
         """Take one optimizer step and return its numbers; before an error a checkpoint is written.
@@ -219,13 +222,11 @@ class DynamicPOTrainer(RankingTrainer):
             how = (self.clip_grad_norm, self.stop, self._checkpoint)
             taken = take_step(self.model, self.optimizer, batches, *how)
         except NumericsError as error:
-            raise NumericsError(
-                f"stage {plan.name}, step {step + 1}: {error}; stopped, the last good checkpoint is in "
-                f"{self.run_folder / CHECKPOINT}"
-            ) from error
+            where = f"stopped, the last good checkpoint is in {self.run_folder / CHECKPOINT}"
+            raise NumericsError(f"stage {plan.name}, step {step + 1}: {error}; {where}") from error
         return taken._replace(values={**taken.values, "learning_rate": rate})
 
-    def _after_step(self, plan: StagePlan, rows: StageRows, per_epoch: int, asked: bool) -> bool:
+    def _after_step(self, plan: StagePlan, per_epoch: int, asked: bool) -> bool:
         """Validate and write a checkpoint where they are due; return whether to stop early."""
         step, every = self.progress.step, self.settings.validate_every
         epoch, epoch_ends = step // per_epoch, step % per_epoch == 0
@@ -234,7 +235,7 @@ class DynamicPOTrainer(RankingTrainer):
         else:
             due = self.config["eval_step"] > 0 and epoch_ends and epoch % self.config["eval_step"] == 0
         if due or epoch_ends:
-            rows.settle()
+            self.rows.settle()
         if due and self.valid_data:
             self.progress.stopped = self._validate(plan, epoch)
             asked = self.processes.agree(asked or self.stop.received)
@@ -248,18 +249,17 @@ class DynamicPOTrainer(RankingTrainer):
         return validate(self, plan.name, epoch)
 
     def _checkpoint(self) -> None:
-        if not self.processes.first:
-            return
-        self.progress.tokens_per_batch = self.model.budget.tokens
-        save_checkpoint(self.run_folder / CHECKPOINT, self.model.policy, self.optimizer, self.progress)
+        if self.processes.first:
+            self.progress.tokens_per_batch = self.model.budget.tokens
+            kept = (self.optimizer, self.progress, self.rows.drawn())
+            save_checkpoint(self.run_folder / CHECKPOINT, self.model.policy, *kept)
 
     def _save_adapter(self, stage: str) -> None:
-        if not self.processes.first:
-            return
-        card = self.model.card({"stage": stage, "model": self.config["model"]})
-        model = self.model
-        parts = (model.collator.templates, model.catalogue, card, model.likelihood.priors)
-        save_recommender(self.adapters[stage], model.policy, *parts)
+        if self.processes.first:
+            model = self.model
+            card = model.card({"stage": stage, "model": self.config["model"]})
+            parts = (model.collator.templates, model.catalogue, card, model.likelihood.priors)
+            save_recommender(self.adapters[stage], model.policy, *parts)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Build RecBole's optimizer of setting ``learner`` over the adapter alone."""

@@ -66,6 +66,49 @@ def expect(
     return Expected(members, betas, losses)
 
 
+def expect_margins(
+    columns: Sequence[tuple[float, float, float, float, int]],
+    *,
+    beta: float,
+    margin: float,
+    clusters: int,
+    dynamic: bool,
+    factor: float,
+) -> dict[str, tuple[float, list[float]]]:
+    """Return loss and gradient by the policy of RecPO and SimPO, of one row.
+
+    Args:
+        columns: log-probability, reference, rating, days and length of each title, the positive first.
+        factor: lambda of the one, gamma of the other.
+        beta, margin, clusters, dynamic: as everywhere.
+    """
+    logps = [column[0] for column in columns]
+    chosen, betas = list(range(len(logps) - 1)), [beta] * (len(logps) - 1)
+    if dynamic:
+        chosen = boundary_set(logps[0], logps[1:], clusters)
+        betas = dual_margin_betas(logps[0], logps[1:], chosen, beta=beta, margin=margin)
+    found = {}
+    for name in ("RecPO", "SimPO"):
+        terms, sizes = [], [column[4] if name == "SimPO" else 1 for column in columns]
+        for i, strength in zip(chosen, betas, strict=True):
+            scores = [r / math.sqrt(1 + min(days, 10.0)) for _, _, r, days, _ in (columns[0], columns[i + 1])]
+            values = [
+                column[0] / column[4] if name == "SimPO" else column[0] - column[1]
+                for column in (columns[0], columns[i + 1])
+            ]
+            ahead = factor if name == "SimPO" else factor * scores[0] / scores[1]
+            terms.append(strength * (values[1] - values[0]) + ahead)
+        whole = logsumexp(terms)
+        push = 1 / (1 + math.exp(-whole)) if whole > -700 else 0.0  # d softplus
+        gradient = [0.0] * len(logps)
+        for i, strength, term in zip(chosen, betas, terms, strict=True):
+            share = push * math.exp(term - whole) * strength
+            gradient[i + 1] += share / sizes[i + 1]
+            gradient[0] -= share / sizes[0]
+        found[name] = (softplus(whole), gradient)
+    return found
+
+
 def boundary_set(positive: float, negatives: Sequence[float], clusters: int) -> list[int]:
     """Return the violations, or else the top group of the best partition."""
     violations = [i for i, value in enumerate(negatives) if value >= positive]

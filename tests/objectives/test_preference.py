@@ -16,8 +16,10 @@ from recbole_dynamicpo.names import OBJECTIVES
 from recbole_dynamicpo.objectives.boundary import find_boundary
 from recbole_dynamicpo.objectives.losses import dmpo_loss, mppo_loss, sdpo_loss, sft_loss
 from recbole_dynamicpo.objectives.preference import PreferenceLoss, preference_loss
+from recbole_dynamicpo.objectives.strategies import Objective, RecPO, SimPO
 
-from ..helpers.oracle import expect, golden_cases, softplus
+from ..helpers.made_extras import made_extras
+from ..helpers.oracle import expect, expect_margins, golden_cases, softplus
 
 LOGPS = st.integers(-160, 0).map(lambda n: n / 8)
 PAIRS = st.lists(st.tuples(LOGPS, LOGPS), min_size=2, max_size=8)  # (policy, reference), positive first
@@ -25,6 +27,8 @@ PAIRS = st.lists(st.tuples(LOGPS, LOGPS), min_size=2, max_size=8)  # (policy, re
 # lp_w = -1 against -2 and -4; reference -1.5, -2, -3; so r_w = 1/2 and r = 0, -1.
 POLICY = torch.tensor([[-1.0, -2.0, -4.0]], dtype=torch.float64)
 REFERENCE = torch.tensor([[-1.5, -2.0, -3.0]], dtype=torch.float64)
+# phi_w / phi_i of made extras: 5 after 3 days, against 3 after 10, which stand for never.
+RATED = (5 / math.sqrt(1 + 3)) / (3 / math.sqrt(1 + 10))
 P_W, P_1, P_2 = math.exp(-1), math.exp(-2), math.exp(-4)
 
 
@@ -41,6 +45,8 @@ def one_row(pairs: list[tuple[float, float]], **options: Any) -> PreferenceLoss:
         ("sdpo", math.log1p(math.exp(-1.0) + math.exp(-3.0))),
         ("mppo", math.log1p(math.exp(-2 * (2 * P_W - P_1 - P_2)))),
         ("listwise", math.log1p(math.exp(-2.0) + math.exp(-6.0))),
+        ("recpo", math.log1p(math.exp(RATED - 1.0) + math.exp(RATED - 3.0))),
+        ("simpo", math.log1p(math.exp(1.0 - 3.0) + math.exp(1.0 - 1.0))),
     ],
 )
 def test_plain_by_hand(objective: str, wanted: float) -> None:
@@ -49,8 +55,11 @@ def test_plain_by_hand(objective: str, wanted: float) -> None:
     DMPO: mean of 2 * 1/2 and 2 * 3/2 is 2; -log sigma(2) = log(1 + e^-2).
     S-DPO: the sum of exp(-1) and exp(-3) is s; -log sigma(-log s) = log(1 + s).
     MPPO: 2 (2 p_w - p_1 - p_2), no reference. List-wise: gaps of lp 1 and 3, no reference.
+    RecPO: S-DPO with the margin 5 / (1 + 3)^0.5 over 3 / (1 + 10)^0.5 at each negative.
+    SimPO: by lengths 2, 1 and 4 lp is -1/2, -2 and -1, with gaps 3/2 and 1/2; margin 1.
     """
-    found = preference_loss(POLICY, REFERENCE, objective=objective, dynamic=False, beta=2.0)
+    extras = made_extras(POLICY)
+    found = preference_loss(POLICY, REFERENCE, objective=objective, dynamic=False, beta=2.0, extras=extras)
     assert found.loss.tolist() == [pytest.approx(wanted, rel=1e-14)]
     assert found.beta.tolist() == [[2.0, 2.0]]
 
@@ -60,12 +69,14 @@ def test_dynamic_by_hand(objective: str) -> None:
     """No negative reaches -1; two groups make the boundary {-2} and the rest {-4}.
 
     d1 = 1, d2 = 2, margin 1: beta_1 = 2 (1 + tanh((1 - 2 - 1) / 3) / 2). With one negative DMPO and
-    S-DPO are both -log sigma(beta_1 (1/2 - 0)), MPPO is -log sigma(beta_1 (p_w - p_1)), list-wise that of lp.
+    S-DPO are both -log sigma(beta_1 (1/2 - 0)), MPPO is -log sigma(beta_1 (p_w - p_1)), list-wise that of lp,
+    SimPO of lp by length; RecPO and SimPO have margins.
     """
     beta = 2 * (1 + 0.5 * math.tanh(-2 / 3))
-    gap = {"mppo": P_W - P_1, "listwise": 1.0}.get(objective, 0.5)
-    wanted = math.log1p(math.exp(-beta * gap))
-    found = preference_loss(POLICY, REFERENCE, objective=objective, beta=2.0, margin=1.0, clusters=2)
+    gap = {"mppo": P_W - P_1, "listwise": 1.0, "simpo": 1.5}.get(objective, 0.5)
+    wanted = math.log1p(math.exp(-beta * gap + {"recpo": RATED, "simpo": 1.0}.get(objective, 0.0)))
+    options: dict[str, Any] = {"beta": 2.0, "margin": 1.0, "clusters": 2, "extras": made_extras(POLICY)}
+    found = preference_loss(POLICY, REFERENCE, objective=objective, **options)
     assert found.loss.tolist() == [pytest.approx(wanted, rel=1e-14)]
     assert found.boundary.tolist() == [[True, False]]
     assert found.beta.tolist() == [[pytest.approx(beta, rel=1e-14), 0.0]]
@@ -86,6 +97,59 @@ def test_every_form_equals_the_oracle(
         found = one_row(pairs, objective=objective, dynamic=bool(dynamic), **options)
         assert found.loss.item() == pytest.approx(value, rel=1e-9), name
         assert found.boundary[0].nonzero().flatten().tolist() == wanted.boundary
+
+
+RATINGS = st.sampled_from([1.0, 2.0, 3.5, 5.0])
+DAYS = st.sampled_from([0.0, 0.25, 3.0, 10.0, 400.0, math.inf])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(LOGPS, LOGPS, RATINGS, DAYS, st.integers(1, 9)), min_size=2, max_size=8), st.data())
+def test_margins_of_ratings_times_and_lengths_equal_the_oracle(
+    columns: list[tuple[float, float, float, float, int]], data: st.DataObject
+) -> None:
+    """RecPO and SimPO, plain and with boundary and betas: values and gradients."""
+    beta, factor = data.draw(st.sampled_from([0.1, 1.0, 2.5])), data.draw(st.sampled_from([0.0, 0.5, 2.0]))
+    form = {"beta": beta, "margin": data.draw(st.sampled_from([-2.0, 6.0])), "clusters": 2}
+    policy, reference, *more = (
+        torch.tensor([row], dtype=torch.float64) for row in zip(*columns, strict=True)
+    )
+    extras = dict(zip(("ratings", "times", "lengths"), more, strict=True))
+    for dynamic in (False, True):
+        wanted = expect_margins(columns, dynamic=dynamic, factor=factor, **form)
+        for objective in (RecPO(factor), SimPO(factor)):
+            logps = policy.clone().requires_grad_()
+            found = preference_loss(
+                logps, reference, objective=objective, dynamic=dynamic, extras=extras, **form
+            )
+            found.loss.sum().backward()
+            loss, gradient = wanted[type(objective).__name__]
+            assert found.loss.item() == pytest.approx(loss, rel=1e-9)
+            assert logps.grad.tolist() == [
+                pytest.approx(gradient, rel=5e-9, abs=1e-12)
+            ]  # softplus is x from 20 on
+
+
+@settings(max_examples=20, deadline=None)
+@given(PAIRS, st.booleans(), RATINGS, DAYS)
+def test_no_margin_is_sdpo_to_the_last_bit(
+    pairs: list[tuple[float, float]], dynamic: bool, rating: float, days: float
+) -> None:
+    policy, reference = torch.tensor([pairs], dtype=torch.float64).unbind(dim=2)
+    extras = {
+        "ratings": torch.full_like(policy, 3.0).index_fill(1, torch.tensor([0]), rating),
+        "times": torch.full_like(policy, torch.inf).index_fill(1, torch.tensor([0]), days),
+        "lengths": torch.ones_like(policy),
+    }
+    results = []
+    forms: list[tuple[str | Objective, Tensor | None]] = [("sdpo", reference), (RecPO(0.0), reference)]
+    for objective, known in (*forms, ("listwise", None), (SimPO(0.0), None)):
+        logps = policy.clone().requires_grad_()
+        found = preference_loss(logps, known, objective=objective, dynamic=dynamic, extras=extras)
+        found.loss.sum().backward()
+        results.append((found.loss.tolist(), logps.grad.tolist()))
+    assert results[0] == results[1]
+    assert results[2] == results[3]
 
 
 if golden_cases():  # worked cases of one's own, named by an environment variable
@@ -123,7 +187,8 @@ def test_one_negative_is_dpo(objective: str, gap: float) -> None:
 def test_huge_gaps_stay_finite(objective: str, dynamic: bool, dtype: torch.dtype, gap: float) -> None:
     policy = torch.tensor([[-5.0 + min(gap, 0), -5.0 - max(gap, 0), -9.0]], dtype=dtype, requires_grad=True)
     reference = torch.tensor([[-5.0, -5.0, -9.0]], dtype=dtype)
-    found = preference_loss(policy, reference, objective=objective, dynamic=dynamic)
+    extras = made_extras(policy)
+    found = preference_loss(policy, reference, objective=objective, dynamic=dynamic, extras=extras)
     found.loss.sum().backward()
     assert torch.isfinite(found.loss).all()
     assert torch.isfinite(policy.grad).all()
@@ -146,9 +211,8 @@ def test_plain_gradient(objective: str) -> None:
     mask = torch.tensor([[True, True, True], [True, False, True]])
 
     def loss(policy: Tensor, reference: Tensor) -> Tensor:
-        return preference_loss(
-            policy, reference, objective=objective, dynamic=False, beta=0.8, mask=mask
-        ).loss
+        options: dict[str, Any] = {"beta": 0.8, "mask": mask, "extras": made_extras(policy)}
+        return preference_loss(policy, reference, objective=objective, dynamic=False, **options).loss
 
     policy.requires_grad_()
     assert torch.autograd.gradcheck(loss, (policy, reference.requires_grad_()))
@@ -162,17 +226,22 @@ def test_dynamic_gradient_with_boundary_and_beta_held_fixed(objective: str) -> N
     mask = torch.ones(2, 3, dtype=torch.bool)
     fixed = find_boundary(policy[:, 0], policy[:, 1:], mask, beta=0.8, margin=2.0, clusters=2)
 
+    extras = made_extras(policy)
+    margin = {"recpo": RATED, "simpo": 1.0}.get(objective, 0.0)
+
     def loss(policy: Tensor) -> Tensor:
-        plain = {"mppo": policy.exp(), "listwise": policy}
+        plain = {"mppo": policy.exp(), "listwise": policy, "simpo": policy / extras["lengths"]}
         values = plain.get(objective, policy - reference)
         if objective == "mppo":
             return mppo_loss(values[:, 0], values[:, 1:], fixed.beta)
-        form = dmpo_loss if objective == "dmpo" else sdpo_loss
-        return form(values[:, 0], values[:, 1:], fixed.beta, fixed.members)
+        if objective == "dmpo":
+            return dmpo_loss(values[:, 0], values[:, 1:], fixed.beta, fixed.members)
+        return sdpo_loss(values[:, 0], values[:, 1:], fixed.beta, fixed.members, margin)
 
     policy.requires_grad_()
     assert torch.autograd.gradcheck(loss, (policy,))
-    found = preference_loss(policy, reference, objective=objective, beta=0.8, margin=2.0, clusters=2)
+    options: dict[str, Any] = {"beta": 0.8, "margin": 2.0, "clusters": 2, "extras": extras}
+    found = preference_loss(policy, reference, objective=objective, **options)
     (wanted,) = torch.autograd.grad(loss(policy).sum(), policy)
     (actual,) = torch.autograd.grad(found.loss.sum(), policy)
     torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=0)
@@ -194,10 +263,13 @@ def test_masked_negatives_do_not_matter(
     reference = torch.tensor([[-1.5, garbage_ref, -2.5, -1.0, garbage_ref]], dtype=torch.float64)
     mask = torch.tensor([[False, True, True, False]])
     options: dict[str, Any] = {"objective": objective, "dynamic": dynamic, "clusters": 2}
-    found = preference_loss(policy, reference, mask=mask, **options)
+    extras, absent = made_extras(policy), torch.tensor([False, True, False, False, True])
+    spoilt = {name: values.masked_fill(absent, garbage_ref) for name, values in extras.items()}
+    found = preference_loss(policy, reference, mask=mask, extras=spoilt, **options)
     found.loss.sum().backward()
     short = policy.detach()[:, [0, 2, 3]].requires_grad_()
-    wanted = preference_loss(short, reference[:, [0, 2, 3]], **options)
+    kept = {name: values[:, [0, 2, 3]] for name, values in extras.items()}
+    wanted = preference_loss(short, reference[:, [0, 2, 3]], extras=kept, **options)
     wanted.loss.sum().backward()
     torch.testing.assert_close(found.loss, wanted.loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(policy.grad[:, [0, 2, 3]], short.grad, rtol=1e-12, atol=0)
@@ -256,7 +328,8 @@ def test_boundary_gradient_share_is_autograds(objective: str) -> None:
     policy = torch.tensor([[-1.0, -2.0, -0.5, -3.0], [-1.0, -1.5, -4.0, -2.5]], dtype=torch.float64)
     reference = policy.flip(1) * 0.9
     policy.requires_grad_()
-    found = preference_loss(policy, reference, objective=objective, dynamic=False, beta=0.8, clusters=2)
+    options: dict[str, Any] = {"beta": 0.8, "clusters": 2, "extras": made_extras(policy)}
+    found = preference_loss(policy, reference, objective=objective, dynamic=False, **options)
     (gradient,) = torch.autograd.grad(found.loss.sum(), policy)
     size = gradient[:, 1:].abs()
     share = (size * found.boundary).sum(dim=1) / size.sum(dim=1)
@@ -292,3 +365,11 @@ def test_errors_name_what_is_wrong() -> None:
         preference_loss(POLICY, REFERENCE[:, :2])
     with pytest.raises(ValueError, match=r"mask: wanted \(1, 2\), got \(1, 3\)"):
         preference_loss(POLICY, REFERENCE, mask=torch.ones(1, 3, dtype=torch.bool))
+    extras = made_extras(POLICY)
+    with pytest.raises(SettingsError, match=r"'simpo' needs extras\['lengths'\]"):
+        preference_loss(POLICY, None, objective="simpo", extras={"ratings": extras["ratings"]})
+    with pytest.raises(ValueError, match=r"extras\['lengths'\]: wanted \(1, 3\), got \(1, 2\)"):
+        preference_loss(POLICY, None, objective="simpo", extras={"lengths": extras["lengths"][:, 1:]})
+    bad = {**extras, "ratings": torch.tensor([[-1.0, 3.0, 3.0]])}
+    with pytest.raises(SettingsError, match="recpo: got the rating -1, wanted positive ratings"):
+        preference_loss(POLICY, REFERENCE, objective="recpo", extras=bad)

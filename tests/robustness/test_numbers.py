@@ -27,6 +27,7 @@ from recbole_dynamicpo.serving.recommender import Recommender
 from recbole_dynamicpo.training.model import DynamicPO
 
 from ..conftest import write_dataset
+from ..helpers.made_extras import made_extras, with_ratings
 from .run_targets import write_recommender
 
 # One or more letters of each plane that has any, and those that need care in text.
@@ -184,7 +185,8 @@ def test_a_row_of_huge_gaps_leaves_the_others_as_they_are(objective: str, dynami
     for rows in (ordinary, torch.cat([ordinary, huge])):
         policy = rows.clone().requires_grad_()
         reference = torch.full_like(rows, -4.0)
-        found = preference_loss(policy, reference, objective=objective, dynamic=dynamic)
+        extras = made_extras(policy)
+        found = preference_loss(policy, reference, objective=objective, dynamic=dynamic, extras=extras)
         found.loss.sum().backward()
         assert torch.isfinite(found.loss).all()
         assert torch.isfinite(policy.grad).all()
@@ -203,6 +205,7 @@ def test_training_survives_gaps_of_ten_thousand_nats(
     weights = load_file(sharp / "model.safetensors")
     weights["lm_head.weight"] *= 1000
     save_file(weights, sharp / "model.safetensors", metadata={"format": "pt"})
+    own = with_ratings(own)
     settings = {**own, "backbone": str(sharp), "objective": objective, "dynamic": dynamic, "sft_epochs": 1}
     run("DynamicPO", "toy", overrides=settings)
     lines = [json.loads(line) for line in (folder_of(own) / "metrics.jsonl").read_text().splitlines()]

@@ -53,6 +53,7 @@ def check_paths(known: list[Title], trie: Trie, nodes: list[Title]) -> None:
         owner, edges = trie.steps(np.array([title]))
         assert [nodes[trie.edge_node[edge]] for edge in edges] == wanted
         assert owner.tolist() == [0] * len(wanted)
+        assert trie.decisions()[title] == len(wanted)
         assert [nodes[node] for node in trie.path(trie.leaf[title])] == [
             tokens[:n] for n in range(1, len(tokens) + 1)
         ]

@@ -17,9 +17,12 @@ from safetensors.torch import load_file
 from recbole_dynamicpo.cli import run_recbole
 from recbole_dynamicpo.errors import CheckpointError, LockedError
 from recbole_dynamicpo.host.run import run
+from recbole_dynamicpo.likelihoods.likely import LikelyTitles
 from recbole_dynamicpo.storage import locked
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.training.checkpoint import load_progress
+
+from .test_dense_rows import DENSE
 
 # Two stages of two epochs with three steps each.
 STEPS = 12
@@ -131,6 +134,48 @@ def test_killed_at_any_step_and_resumed_equals_undisturbed(
         resumed_losses, resumed = outcome(folder)
         assert resumed_losses == losses, f"killed at step {steps}"
         assert all(torch.equal(resumed[name], adapter[name]) for name in adapter), f"killed at step {steps}"
+
+
+@pytest.mark.parametrize("source", ["moving", "own"])
+def test_negatives_by_the_policy_are_those_of_an_undisturbed_run(
+    source: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed within an epoch, when the policy has moved on from where they were drawn, and while they are."""
+    dense = {**settings, **DENSE, "negatives": source, "hard_pool": 8, "sft_epochs": 1, "checkpoint_every": 2}
+    dense |= {"sft_batch_size": 24, "train_batch_size": 24}
+    own, home = only_run(dense, "whole")
+    run("DynamicPO", "toy", overrides=own)
+    losses, adapter = outcome(next(home.iterdir()))
+    assert len(losses) == 9
+    top, asked = LikelyTitles.top, []
+
+    def dying(self: LikelyTitles, *given: Any) -> Any:
+        asked.append(given)
+        if len(asked) == 2:
+            raise Killed
+        return top(self, *given)
+
+    for steps in (4, 6, 7, 8, "second draw"):
+        cut, home = only_run(dense, f"cut{steps}")
+        with monkeypatch.context() as patch:
+            if isinstance(steps, int):
+                kill_after(patch, steps)
+            else:
+                patch.setattr(LikelyTitles, "top", dying)
+            with pytest.raises(Killed):
+                run("DynamicPO", "toy", overrides=cut)
+        (folder,) = home.iterdir()
+        if steps == 8:
+            spoilt = folder.parent / "spoilt" / folder.name
+            shutil.copytree(folder, spoilt)
+            file = spoilt / "checkpoint" / "drawn.safetensors"
+            file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+            with pytest.raises(CheckpointError, match=r"drawn\.safetensors: damaged checkpoint"):
+                run("DynamicPO", "toy", overrides={**cut, "resume": str(spoilt)})
+        run("DynamicPO", "toy", overrides={**cut, "resume": str(folder)})
+        resumed_losses, resumed = outcome(folder)
+        assert resumed_losses == losses, f"killed at {steps}"
+        assert all(torch.equal(resumed[name], adapter[name]) for name in adapter), f"killed at {steps}"
 
 
 def test_same_seed_twice_is_bitwise_equal_and_another_seed_is_not(settings: dict[str, Any]) -> None:

@@ -153,6 +153,95 @@ def test_negatives_are_no_titles_of_the_user(source: str, settings: dict[str, An
     assert any(first != second for first, second in known.values())
 
 
+def ranked(model: DynamicPO, chain: int, at: int) -> list[int]:
+    """Return a position's items by the policy's scores, each title scored by itself, the user's left out."""
+    likelihood, dataset = model.likelihood, model.dataset
+    assert isinstance(likelihood, CatalogueLikelihood)
+    items, user = dataset.chains.items[chain][:at], int(dataset.chains.users[chain])
+    row = PromptRow([model.titles[item] for item in items], [], [])
+    asked = Histories([likelihood.numbers[items]], np.array([user]))
+    scorer = likelihood.scorer
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(scorer, "histories", lambda rows: asked)
+        scores = {
+            item: scorer.logps([row], likelihood.numbers[[[item]]]).item()
+            for item in range(1, dataset.item_num)
+        }
+    taken = {model.titles[item] for item in dataset.taken(user)}
+    left = [item for item in scores if model.titles[item] not in taken]
+    return sorted(left, key=lambda item: -scores[item])
+
+
+@pytest.mark.parametrize("source", ["moving", "own"])
+def test_negatives_by_the_policys_scores(source: str, settings: dict[str, Any]) -> None:
+    """Own: the K best, in order. Moving: K of the best ``hard_pool``, drawn anew each epoch."""
+    model = model_of(settings, negatives=source, hard_pool=7)
+    stage = DenseRows(model, plan_stages(model.settings)[1])
+    draws, drawn = torch.get_rng_state(), []
+    for epoch in (0, 1):
+        assert stage.redraw(epoch, lambda: False)
+        rows = stage._rows(epoch)[0]
+        found = {
+            (chain, at): rows[NEGATIVES][number, at - start].tolist()
+            for number, (chain, start, stop) in enumerate(spans_of(rows))
+            for at in range(start, stop)
+        }
+        for chain, at in [(0, 0), (0, 3), (5, 5), (11, 1)]:
+            best = ranked(model, chain, at)
+            if source == "own":
+                assert found[chain, at] == best[:4]
+            else:
+                assert len(set(found[chain, at])) == 4
+                assert set(found[chain, at]) <= set(best[:7])
+        assert len(found) == stage.count
+        drawn.append(found)
+    assert (drawn[0] == drawn[1]) == (source == "own")  # the policy is as it was
+    assert torch.equal(torch.get_rng_state(), draws)
+
+
+def test_the_pool_moves_with_the_policy(settings: dict[str, Any]) -> None:
+    """Anew each epoch by the policy as it is; ``redraw: never``: as it was when the stage began."""
+    for redraw in ("epoch", "never"):
+        model = model_of(settings, negatives="own", redraw=redraw)
+        model.policy.freeze_reference()
+        stage = DenseRows(model, plan_stages(model.settings)[1])
+        before = ranked(model, 3, 4)[:4]
+        with torch.no_grad():
+            for weight in model.policy.trainable():
+                weight.mul_(-1.0)
+        after = ranked(model, 3, 4)[:4]
+        assert after != before
+        assert stage.redraw(1, lambda: False)
+        rows = stage._rows(1)[0]
+        ((number, start),) = [
+            (number, start)
+            for number, (chain, start, stop) in enumerate(spans_of(rows))
+            if chain == 3 and start <= 4 < stop
+        ]
+        assert rows[NEGATIVES][number, 4 - start].tolist() == (after if redraw == "epoch" else before)
+
+
+def test_what_was_drawn_is_found_again_for_its_epoch_alone(settings: dict[str, Any]) -> None:
+    model = model_of(settings, negatives="moving", hard_pool=7)
+    plan = plan_stages(model.settings)[1]
+    first = DenseRows(model, plan)
+    assert first.drawn() == {}
+    first.redraw(1, lambda: False)
+    wanted = first._rows(1)[0][NEGATIVES]
+    with torch.no_grad():
+        for weight in model.policy.trainable():
+            weight.mul_(-1.0)
+    again, anew = DenseRows(model, plan), DenseRows(model, plan)
+    again.restore(first.drawn())
+    again.redraw(1, lambda: False)
+    anew.redraw(1, lambda: False)
+    assert torch.equal(again._rows(1)[0][NEGATIVES], wanted)
+    assert not torch.equal(anew._rows(1)[0][NEGATIVES], wanted)
+    stopped = DenseRows(model, plan)
+    assert not stopped.redraw(0, lambda: True)
+    assert stopped.drawn() == {}
+
+
 def test_negatives_that_are_never_redrawn_stay_where_borders_move(settings: dict[str, Any]) -> None:
     model = model_of(settings, redraw="never")
     found: list[dict[tuple[int, int], list[int]]] = []
@@ -228,11 +317,14 @@ def test_a_reference_gap_is_nothing_at_the_first_step(settings: dict[str, Any]) 
     rows = DenseRows(model, plan)
     rows.add_reference(0, lambda wanted: wanted.score(wanted.rows))
     (batch,) = next(rows.batches(0, 0))
-    ours, reference, present = scored_pairs(
-        model.likelihood, batch, model.dataset.title_numbers, model.settings
+    titles = model.dataset.title_numbers
+    ours, reference, present, extras, terms = scored_pairs(
+        model.likelihood, batch, titles, model.extras, asks=True
     )
     assert reference is not None
     assert present.any()
+    assert extras == {}
+    assert (terms == 1).all()
     assert ours.detach().numpy() == pytest.approx(reference.numpy(), abs=1e-9)
     assert (batch[TOKENS] > 0).all()
 
