@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import pipeline
 from ..errors import DynamicPOError, NumericsError, SettingsError
@@ -18,9 +18,6 @@ from ..settings import read_settings
 from ..storage import locked, sha256_json, write_json
 from ..tracking.journal import Journal
 from ..tracking.record import JOURNAL_FILE
-
-if TYPE_CHECKING:
-    import optuna
 
 # Searched on a logarithmic scale where so said: least, most.
 SPACE: Mapping[str, tuple[float, float, bool]] = {
@@ -90,14 +87,14 @@ def _validating(job: Job) -> Job:
     return replace(job, overrides={**job.overrides, "validate_every": every})
 
 
-def _open(optuna: Any, job: Job, home: Path) -> optuna.Study:
+def _open(optuna: Any, job: Job, home: Path) -> Any:
     """Return the study in ``home``; a trial that was killed is to be run again.
 
     Raises:
         SettingsError: it is one of other settings.
     """
     config = job.settings_of()
-    study: optuna.Study = optuna.create_study(
+    study = optuna.create_study(
         storage=f"sqlite:///{(home / DATABASE).resolve()}",
         study_name="search",
         load_if_exists=True,
@@ -116,7 +113,7 @@ def _open(optuna: Any, job: Job, home: Path) -> optuna.Study:
     return study
 
 
-def _score(optuna: Any, trial: optuna.Trial, job: Job) -> float:
+def _score(optuna: Any, trial: Any, job: Job) -> float:
     """Return the best validation score of a trial's preference stage, unless it is given up."""
     chosen = {name: trial.suggest_float(name, low, high, log=log) for name, (low, high, log) in SPACE.items()}
     own = replace(job, overrides={**job.overrides, **chosen})
@@ -147,7 +144,7 @@ def _told(trial: Any) -> str:
     return f"trial {trial.number}: {chosen}: {ended}"
 
 
-def _best(optuna: Any, study: optuna.Study, home: Path) -> dict[str, Any]:
+def _best(optuna: Any, study: Any, home: Path) -> dict[str, Any]:
     done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if not done:
         raise DynamicPOError(f"{home}: no trial was finished")
