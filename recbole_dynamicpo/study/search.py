@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import pipeline
 from ..errors import DynamicPOError, NumericsError, SettingsError
@@ -18,9 +18,6 @@ from ..settings import read_settings
 from ..storage import locked, sha256_json, write_json
 from ..tracking.journal import Journal
 from ..tracking.record import JOURNAL_FILE
-
-if TYPE_CHECKING:
-    import optuna
 
 # Searched on a logarithmic scale where so said: least, most.
 SPACE: Mapping[str, tuple[float, float, bool]] = {
@@ -116,7 +113,7 @@ def _open(optuna: Any, job: Job, home: Path) -> Any:
     return study
 
 
-def _score(optuna: Any, trial: optuna.Trial, job: Job) -> float:
+def _score(optuna: Any, trial: Any, job: Job) -> float:
     """Return the best validation score of a trial's preference stage, unless it is given up."""
     chosen = {name: trial.suggest_float(name, low, high, log=log) for name, (low, high, log) in SPACE.items()}
     own = replace(job, overrides={**job.overrides, **chosen})
