@@ -12,10 +12,11 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_dynamicpo.dataset.columns import CHAIN, NEGATIVES, REFERENCE_LOGPS, START, STOP, TOKENS
+from recbole_dynamicpo.dataset.sampling import row_generator
 from recbole_dynamicpo.evaluation.ranks import read_ranks
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import load, run
-from recbole_dynamicpo.likelihoods.catalogue import CatalogueLikelihood, title_sequences
+from recbole_dynamicpo.likelihoods.catalogue import FITTED_ROWS, CatalogueLikelihood, title_sequences
 from recbole_dynamicpo.likelihoods.losses import scored_pairs, sft_losses
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.serving.priors import Priors
@@ -381,8 +382,8 @@ def test_without_priors_the_language_model_is_fitted_alone(settings: dict[str, A
     mixture = likelihood.voices["policy"]
     assert not len(mixture.weights)
     rows.settle()
-    found, windows = mixture.scale.item(), rows._rows(0)[0]
-    losses = []
+    found, losses = mixture.scale.item(), []
+    windows = rows._cut(FITTED_ROWS, row_generator(model.settings.seed, 43))[1]
     with torch.no_grad():
         for scale in (0.9 * found, found, 1.1 * found):
             mixture.scale.fill_(scale)
