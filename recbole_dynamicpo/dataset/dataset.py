@@ -100,6 +100,9 @@ class DynamicPODataset(SequentialDataset):
         self._used: list[tuple[IntArray, IntArray]] = []
         self._total: dict[str, int] = {}
 
+    def _normalize(self) -> None:
+        """Leave numbers as they are: no prompt shows any, and objectives may ask for ratings and times."""
+
     def _change_feat_format(self) -> None:
         """Put the interactions into the order that settings ask for, before times become float32."""
         if self.benchmark_filename_list is None and self.time_field in self.inter_feat:
@@ -180,13 +183,9 @@ class DynamicPODataset(SequentialDataset):
         """Return the rows' prompts, with the items ``scored`` (B, any; 0: none) to be scored."""
         candidates = interaction[CANDIDATE_IDS].cpu().numpy()
         templates = interaction[TEMPLATE].tolist()
+        named = [[self.titles[ids[ids > 0]].tolist() for ids in rows] for rows in (candidates, scored)]
         return [
-            PromptRow(
-                self.titles[history].tolist(),
-                self.titles[candidates[row][candidates[row] > 0]].tolist(),
-                self.titles[scored[row][scored[row] > 0]].tolist(),
-                templates[row],
-            )
+            PromptRow(self.titles[history].tolist(), named[0][row], named[1][row], templates[row])
             for row, history in enumerate(self.history(interaction))
         ]
 

@@ -66,7 +66,7 @@ def settings(toy_settings: dict[str, Any]) -> dict[str, Any]:
         n = place[cell[0]] = place.get(cell[0], -1) + 1
         cell[2] = str(1_700_000_000 + DAY * n * (n + 1) // 2)
     path.write_text("\n".join([head, *map("\t".join, cells)]) + "\n")
-    return {**own, "objective": EVERYTHING}
+    return {**own, "objective": EVERYTHING, "normalize_all": True}  # as RecBole has it for ml-100k
 
 
 def model_of(settings: dict[str, Any], **more: Any) -> DynamicPO:
