@@ -99,11 +99,11 @@ def small(words: list[str], backbone: Path) -> list[str]:
         "baselines": {**STOCK, "eval_rows": 4},
         "audit": {},
         "study": {**run, "objective": "dmpo", "num_negatives": "[1,2]", "seeds": 1},
-        "search": {**run, "num_negatives": 2},
+        "search": {**run, "num_negatives": 2, "search": 2},
     }
     subcommand = "run" if words[0] == "run_recbole" else words[1]
     if any(word.startswith("--search=") for word in words):
-        subcommand, words = "search", [*words, "films"]
+        subcommand = "search"
     if subcommand not in by_command:
         return []
     few = [] if re.search("lastfm|films", " ".join(words)) else [FEW_USERS]
