@@ -102,7 +102,8 @@ def run_folder(world: World) -> Path:
     (folder,) = [
         path.parent
         for path in (world.work / "saved" / "runs").glob("*/record.json")
-        if (params := json.loads(path.read_text())["params"])["beta"] == 1.0 and params["num_negatives"] == 4
+        if (params := json.loads(path.read_text())["params"])["beta"] == 1.0
+        and (params["num_negatives"], params["reference_negatives"]) == (4, 0)  # no cell of the study
     ]
     return folder
 

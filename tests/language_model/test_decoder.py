@@ -16,7 +16,7 @@ from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import Templates
 from recbole_dynamicpo.scoring.scorer import Scorer
 from recbole_dynamicpo.scoring.token_budget import TokenBudget
-from recbole_dynamicpo.training.model import DynamicPO
+from recbole_dynamicpo.training.answers import Answers
 
 from .test_policy import disturb, make_policy
 
@@ -107,7 +107,7 @@ def test_a_run_reports_the_same_with_and_without(
 ) -> None:
     own = {**toy_settings, "lora_layers": 1}
     together = run("DynamicPO", "toy", overrides={**own, "checkpoint_dir": str(tmp_path / "a")})
-    monkeypatch.setattr(DynamicPO, "scoring_together", lambda self, voices, **more: nullcontext())
+    monkeypatch.setattr(Answers, "together", lambda self, voices, batches, **more: nullcontext())
     apart = run("DynamicPO", "toy", overrides={**own, "checkpoint_dir": str(tmp_path / "b")})
     assert together["test_result"] == apart["test_result"]
     reports = [next((tmp_path / name).iterdir()) / "report.json" for name in "ab"]

@@ -67,9 +67,10 @@ def rows_of(model: DynamicPO, stage: str) -> Interaction:
 def loss_of(model: DynamicPO, rows: Interaction, stage: str) -> Tensor:
     if stage == "sft":
         return sft_losses(model.likelihood, rows, model.POS_ITEM_ID).mean()
-    pairs = scored_pairs(model.likelihood, rows, model.dataset.title_numbers, model.settings)
-    result = preference_losses(*pairs, model.settings)
-    merged = merge_diagnostics([result.diagnostics, result.diagnostics], [1, 3])
+    titles, asks = model.dataset.title_numbers, model.objective.needs_reference
+    scored = scored_pairs(model.likelihood, rows, titles, model.extras, asks=asks)
+    result = preference_losses(scored, model.objective, model.settings)
+    merged = merge_diagnostics([result.diagnostics, result.diagnostics], [1, 3], 4)
     return result.loss.mean() + 0 * torch.stack(merged).sum().float()
 
 
@@ -98,7 +99,7 @@ def test_the_host_waits_for_nothing(way: str, stage: str, toy_settings: dict[str
             assert torch.equal(weight.grad, gradient)
 
 
-@pytest.mark.parametrize("objective", ["dmpo", "sdpo", "mppo", "listwise"])
+@pytest.mark.parametrize("objective", ["dmpo", "sdpo", "mppo", "listwise", "simpo"])
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_no_objective_waits(objective: str, dynamic: bool, toy_settings: dict[str, Any]) -> None:
     model = model_of(toy_settings, objective=objective, dynamic=dynamic)
