@@ -74,7 +74,7 @@ def _guarded(command: Callable[[Sequence[str]], None], arguments: Sequence[str] 
         command(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except PeerError as error:
-        _show(f"error: {error}; what it had written is safe: go on with --resume and the same settings")
+        _show(f"error: {error}")
         return 1
     except BrokenPipeError:  # who reads our output, head for one, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more

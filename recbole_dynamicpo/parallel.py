@@ -20,6 +20,8 @@ from .errors import PeerError, SettingsError
 if TYPE_CHECKING:
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 # Seconds that a process waits for the others; a message of a library's own default is as long.
@@ -107,8 +109,10 @@ class _Group(Processes):
         try:
             act(*args)
         except RuntimeError as error:
-            lost = f"another of the {self.world} processes of this run ended or does not answer"
-            raise PeerError(f"{lost} ({_reason(error)})") from error
+            logger.debug("%s", error)  # where in a library the silence was met, which helps nobody
+            raise PeerError(
+                f"another of the {self.world} processes of this run ended or does not answer"
+            ) from error
 
 
 def deal(sizes: Sequence[int], world: int) -> list[list[int]]:

@@ -116,11 +116,23 @@ def test_recboles_flags_become_torchruns(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--nproc=0", "--world_size=2"], ["--nproc=2", "--world_size=3"], ["--nproc=2", "--group_offset=1"]],
+    [["--nproc=2", "--world_size=3"], ["--nproc=2", "--group_offset=1"]],
 )
 def test_machines_of_different_sizes_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SettingsError, match="wanted multiples of nproc"):
         run.run(["--model=DynamicPO", *arguments])
+
+
+@pytest.mark.parametrize("given", ["0", "-1"])
+def test_no_process_is_none(given: str) -> None:
+    with pytest.raises(SettingsError, match=f"nproc: got {given}, wanted a whole number of at least 1"):
+        run.run(["--model=DynamicPO", f"--nproc={given}"])
+
+
+def test_wrong_settings_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.os, "execve", lambda *given: pytest.fail("it was started"))
+    with pytest.raises(SettingsError, match="betaa: unknown setting"):
+        run.run(["--model=DynamicPO", "--nproc=2", "--betaa=3"])
 
 
 class _Config:

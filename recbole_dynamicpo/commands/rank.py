@@ -48,15 +48,18 @@ def _rank_file(options: argparse.Namespace) -> None:
     from ..serving.batch import rank_file
     from ..serving.recommender import default_device, load_recommender
 
-    if options.out is None or options.candidates is not None or options.explain:
-        raise SettingsError("rank --input: wanted --out, and neither --candidates nor --explain")
+    if options.out is None:
+        raise SettingsError("rank --input: wanted --out, a folder for the parts")
+    if options.candidates is not None or options.explain:
+        raise SettingsError("rank --input: takes neither --candidates nor --explain, which go with --history")
     processes = join()
     found = rank_file(
         load_recommender(options.model, device=default_device()), options.input, options.out, k=options.k,
         exclude_history=not options.keep_history,
     )  # fmt: skip
     if processes.first:
-        said = f"{found.ranked} users ranked in {found.parts} parts, {found.rejected} rows set aside"
+        parts = f"{found.parts} part{'' if found.parts == 1 else 's'}"
+        said = f"{found.ranked} users ranked in {parts}, {found.rejected} rows set aside"
         print(f"{said}: {options.out}")
 
 

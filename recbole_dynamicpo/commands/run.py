@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> None:
     """Run a model with the arguments of RecBole's own script."""
     known, rest = make_parser().parse_known_args(arguments)
-    from ..host.config import parse_overrides, read_settings_files
+    from ..host.config import parse_overrides, plain_config, read_settings_files
     from ..host.run import run as run_model
     from ..host.run import run_distributed
 
@@ -59,6 +59,7 @@ def run(arguments: Sequence[str]) -> None:
             _show(found)
         return
     if model in MODEL_NAMES:
+        plain_config(model, dataset, files, overrides)  # what is wrong is said before anything starts
         again = [f"--model={model}", f"--dataset={dataset}", f"--config_files={known.config_files}"]
         _start(known, [*again, *(["--quiet"] if known.quiet else []), *rest])
     place = {"ip": known.ip, "port": known.port, "nproc": known.nproc, "offset": known.group_offset}
@@ -83,7 +84,9 @@ def _start(known: argparse.Namespace, arguments: Sequence[str]) -> None:
         SettingsError: the machines have not all the same number of processes.
     """
     world, nproc = max(known.world_size, known.nproc), known.nproc
-    if nproc < 1 or world % nproc or known.group_offset % nproc:
+    if nproc < 1:
+        raise SettingsError(f"nproc: got {nproc}, wanted a whole number of at least 1")
+    if world % nproc or known.group_offset % nproc:
         raise SettingsError(
             f"world_size {known.world_size}, group_offset {known.group_offset}: wanted multiples of nproc, "
             f"{nproc}, as each machine has as many processes"

@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from recbole.config import Config
@@ -15,8 +16,12 @@ from ..dataset.data_files import check_splits
 from ..errors import DataError, SettingsError
 from ..names import MODEL_NAMES
 from ..parallel import here, is_one_of_several
+from ..settings import read_settings
+from ..tracking.run_folder import check_identity
+from ..training.checkpoint import CHECKPOINT, load_progress
 from ..training.evaluating import rows_to_rank
 from ..training.plan import check_rows
+from ..training.recording import gather
 from .config import checked_config
 from .defaults import lineage
 from .registration import MLflowTracking
@@ -51,6 +56,8 @@ def run(
             f"model: got {config['model']} in processes of torchrun, wanted one of {', '.join(MODEL_NAMES)} "
             "(models of RecBole's own would each train alone; run_recbole --nproc is their way)"
         )
+    if ours:
+        _check_folders(config)
     if here().first:
         init_logger(config)
     logger = logging.getLogger()
@@ -78,6 +85,26 @@ def run(
         "best_valid_result": best_result,
         "test_result": test_result,
     }
+
+
+def _check_folders(config: Config) -> None:
+    """See before data and backbone are read that a run can be written, or gone on with.
+
+    Raises:
+        SettingsError: no folder can be made there.
+        CheckpointError: nothing to go on with, or a run of other settings or data.
+    """
+    settings = read_settings(config)
+    try:
+        Path(config["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        place = config["checkpoint_dir"]
+        raise SettingsError(
+            f"checkpoint_dir: got '{place}', where no folder can be made ({error.strerror})"
+        ) from error
+    if settings.resume:
+        load_progress(Path(settings.resume) / CHECKPOINT)
+        check_identity(Path(settings.resume), gather(config, settings).upto("preference"))
 
 
 def _run_stock(config: Config, loaded: Loaded, trainer: Any, show: dict[str, Any]) -> tuple[Any, Any, Any]:

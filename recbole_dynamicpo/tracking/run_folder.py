@@ -52,10 +52,10 @@ def begin_run(parent: Path, name: str) -> Path:
 
 
 def end_run(folder: Path) -> None:
-    """Forget which torchrun began a run; what it starts again begins another."""
-    mark = _mark(folder.parent)
-    if mark is not None:
-        mark.unlink(missing_ok=True)
+    """Forget which torchrun began or went on with a run; what it starts again begins another."""
+    for mark in folder.parent.glob(".*.launch"):
+        if mark.read_text(encoding="utf-8") == folder.name:
+            mark.unlink(missing_ok=True)
 
 
 def _mark(parent: Path) -> Path | None:

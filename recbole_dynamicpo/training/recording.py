@@ -13,7 +13,7 @@ import torch
 
 from ..dataset.columns import CANDIDATE_IDS, ROW_ID
 from ..dataset.data_files import data_digest
-from ..errors import StoppedError
+from ..errors import PeerError, StoppedError
 from ..evaluation.report import metric_name
 from ..ingredients import Ingredients, flat_settings
 from ..language_model.adapter_folder import trained_digest
@@ -109,8 +109,12 @@ class Recorder:
         """
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        goes_on = f"go on with --resume={self.folder} and the same settings"
         if not self._writes:
-            yield
+            try:
+                yield
+            except PeerError as error:
+                raise PeerError(f"{error}; {goes_on}") from error
             return
         try:
             with self.journal.stage(name, step):
@@ -119,9 +123,9 @@ class Recorder:
         except BaseException as error:
             self._tracker.close("FAILED")
             if name == "evaluate" and isinstance(error, StoppedError):
-                raise StoppedError(
-                    f"{error} in the evaluation; go on with --resume={self.folder} and the same settings"
-                ) from error
+                raise StoppedError(f"{error} in the evaluation; {goes_on}") from error
+            if isinstance(error, PeerError):
+                raise PeerError(f"{error}; {goes_on}") from error
             raise
         self._tracker.changed()
 
