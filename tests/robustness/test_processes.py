@@ -252,15 +252,9 @@ def test_a_loss_that_is_not_finite_ends_all_at_once(world: World, tmp_path: Path
 
 
 def test_a_stock_model_is_refused(world: World, tmp_path: Path) -> None:
-    data = f"--data_path={world.folder / 'dataset'}"
-    module = [
-        "-m",
-        "recbole_dynamicpo.cli",
-        "--model=SASRec",
-        "--dataset=toy",
-        "--train_neg_sample_args=None",
-        data,
-    ]
+    columns = "{'inter': ['user_id', 'item_id', 'timestamp']}"
+    module = ["-m", "recbole_dynamicpo.cli", "--model=SASRec", "--dataset=toy", f"--load_col={columns}"]
+    module += ["--train_neg_sample_args=None", f"--data_path={world.folder / 'dataset'}"]
     said = finished(begin(tmp_path, module, 2), status=1)
     assert said.count("model: got SASRec in processes of torchrun") == 1
 
