@@ -8,7 +8,7 @@ test:  ## the unit tests, some minutes
 	pytest -q -m "not servers and not robustness"
 
 robustness:  ## the promises of the README at length, and real servers
-	pytest -q -m "servers or robustness"
+	pytest -q -m "servers or robustness or long"
 
 bench:  ## a training step against the naive one, and the bits of a fixed run
 	python benchmarks/step.py

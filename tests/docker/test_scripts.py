@@ -45,6 +45,7 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
         containers.stop()
 
 
+@pytest.mark.long
 @pytest.mark.servers
 def test_the_scripts_run_a_deployment(containers: Containers, tiny_backbone: Path) -> None:
     server = f"http://127.0.0.1:{containers.mlflow}"

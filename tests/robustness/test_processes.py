@@ -31,6 +31,7 @@ from .conftest import at_length
 from .test_two_processes import until
 
 PATIENCE = 240
+LONG = pytest.mark.long
 KINDS: dict[str, dict[str, Any]] = {
     # As many evaluation rows as no number of processes below divides, in batches of two.
     "list": {
@@ -161,8 +162,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("processes"))
 
 
-@pytest.mark.parametrize("number", [2, 4])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        *(("list", 2), ("list", 4), ("dense", 4)),
+        *(pytest.param(*case, marks=LONG) for case in (("dense", 2), ("moving", 2), ("moving", 4))),
+    ],
+)
 def test_any_number_of_processes_gives_one_result(world: World, kind: str, number: int) -> None:
     check_equal(world.undisturbed(kind, number), world.undisturbed(kind, 0), exact=kind != "list")
 
@@ -176,6 +182,7 @@ def test_what_is_left_is_the_first_ones(world: World) -> None:
         assert len(list((several.parent.parent / folder).iterdir())) == 1
 
 
+@LONG
 def test_two_machines_train_one_run(world: World, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -195,7 +202,7 @@ def test_two_machines_train_one_run(world: World, tmp_path: Path) -> None:
     assert all(shards)
 
 
-@pytest.mark.parametrize("then", [0, 3])
+@pytest.mark.parametrize("then", [0, pytest.param(3, marks=LONG)])
 def test_a_run_goes_on_with_another_number_of_processes(world: World, tmp_path: Path, then: int) -> None:
     process = world.start(tmp_path, "dense", 2)
     until(lambda: len(steps(tmp_path)) >= 3, "some steps")
@@ -259,7 +266,7 @@ def test_a_stock_model_is_refused(world: World, tmp_path: Path) -> None:
     assert said.count("model: got SASRec in processes of torchrun") == 1
 
 
-@pytest.mark.parametrize("protocol", ["likelihood", "generate"])
+@pytest.mark.parametrize("protocol", ["likelihood", pytest.param("generate", marks=LONG)])
 def test_a_saved_model_is_evaluated_by_all(world: World, tmp_path: Path, protocol: str) -> None:
     run = world.undisturbed("dense" if protocol == "likelihood" else "list", 0)
     told = {}

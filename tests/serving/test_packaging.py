@@ -116,6 +116,7 @@ def test_a_model_ranks_where_nothing_can_be_imported_that_it_does_not_name(
     assert loaded == []
 
 
+@pytest.mark.long
 @pytest.mark.servers
 @pytest.mark.timeout(1800)
 def test_an_environment_of_what_the_model_names_serves_it(tiny_backbone: Path, tmp_path: Path) -> None:
