@@ -151,10 +151,11 @@ def stored_scalars(folder: Path) -> dict[str, Tensor]:
     path = folder / SCALARS_FILE
     try:
         values = load_json(path)
-        found = {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
+        # Wide enough for whatever reads them; what was written in float32 comes back as it was.
+        found = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise AdapterError(f"{path}: not readable numbers ({error!r})") from error
-    if not all(torch.isfinite(value).all() for value in found.values()):
+    if not all(torch.isfinite(value.float()).all() for value in found.values()):
         raise AdapterError(f"{path}: a number is not finite")
     return found
 
