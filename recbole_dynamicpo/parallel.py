@@ -10,7 +10,7 @@ import heapq
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 # Seconds that a process waits for the others; a message of a library's own default is as long.
 TIMEOUT_VARIABLE, TIMEOUT = "RECBOLE_DYNAMICPO_TIMEOUT", 1800.0
+# Which devices this process was begun with: RecBole's configuration leaves the first one alone of them, and
+# processes that are started later are to see all.
+_DEVICES = "CUDA_VISIBLE_DEVICES"
+_visible = os.environ.get(_DEVICES)
 
 
 class Processes:
@@ -69,6 +74,14 @@ class Processes:
     def claim(self) -> bool:
         """Say whether this process is the first that fails, whose error is to be shown."""
         return True
+
+    def has_turn(self, number: int) -> bool:
+        """Say whether the ``number``-th of some parts, which the processes take turns at, is this one's."""
+        return number % self.world == self.rank
+
+    def merge(self, found: Mapping[K, T]) -> dict[K, T]:
+        """Return what all processes found together, each under keys of its own."""
+        return {key: value for part in self.gather(found) for key, value in part.items()}
 
     def deal(self, sizes: Sequence[int]) -> list[int]:
         """Return the indices of this process's share of some rows, in order; see ``deal``."""
@@ -257,7 +270,9 @@ def environment_of(nproc: int, machines: int = 1) -> dict[str, str]:
     more = {"OMP_NUM_THREADS": str(threads)}
     if machines == 1 and sys.platform == "linux":
         more["GLOO_SOCKET_IFNAME"] = "lo"
-    return {**more, **os.environ}
+    found = {**more, **os.environ}
+    found.pop(_DEVICES, None)
+    return found if _visible is None else {**found, _DEVICES: _visible}
 
 
 def _seconds() -> float:

@@ -85,6 +85,24 @@ def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment_of(4)["OMP_NUM_THREADS"] == "2"
 
 
+@pytest.mark.parametrize("before", [None, "2,3"])
+def test_what_is_started_sees_the_devices_that_we_began_with(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RecBole's configuration leaves one of them in the environment of the process that reads settings."""
+    monkeypatch.setattr(parallel, "_visible", before)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert environment_of(2).get("CUDA_VISIBLE_DEVICES") == before
+
+
+def test_turns_and_what_is_found_in_them() -> None:
+    second = Processes()
+    second.rank, second.world = 1, 3
+    assert [number for number in range(8) if second.has_turn(number)] == [1, 4, 7]
+    assert here().has_turn(5)
+    assert here().merge({1: "a"}) == {1: "a"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [

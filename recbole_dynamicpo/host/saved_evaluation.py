@@ -243,7 +243,7 @@ class _Saved:
             for start in starts[processes.rank :: processes.world]:
                 own[start] = score(slice(start, start + step))
                 bar.update(len(prompts[start : start + step * processes.world]))
-        found = {start: part for parts in processes.gather(own) for start, part in parts.items()}
+        found = processes.merge(own)
         for start in starts:
             part, ranks = found[start]
             scores[start : start + len(part), : part.shape[1]] = part

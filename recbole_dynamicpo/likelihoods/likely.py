@@ -45,12 +45,12 @@ class LikelyTitles:
         """
         processes, found, stopped = here(), {}, False
         for number, start in enumerate(range(0, len(places), PART)):
-            if number % processes.world == processes.rank and not stopped:
+            if processes.has_turn(number) and not stopped:
                 found[start] = self._part(places[start : start + PART], count, voice)
                 stopped = stop()
         if processes.agree(stopped):
             return None
-        everywhere = {start: items for part in processes.gather(found) for start, items in part.items()}
+        everywhere = processes.merge(found)
         return np.concatenate([everywhere[start] for start in sorted(everywhere)])
 
     def _part(self, places: IntArray, count: int, voice: str) -> IntArray:

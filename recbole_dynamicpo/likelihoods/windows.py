@@ -90,13 +90,13 @@ class WindowScores:
             trunks, row, place, histories = self._trunks(part)
             batch, layout = self.scorer.trunks(trunks, row, place, self.titles(part))
             layouts.append(layout)
-            if number % processes.world == processes.rank:
+            if processes.has_turn(number):
                 products, ratios, where = self.scorer.experts(batch, layout, histories)
                 own = self.scorer.mixtures["policy"].centred(products, where.edges.edge)
                 ratios = ratios.expand(-1, own.shape[1])  # (0, 1) where there are no priors
                 found[number] = torch.cat([own, ratios]).cpu()
         policy.train(training)
-        everywhere = {number: said for part in processes.gather(found) for number, said in part.items()}
+        everywhere = processes.merge(found)
         return [Said(everywhere[number], layout) for number, layout in enumerate(layouts)]
 
     def spans(self, rows: Interaction) -> list[tuple[int, int, int]]:

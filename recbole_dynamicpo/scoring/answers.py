@@ -51,7 +51,7 @@ def write_answers(
         for number, start in enumerate(range(0, len(order), batch_size)):
             chosen = order[start : start + batch_size]
             bar.update(len(chosen))
-            if number % processes.world != processes.rank:
+            if not processes.has_turn(number):
                 continue
             written = policy.write(scorer.collator([rows[i] for i in chosen]), max_tokens)
             texts = tokenizer.batch_decode(

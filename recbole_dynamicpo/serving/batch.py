@@ -108,7 +108,7 @@ def rank_file(
         ) as bar:
             while part := list(islice(rows, part_rows)):
                 number = len(sizes)
-                if number not in done and next(left) % processes.world == processes.rank:
+                if number not in done and processes.has_turn(next(left)):
                     _write_part(out, number, part, recommender, wanted)
                 sizes.append(len(part))
                 bar.update(len(part))

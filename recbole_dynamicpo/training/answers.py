@@ -28,6 +28,7 @@ class Answers:
         self.likelihood = likelihood
         self._voices: tuple[str, ...] = ()
         self._batches: list[Interaction] = []
+        self._place: dict[tuple[int, ...], int] = {}  # of each batch among them
         self._keeps_all = False
         self._kept: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
@@ -47,10 +48,12 @@ class Answers:
             whole: keep the scores of all titles.
         """
         self._voices, self._batches, self._keeps_all = tuple(voices), list(batches), whole
+        self._place = {_key(batch): place for place, batch in enumerate(batches)}
         try:
             yield
         finally:
-            self._voices, self._batches, self._keeps_all, self._kept = (), [], False, {}
+            self._voices, self._batches, self._keeps_all = (), [], False
+            self._place, self._kept = {}, {}
 
     def help_out(self, among: Sequence[str]) -> None:
         """Score this process's batches for the first one, which alone ranks.
@@ -91,11 +94,11 @@ class Answers:
 
     def _find(self, rows: Interaction, score: Score, voices: Sequence[str]) -> None:
         """Keep the scores of rows, and with other processes those of the batches that they take with them."""
-        places = [place for place, batch in enumerate(self._batches) if _key(batch) == _key(rows)]
-        if here().alone or not places:
+        place = self._place.get(_key(rows))
+        if here().alone or place is None:
             self._keep(rows, score(rows, voices))
         else:
-            self._score_some(places[0] // here().world * here().world, score, voices)
+            self._score_some(place // here().world * here().world, score, voices)
 
     def _score_some(self, start: int, score: Score, voices: Sequence[str]) -> None:
         """Score a batch a process from ``start`` on, and keep what all of them found, if this one ranks."""
