@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -110,14 +110,8 @@ class Recorder:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         goes_on = f"go on with --resume={self.folder} and the same settings"
-        if not self._writes:
-            try:
-                yield
-            except PeerError as error:
-                raise PeerError(f"{error}; {goes_on}") from error
-            return
         try:
-            with self.journal.stage(name, step):
+            with self.journal.stage(name, step) if self._writes else nullcontext():
                 self._tracker.changed()
                 yield
         except BaseException as error:
