@@ -164,6 +164,8 @@ def made(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
+        # MLflow sets it to the last store of whatever test came before.
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setattr(sys, "argv", ["run_recbole"])
         patch.setenv("RECBOLE_DYNAMICPO_CACHE", str(home / "cache"))
         words = ["run_recbole", "--model=DynamicPO"]
@@ -182,6 +184,7 @@ def folder(
 ) -> Path:
     """A folder with what the pages speak of: a run, its registry, LastFM, users; nothing for the tutorial."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("RECBOLE_DYNAMICPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("RECBOLE_DYNAMICPO_BACKBONE", str(tiny_backbone))
     if request.node.callspec.id != "tutorial.md":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,12 +96,16 @@ def _check_folders(config: Config) -> None:
         CheckpointError: nothing to go on with, or a run of other settings or data.
     """
     settings = read_settings(config)
+    place = Path(config["checkpoint_dir"])
     try:
-        Path(config["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)
+        # Made and taken away again: what is wrong with settings or data leaves no folder behind.
+        with tempfile.TemporaryDirectory(
+            dir=next(path for path in (place, *place.absolute().parents) if path.exists())
+        ):
+            pass
     except OSError as error:
-        place = config["checkpoint_dir"]
         raise SettingsError(
-            f"checkpoint_dir: got '{place}', where no folder can be made ({error.strerror})"
+            f"{place}: no folder can be made here (checkpoint_dir): {error.strerror}"
         ) from error
     if settings.resume:
         load_progress(Path(settings.resume) / CHECKPOINT)

@@ -139,7 +139,7 @@ def test_by_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         "2",
     ]
     assert main(command) == 0
-    assert "5 users ranked in 1 parts, 0 rows set aside" in capsys.readouterr().out
+    assert "5 users ranked in 1 part, 0 rows set aside" in capsys.readouterr().out
     assert len(read_parts(tmp_path / "out")) == 10
     assert main(["rank", "--model", str(folder)]) != 0
     assert "either --history or --input" in capsys.readouterr().err
