@@ -290,3 +290,17 @@ def test_old_ways_of_recbole_do_not_fill_the_output(toy_settings: dict[str, Any]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=plain)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--history", "a", "-k", "0"], "-k: got 0, wanted at least 1"),
+        ([], "rank: wanted either --history or --input"),
+    ],
+)
+def test_rank_names_the_argument_that_is_wrong(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rank", "--model", "nowhere", *words]) == 2
+    assert capsys.readouterr().err.strip().endswith(said)

@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
         "--source",
         default="hub",
         help="folder with NAME-train.json, NAME-val.json and perhaps NAME-test.json (or .json.gz), one such "
-        "file, a CSV, TSV or Parquet file with user, item, time[, title], or hub (default): download",
+        "file, a CSV, TSV or Parquet file with user, item, time[, title, rating], or hub (default): download",
     )
     parser.add_argument("--out", default="dataset/", type=Path, help="folder of the data sets")
     parser.add_argument("--seed", default=2020, type=int, help="of what is dealt at random")
@@ -51,6 +51,8 @@ def _run(options: argparse.Namespace) -> None:
     if check is None:
         print("prompts that are too long were not counted: name a backbone with --backbone")
     print(f"{'unchanged' if found.unchanged else 'written'}: {found.folder}")
-    columns = "{'inter': ['user_id', 'item_id', 'timestamp']}"
+    columns = (
+        f"{{'inter': {['user_id', 'item_id', 'timestamp'] + ['rating'] * found.manifest.get('rated', 0)}}}"
+    )
     load = f' --load_col="{columns}"' if "sequences" in found.audit else ""
     print(f"next: run_recbole --model=DynamicPO --dataset={options.dataset} --data_path={options.out}{load}")

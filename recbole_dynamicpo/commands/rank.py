@@ -38,6 +38,8 @@ def add(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> None:
     if (options.input is None) == (options.history is None):
         raise SettingsError("rank: wanted either --history or --input")
+    if options.k < 1:
+        raise SettingsError(f"-k: got {options.k}, wanted at least 1")
     if options.input is not None:
         _rank_file(options)
     else:

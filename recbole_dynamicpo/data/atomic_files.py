@@ -24,6 +24,7 @@ MANIFEST_FILE, AUDIT_FILE = "manifest.json", "audit.json"
 # candidates of their own.
 ITEM_COLUMNS = ("item_id:token", "title:token")
 SEQUENCE_COLUMNS = ("user_id:token", "item_id:token", "timestamp:float")
+RATING_COLUMN = "rating:float"  # of interactions, where their source has ratings
 SPLIT_COLUMNS = ("user_id:token", "item_id_list:token_seq", "item_id:token", "candidate_id_list:token_seq")
 
 
@@ -85,15 +86,20 @@ def _refuse_broken(where: str, row: str, encoding: str) -> None:
     raise DataError(f"{where}: a line break inside a row")
 
 
-def read_table(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
+def read_table(path: Path, columns: Sequence[str], *, more: Sequence[str] = ()) -> Iterator[list[str]]:
     """Yield the cells of each row of an atomic file that ``write_table`` wrote.
+
+    Args:
+        path: the file.
+        columns: that it has.
+        more: that it may have behind them.
 
     Raises:
         DataError: it cannot be read, or has other columns.
     """
     rows = read_rows(path)
     _, got = next(rows, (1, []))
-    if got != list(columns):
+    if got not in (list(columns), [*columns, *more]):
         raise DataError(f"{path}: wanted the columns {list(columns)}, got {got}")
     for _, cells in rows:
         yield cells

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..storage import load_json
-from .atomic_files import MANIFEST_FILE, SEQUENCE_COLUMNS, SPLIT_COLUMNS, read_table
+from .atomic_files import MANIFEST_FILE, RATING_COLUMN, SEQUENCE_COLUMNS, SPLIT_COLUMNS, read_table
 from .catalogue import contained_titles, read_titles
 from .give_away import audit_give_away
 from .rules import Rows
@@ -236,9 +236,7 @@ def _has_contained(candidates: list[str], inside: dict[str, set[str]]) -> bool:
 def _read_sequences(path: Path) -> dict[str, list[tuple[str, str]]]:
     """Read a plain .inter file as user -> (item, time), in file order."""
     users: dict[str, list[tuple[str, str]]] = {}
-    for number, cells in enumerate(read_table(path, SEQUENCE_COLUMNS), start=1):
-        if len(cells) != 3:
-            raise DataError(f"{path}, row {number}: wanted a user, an item and a time, got {cells}")
+    for cells in read_table(path, SEQUENCE_COLUMNS, more=[RATING_COLUMN]):
         users.setdefault(cells[0], []).append((cells[1], cells[2]))
     return users
 

@@ -30,7 +30,7 @@ from .sequences import read_sequences, write_sequences
 
 __all__ = ["PreparedData", "prepare"]
 
-VERSION = 1  # of what is written; a higher one makes prepare write again what an older one wrote
+VERSION = 2  # of what is written; a higher one makes prepare write again what an older one wrote
 _CHECKSUM = "sha256"  # in the audit: of the rest of it
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ class PreparedData:
         dropped = sum(source["dropped"] for source in self.manifest["sources"].values())
         if dropped:
             lines.append(f"bad rows dropped: {dropped}; the first: {self.manifest['dropped_examples'][0]}")
+        if self.manifest.get("left_out"):
+            lines.append(f"columns left out: {', '.join(self.manifest['left_out'])}")
         if self.manifest["ambiguous_histories"]:
             lines.append(
                 f"histories that can be split in several ways: {self.manifest['ambiguous_histories']}; "
@@ -232,6 +234,8 @@ def _write_sequences(dataset: str, path: Path, work: Path, bad: BadRows, progres
     write_sequences(found, work, dataset)
     return {
         "rows": {"all": len(found.interactions)},
+        "rated": found.rated,
+        "left_out": found.left_out,
         "items": len(found.titles),
         "items_only_in_histories": 0,
         "test_from_validation": False,

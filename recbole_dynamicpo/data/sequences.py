@@ -1,4 +1,4 @@
-"""Plain interaction sequences (user, item, time and perhaps title) to RecBole's atomic files.
+"""Plain interaction sequences (user, item, time and perhaps title and rating) to RecBole's atomic files.
 
 The rows may come in any order. They are written sorted by user and exact time, because RecBole holds time
 stamps in 32 bits, where neighbouring ones become equal: its stable sort then keeps the order of the file.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import DataError, nearest
-from .atomic_files import ITEM_COLUMNS, SEQUENCE_COLUMNS, write_table
+from .atomic_files import ITEM_COLUMNS, RATING_COLUMN, SEQUENCE_COLUMNS, write_table
 from .bad_rows import BadRows, title_problem
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -27,7 +27,9 @@ _NAMES = {
     "item": ("item", "item_id"),
     "time": ("time", "timestamp"),
     "title": ("title",),
+    "rating": ("rating",),
 }
+_AT_WILL = ("title", "rating")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 # What pandas takes for a missing value when RecBole loads an id column, and RecBole's own padding token.
 _MISSING = frozenset([
@@ -38,14 +40,23 @@ _MISSING = frozenset([
 
 @dataclass
 class Sequences:
-    """What a file held: interactions as (user, item, time) texts, and each item's title."""
+    """What a file held.
 
-    interactions: list[tuple[str, str, str]] = field(default_factory=list)
+    Attributes:
+        interactions: (user, item, time) as texts, and behind them the rating, where there are ratings.
+        titles: by item.
+        rated: whether there are ratings.
+        left_out: columns of the file that nothing was taken from.
+    """
+
+    interactions: list[tuple[str, ...]] = field(default_factory=list)
     titles: dict[str, str] = field(default_factory=dict)
+    rated: bool = False
+    left_out: list[str] = field(default_factory=list)
 
 
 def read_sequences(path: Path, bad: BadRows, *, progress: bool = False) -> Sequences:
-    """Read and check a CSV, TSV (no quoting) or Parquet file with columns user, item, time and perhaps title.
+    """Read and check a CSV, TSV (no quoting) or Parquet file: user, item, time, perhaps title and rating.
 
     Args:
         path: the file; its suffix says which of the three it is. Text files are UTF-8 with a header.
@@ -64,18 +75,22 @@ def read_sequences(path: Path, bad: BadRows, *, progress: bool = False) -> Seque
     if header is None:
         raise DataError(f"{path}: the file is empty; wanted a header with user, item and time")
     places = _columns(path, header)
+    found.rated = "rating" in places
+    found.left_out = [name for index, name in enumerate(header) if index not in places.values()]
+    taken = [places[name] for name in ("user", "item", "time", "rating") if name in places]
     bar = tqdm(rows, desc=path.name, unit=" rows", disable=None if progress else True)
     for number, row in enumerate(bar, start=1):
         if len(row) != len(header):
             bad.report(path, number, f"wanted {len(header)} cells as in the header, got {len(row)}")
             continue
-        user, item, time = (row[places[name]] for name in ("user", "item", "time"))
+        interaction = tuple(row[place] for place in taken)
+        item = interaction[1]
         title = row[places["title"]] if "title" in places else item
-        problem = _problem(user, item, time, title, found.titles)
+        problem = _problem(interaction, title, found.titles)
         if problem:
             bad.report(path, number, problem)
             continue
-        found.interactions.append((user, item, time))
+        found.interactions.append(interaction)
         found.titles.setdefault(item, title)
     if not found.interactions:
         raise DataError(f"{path}: no usable row, {bad.count(path)} dropped; wanted at least one")
@@ -85,19 +100,23 @@ def read_sequences(path: Path, bad: BadRows, *, progress: bool = False) -> Seque
 
 
 def write_sequences(found: Sequences, folder: Path, name: str) -> None:
-    """Write ``<name>.inter`` (user_id, item_id, timestamp) and ``<name>.item`` (item_id, title)."""
-    write_table(folder / f"{name}.inter", SEQUENCE_COLUMNS, found.interactions)
+    """Write ``<name>.inter`` (user_id, item_id, timestamp[, rating]) and ``<name>.item`` (item_id, title)."""
+    columns = (*SEQUENCE_COLUMNS, RATING_COLUMN) if found.rated else SEQUENCE_COLUMNS
+    write_table(folder / f"{name}.inter", columns, found.interactions)
     write_table(folder / f"{name}.item", ITEM_COLUMNS, found.titles.items())
 
 
-def _problem(user: str, item: str, time: str, title: str, titles: dict[str, str]) -> str | None:
+def _problem(interaction: Sequence[str], title: str, titles: dict[str, str]) -> str | None:
     """Say why a row cannot be used, or return None."""
+    user, item, time, *rating = interaction
     for name, value in (("user", user), ("item", item)):
         problem = _id_problem(value)
         if problem:
             return f"{name} {problem}"
     if not _NUMBER.fullmatch(time) or not math.isfinite(float(time)):
         return f"time must be a finite number such as seconds since 1970, got {time!r}"
+    if rating and not (_NUMBER.fullmatch(rating[0]) and math.isfinite(float(rating[0]))):
+        return f"rating must be a finite number, got {rating[0]!r}"
     if titles.get(item, title) != title:
         return f"item {item!r} has the title {title!r} here and {titles[item]!r} before; wanted one"
     return title_problem(title)
@@ -115,7 +134,7 @@ def _id_problem(value: str) -> str | None:
 
 
 def _columns(path: Path, header: list[str]) -> dict[str, int]:
-    """Return the places of user, item, time and, if there is one, title in the header."""
+    """Return the places of user, item, time and, where they are, title and rating in the header."""
     plain = [name.strip().lower().split(":")[0] for name in header]  # RecBole's headers end in :token
     places = {}
     for wanted, names in _NAMES.items():
@@ -124,7 +143,7 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
             raise DataError(f"{path}: wanted one column for {wanted}, got {[header[i] for i in found]}")
         if found:
             places[wanted] = found[0]
-        elif wanted != "title":
+        elif wanted not in _AT_WILL:
             raise DataError(f"{path}: wanted a column named {wanted}, got {header}{nearest(wanted, plain)}")
     return places
 

@@ -23,7 +23,7 @@ from ..data.atomic_files import MANIFEST_FILE, UTF8, check_inter_file, read_colu
 from ..data.catalogue import Catalogue, build_catalogue, read_titles
 from ..data.download import HUB_DATA_SETS, check_name
 from ..errors import DataError, SettingsError, nearest
-from ..storage import atomic_folder, load_json, locked, sha256_file, sha256_json
+from ..storage import atomic_folder, difference, load_json, locked, sha256_file, sha256_json
 
 logger = logging.getLogger(__name__)
 
@@ -133,11 +133,15 @@ def data_notes(config: Any) -> list[str]:
     """
     notes = [config["data_note"]] if config["data_note"] else []
     manifest = Path(config["data_path"]) / MANIFEST_FILE
-    if config["benchmark_filename"] and manifest.is_file():
+    if manifest.is_file():
         try:
             facts = load_json(manifest)
             if not isinstance(facts, dict):
                 raise ValueError("no JSON object")
+            if changed := difference(manifest.parent, _of_names(facts.get("files", {}))):
+                notes.append(
+                    f"{changed} since `prepare` wrote it, so that manifest and audit are of other data"
+                )
         except (OSError, ValueError) as error:
             raise DataError(f"{manifest}: damaged JSON ({error}); run prepare again") from error
         if facts.get("test_from_validation"):
@@ -145,6 +149,12 @@ def data_notes(config: Any) -> list[str]:
     for note in notes:
         logger.info("data set '%s': %s", config["dataset"], note)
     return notes
+
+
+def _of_names(files: Any) -> dict[str, str]:
+    if not isinstance(files, dict) or not all(name == Path(name).name for name in files):
+        raise ValueError("files: no digests by name")
+    return files
 
 
 def _how_to_prepare(name: str, folder: Path) -> str:

@@ -212,3 +212,8 @@ def render(
         spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
         lines.append(f"time: {spent}")
     return "\n".join([*lines, *notes])
+
+
+def figures_text(found: Mapping[str, float] | None) -> str:
+    """Return metrics by name on one line, "none" if there are none."""
+    return ", ".join(f"{name} {value}" for name, value in (found or {}).items()) or "none"

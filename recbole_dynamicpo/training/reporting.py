@@ -17,6 +17,7 @@ from ..evaluation.report import (
     VIEWS,
     Contestant,
     columns,
+    figures_text,
     markdown_lines,
     metric_name,
     render,
@@ -74,7 +75,7 @@ def write_report(
         found_here.update({key: value for key, value in report[view.key][-1].items() if key != "name"})
         figures.update({f"{view.prefix}{name}": value for name, value in found_here.items()})
     logger.info("final result\n%s", "\n".join(filter(None, texts)))
-    logger.info("test result: %s", final.result)
+    logger.info("test result: %s", figures_text(final.result))
     write_json(folder / REPORT_FILE, report)
     earlier = [e for e in journal.entries() if (e["stage"], e["kind"]) == ("evaluate", "test")]
     journal.write("evaluate", len(earlier), "test", figures)

@@ -355,13 +355,14 @@ def test_names_are_plain(tmp_path: Path, name: str) -> None:
 
 
 def test_plain_sequences_are_prepared(tmp_path: Path) -> None:
-    (tmp_path / "own.csv").write_text("user,item,time,title\nu,1,2,B\nu,2,1,A\nu,3,,C\n")
+    (tmp_path / "own.csv").write_text("user,item,time,title,mood\nu,1,2,B,x\nu,2,1,A,x\nu,3,,C,x\n")
     found = prepare("own", tmp_path / "own.csv", tmp_path / "out", skip_bad_rows=True)
     assert (found.folder / "own.inter").read_text() == (
         "user_id:token\titem_id:token\ttimestamp:float\nu\t2\t1\nu\t1\t2\n"
     )
     assert found.manifest["rows"] == {"all": 2}
     assert "bad rows dropped: 1" in found.table()
+    assert "columns left out: mood" in found.table()
     assert prepare("own", tmp_path / "own.csv", tmp_path / "out", skip_bad_rows=True).unchanged
 
 

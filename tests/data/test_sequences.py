@@ -163,3 +163,23 @@ def test_each_user_ends_up_in_time_order(
     for name in ("u", "v"):
         wanted = sorted((time, n) for n, (user, time) in enumerate(rows) if user == name)
         assert [item for user, item, _ in found if user == name] == [f"i{n}" for _, n in wanted]
+
+
+def test_ratings_are_kept_and_what_is_left_out_is_said(tmp_path: Path) -> None:
+    path = text_file(tmp_path, "rating,user,genre,item,time\n4.5,u,drama,i2,2\n3,u,action,i1,1\n")
+    found = read_sequences(path, BadRows())
+    assert found.interactions == [("u", "i1", "1", "3"), ("u", "i2", "2", "4.5")]
+    assert (found.rated, found.left_out) == (True, ["genre"])
+    write_sequences(found, tmp_path, "own")
+    assert (tmp_path / "own.inter").read_text("utf-8").splitlines() == [
+        "user_id:token\titem_id:token\ttimestamp:float\trating:float",
+        "u\ti1\t1\t3",
+        "u\ti2\t2\t4.5",
+    ]
+
+
+@pytest.mark.parametrize("rating", ["", "good", "nan", "1e999"])
+def test_a_rating_is_a_number(tmp_path: Path, rating: str) -> None:
+    path = text_file(tmp_path, f"user,item,time,rating\nu,i1,1,{rating}\n")
+    with pytest.raises(DataError, match=r"own\.csv, row 1: rating must be a finite number, got"):
+        read_sequences(path, BadRows())

@@ -291,6 +291,11 @@ def test_that_test_rows_come_from_validation_rows_is_said(small: dict[str, Any],
         said,
     ]
     folder = Path(small["data_path"]) / "lastfm"
+    rows = (folder / "lastfm.train.inter").read_bytes().splitlines(keepends=True)
+    (folder / "lastfm.train.inter").write_bytes(b"".join(rows[:-1]))
+    assert (
+        build("lastfm", small).notes[0].startswith("lastfm.train.inter has changed since `prepare` wrote it")
+    )
     (folder / "manifest.json").write_text("{")
     with pytest.raises(DataError, match=r"manifest\.json: damaged JSON .*; run prepare again"):
         build("lastfm", small)
