@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "terminal_picture.py"
-sys.path.insert(0, str(SCRIPT.parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import terminal_picture
+
+SCRIPT = Path(terminal_picture.__file__)
 
 
 def test_lines_that_were_written_over_are_gone() -> None:
