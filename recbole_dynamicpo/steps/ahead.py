@@ -86,8 +86,7 @@ class Ready:
 
     def _lay_out(self) -> _Layout:
         budget = self.model.budget.tokens
-        share = own_share(self.batches, here())
-        parts = [part for batch in share for part in _parts(batch, self.model.budget)]
+        parts = parts_of(own_share(self.batches, here()), self.model.budget)
         return _Layout([self.model.lay_out(part) for part in parts], budget)
 
 
@@ -136,7 +135,18 @@ def own_share(batches: Sequence[Interaction], processes: Processes) -> Sequence[
     return [rows[torch.tensor(own[start : start + most])] for start in range(0, len(own), most)]
 
 
-def _parts(batch: Interaction, budget: TokenBudget) -> list[Interaction]:
-    """Return a batch in parts that fit the budget; its rows are sorted by size."""
-    groups = budget.split(batch[TOKENS].tolist())
-    return [batch] if len(groups) == 1 else [batch[group] for group in groups]
+def parts_of(batches: Sequence[Interaction], budget: TokenBudget) -> list[Interaction]:
+    """Return the rows of a step by passes.
+
+    A batch is a pass, or several where it exceeds the budget; its rows are sorted by size. Where the budget
+    is to be filled, batches say no more than how many rows there are: the largest rows come first, so that a
+    lack of memory shows at once, and each pass has as many as fit.
+    """
+    if budget.fills and batches:
+        rows = batches[0] if len(batches) == 1 else cat_interactions(list(batches))
+        batches = [rows[rows[TOKENS].argsort(descending=True, stable=True)]]
+    parts = []
+    for batch in batches:
+        groups = budget.split(batch[TOKENS].tolist())
+        parts += [batch] if len(groups) == 1 else [batch[group] for group in groups]
+    return parts

@@ -18,8 +18,10 @@ from torch.nn.utils import clip_grad_norm_
 from ..dataset.columns import losses_of
 from ..errors import PeerError
 from ..interrupt import StopRequest
+from ..language_model.decoder import recompute_layers
 from ..language_model.packed import Moment
 from ..likelihoods.losses import LaidOut
+from ..likelihoods.vocabulary import PassSize
 from ..objectives.diagnostics import BETA_BINS, Diagnostics, merge_diagnostics
 from ..parallel import Processes, here
 from ..scoring.token_budget import Shortage, if_memory_allows
@@ -139,8 +141,23 @@ def _attempt(model: Learner, ready: Ready, total: int) -> _Own | Exception | Non
         return error
     if not isinstance(done, Shortage):
         return done
-    size = begun[-1].asked.size
-    return None if model.budget.shrink(size.parts, size.padded, "out of memory") else done.error()
+    return None if _makes_room(model, begun[-1].asked.size) else done.error()
+
+
+def _makes_room(model: Learner, size: PassSize) -> bool:
+    """Let the next passes take less memory than one that ran out of it; say whether that helps.
+
+    Activations are computed again before passes get smaller, since the device is then kept busy.
+    """
+    policy = model.policy
+    if policy.backbone.recomputes is None and recompute_layers(
+        policy.peft.get_base_model(), policy.bare_layers
+    ):
+        logger.warning(
+            "out of memory with %d tokens in one pass: now computing activations again", size.padded
+        )
+        return True
+    return model.budget.shrink(size.parts, size.padded, "out of memory")
 
 
 def _backward(model: Learner, passes: Sequence[LaidOut], total: int, begun: list[LaidOut]) -> _Own:

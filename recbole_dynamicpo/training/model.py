@@ -105,7 +105,7 @@ class DynamicPO(SequentialRecommender):
             limited_by=name,
         )
         check_prompts(dataset, self.collator)
-        self.budget = TokenBudget(self.settings.tokens_per_batch, self.settings.max_memory)
+        self.budget = TokenBudget.of(self.settings, self.policy.device)
         self.likelihood = self._make_likelihood()
         self._load_beside()
         self.objective = find_objective(self.settings.objective, vars(self.settings))

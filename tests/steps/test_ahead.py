@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from recbole.data.interaction import Interaction
 from safetensors.torch import load_file
 
+from recbole_dynamicpo.dataset.columns import ROW_ID, TOKENS
 from recbole_dynamicpo.errors import DataError
 from recbole_dynamicpo.host.run import run
-from recbole_dynamicpo.steps.ahead import Ahead, Ready
+from recbole_dynamicpo.scoring.token_budget import TokenBudget
+from recbole_dynamicpo.settings import Settings
+from recbole_dynamicpo.steps.ahead import Ahead, Ready, parts_of
 from recbole_dynamicpo.training.checkpoint import load_progress
 from recbole_dynamicpo.training.model import DynamicPO
 from recbole_dynamicpo.training.trainer import DynamicPOTrainer
@@ -173,3 +177,46 @@ def test_what_is_not_finite_is_in_no_checkpoint(
     assert load_progress(folder / "checkpoint").step == 4
     kept = load_file(folder / "checkpoint" / "adapter_model.safetensors")
     assert all(bool(torch.isfinite(value).all()) for value in kept.values())
+
+
+def test_passes_fill_the_budget_by_hand() -> None:
+    """Six rows in batches of two: 100 tokens hold 1 x 60, then 2 x 50 and 3 x 30, the largest first."""
+    sizes, names = [30, 60, 50, 30, 45, 10], torch.arange(6)
+    rows = Interaction({TOKENS: torch.tensor(sizes), ROW_ID: names})
+    batches = [rows[torch.tensor(pair)] for pair in ([0, 1], [2, 3], [4, 5])]
+    filled = parts_of(batches, TokenBudget(100, fills=True))
+    assert [part[ROW_ID].tolist() for part in filled] == [[1], [2, 4], [0, 3, 5]]
+    one_by_one = parts_of(batches, TokenBudget(100))
+    assert [part[ROW_ID].tolist() for part in one_by_one] == [[0], [1], [2, 3], [4, 5]]
+    (whole,) = parts_of(batches, TokenBudget(1000, fills=True))
+    assert sorted(whole[ROW_ID].tolist()) == names.tolist()
+    assert parts_of([], TokenBudget(100, fills=True)) == []
+
+
+@pytest.mark.parametrize("stage", ["sft", "preference"])
+def test_filled_passes_take_the_same_step(stage: str, toy_settings: dict[str, Any]) -> None:
+    """Accumulation is so many rows then: one pass in place of four."""
+    prefix, found = ("sft_batch_size", "sft_accumulation_steps"), []
+    if stage == "preference":
+        prefix = ("train_batch_size", "accumulation_steps")
+    for fills, passes in ((False, 4), (True, 1)):
+        more = {prefix[0]: 1, prefix[1]: 4, "fill_passes": fills}
+        one = Stage(settings_of(toy_settings, "vocabulary", **more), stage)
+        steps = one.ready()
+        assert [len(ready.passes()) for ready in steps] == [passes] * len(steps)
+        one.take(steps)
+        one.trainer.later.settle()
+        found.append(one)
+    (_, apart), (_, together) = (one.said[0] for one in found)
+    for name in ("loss", "grad_norm", "rows"):
+        assert together[name] == pytest.approx(apart[name], rel=1e-4)
+    pairs = zip(*(one.model.policy.trainable() for one in found), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
+
+
+def test_passes_are_filled_on_a_gpu_unless_said_otherwise() -> None:
+    for wanted, on_cpu, on_gpu in (("auto", False, True), (True, True, True), (False, False, False)):
+        settings = Settings(fill_passes=wanted)
+        found = [TokenBudget.of(settings, torch.device(kind)).fills for kind in ("cpu", "cuda")]
+        assert found == [on_cpu, on_gpu]

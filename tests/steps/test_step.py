@@ -9,9 +9,12 @@ import torch
 
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import load
-from recbole_dynamicpo.steps.ahead import Ready
+from recbole_dynamicpo.language_model.decoder import decoder_layers, recomputes
+from recbole_dynamicpo.language_model.packed import TokenBatch
+from recbole_dynamicpo.steps.ahead import Ahead, Ready
 from recbole_dynamicpo.steps.numbers import ReadLater
 from recbole_dynamicpo.training.dense_rows import DenseRows
+from recbole_dynamicpo.training.model import DynamicPO
 from recbole_dynamicpo.training.plan import plan_stages
 from recbole_dynamicpo.training.rows import ListedRows
 from recbole_dynamicpo.training.trainer import DynamicPOTrainer
@@ -140,3 +143,63 @@ def test_the_watch_sees_a_step_that_waits(
     with pretended_device(stage.model.policy) as device:
         stage.take(steps)
     assert device.waits
+
+
+class Scarce:
+    """A pretended device: so many rows pass with their activations kept, and so many without.
+
+    Args:
+        model: whose passes run out of memory beyond that.
+        kept: most rows of a pass whose activations are kept.
+        recomputed: most rows of one whose activations are computed again.
+    """
+
+    def __init__(self, model: DynamicPO, kept: int, recomputed: int) -> None:
+        self.model, self.limits = model, {False: kept, True: recomputed}
+        self.seen: list[tuple[int, bool]] = []
+        self.logps = model.policy.logps
+        model.policy.logps = self  # type: ignore[method-assign]
+
+    def __call__(self, batch: TokenBatch, *more: Any) -> torch.Tensor:
+        layers = decoder_layers(self.model.policy.peft.get_base_model())
+        again = all(hasattr(layer.forward, "recomputed") for layer in layers)
+        self.seen.append((len(batch.prompt), again))
+        if len(batch.prompt) > self.limits[again]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.logps(batch, *more)
+
+
+@pytest.mark.parametrize(
+    ("recomputes", "kept", "recomputed", "seen"),
+    [
+        (None, 4, 4, [(4, False)]),
+        (None, 2, 4, [(4, False), (4, True)]),
+        (None, 1, 2, [(4, False), (4, True), (2, True), (2, True)]),
+        (False, 2, 4, [(4, False), (2, False), (2, False)]),
+        (True, 2, 4, [(4, True)]),
+    ],
+)
+def test_room_is_found_by_trying(
+    recomputes: bool | None, kept: int, recomputed: int, seen: list[Any], toy_settings: dict[str, Any]
+) -> None:
+    """Activations are kept where they fit, else computed again, and passes get smaller last; all alike."""
+    steps, found = [], []
+    for limited in (False, True):
+        own = settings_of(toy_settings, "vocabulary", gradient_checkpointing=recomputes is True)
+        stage = Stage(own, "sft")
+        object.__setattr__(stage.model.policy.backbone, "recomputes", recomputes)
+        scarce = Scarce(stage.model, *((kept, recomputed) if limited else (99, 99)))
+        with Ahead(stage.model) as ahead:
+            ready = next(ahead.steps(stage.rows.batches(0, 0)))
+            stage.take([ready])
+        stage.trainer.later.settle()
+        steps.append(stage.said[0][1])
+        found.append(scarce.seen)
+    assert found[1] == seen
+    assert steps[1]["loss"] == pytest.approx(steps[0]["loss"], rel=1e-5)
+    assert steps[1]["grad_norm"] == pytest.approx(steps[0]["grad_norm"], rel=1e-4)
+
+
+def test_who_decides_what_is_computed_again() -> None:
+    for wanted, on_cpu, on_gpu in (("auto", False, None), (True, True, True), (False, False, False)):
+        assert [recomputes(wanted, torch.device(kind)) for kind in ("cpu", "cuda")] == [on_cpu, on_gpu]
