@@ -16,7 +16,7 @@ from typing import Any
 
 import common
 import numpy as np
-import torch
+from beams import allowed, beam_titles
 from workload import Bench, Rows, build, read_dataset
 
 from recbole_dynamicpo.language_model.policy import POLICY
@@ -25,42 +25,8 @@ from recbole_dynamicpo.scoring.token_budget import TokenBudget
 from recbole_dynamicpo.title_trie.catalogue_likelihood import Mixture
 from recbole_dynamicpo.title_trie.catalogue_scorer import CatalogueScorer
 from recbole_dynamicpo.title_trie.catalogue_search import CatalogueSearch
-from recbole_dynamicpo.title_trie.trie import Trie
 
 TOP, BEAMS = 20, 20
-
-
-def allowed(trie: Trie) -> dict[tuple[int, ...], list[int]]:
-    """Return the tokens that may follow each prefix of a title."""
-    prefix: list[tuple[int, ...]] = [()]
-    following: dict[tuple[int, ...], list[int]] = {}
-    for node in range(1, len(trie.parent)):
-        above = prefix[trie.parent[node]]
-        prefix.append((*above, int(trie.token[node])))
-        following.setdefault(above, []).append(int(trie.token[node]))
-    return following
-
-
-@torch.no_grad()
-def beam_titles(bench: Bench, scorer: CatalogueScorer, row: PromptRow, following: Any) -> set[int]:
-    """Return the distinct titles that transformers' beam search finds for one history."""
-    (prompt,) = scorer.prompts([row])
-    trie, length = scorer.trie, len(prompt)
-    end, model = trie.terminator, bench.policy.peft.get_base_model()
-    longest = int(trie.depth.max())
-    found = model.generate(
-        input_ids=torch.tensor([prompt], device=bench.device),
-        attention_mask=torch.ones(1, length, dtype=torch.int64, device=bench.device),
-        num_beams=BEAMS, num_return_sequences=BEAMS, do_sample=False, max_new_tokens=longest,
-        eos_token_id=end, pad_token_id=end, length_penalty=0.0,
-        prefix_allowed_tokens_fn=lambda _, ids: following.get(tuple(ids[length:].tolist()), [end]),
-    )  # fmt: skip
-    leaves = {tuple(trie.token[trie.path(int(leaf))].tolist()): title for title, leaf in enumerate(trie.leaf)}
-    written = []
-    for line in found[:, length:].tolist():
-        cut = line.index(end) + 1 if end in line else len(line)
-        written.append(leaves.get(tuple(line[:cut])))
-    return {title for title in written if title is not None}
 
 
 def measure(
@@ -85,7 +51,8 @@ def measure(
     beams: list[set[int]] = []
 
     def search_beams() -> None:
-        beams[:] = [beam_titles(bench, scorer, row, following) for row in few]
+        model, prompts = bench.policy.peft.get_base_model(), scorer.prompts(few)
+        beams[:] = [beam_titles(model, scorer.trie, prompt, following, BEAMS) for prompt in prompts]
 
     own = common.interleave(
         {

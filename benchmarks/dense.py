@@ -20,11 +20,12 @@ from workload import LISTED
 
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import load
+from recbole_dynamicpo.steps.ahead import Ready
+from recbole_dynamicpo.steps.step import take_step
 from recbole_dynamicpo.training.dense_rows import DenseRows
 from recbole_dynamicpo.training.model import DynamicPO
 from recbole_dynamicpo.training.plan import StagePlan, plan_stages
 from recbole_dynamicpo.training.rows import ListedRows, StageRows
-from recbole_dynamicpo.training.step import take_step
 
 NEGATIVES = (1, 15, 19)
 
@@ -56,22 +57,9 @@ class Stage:
             rows.add_reference(0, lambda wanted: wanted.score(wanted.rows))
         self.rows, self.tokens = rows.count, 0
         for batches in rows.batches(0, 0):
-            take_step(_Counting(model, self), self.optimizer, batches, None)  # type: ignore[arg-type]
-
-
-class _Counting:
-    """A model that adds up what its training passes forward."""
-
-    def __init__(self, model: DynamicPO, stage: Stage) -> None:
-        self._model, self._stage = model, stage
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def row_losses(self, rows: Any) -> Any:
-        losses = self._model.row_losses(rows)
-        self._stage.tokens += self._model.tokens
-        return losses
+            taken = take_step(model, self.optimizer, Ready(model, batches), None)
+            self.tokens += taken.numbers.tokens
+            taken.numbers.read()
 
 
 def model_of(dataset: str, settings: dict[str, Any]) -> DynamicPO:

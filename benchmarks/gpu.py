@@ -1,10 +1,12 @@
-"""What a GPU makes of this package, in one run of some minutes, without a network and without RecBole.
+"""What a GPU makes of this package, in one run of at most ten minutes, without a network and without RecBole.
 
-    python benchmarks/gpu.py [--shapes smollm2-135m llama2-7b] [--parts correctness step ...] [--json FILE]
+    python benchmarks/gpu.py [--shapes smollm2-135m llama2-7b] [--parts correctness step ...]
+                             [--seconds 600] [--json FILE] [--markdown FILE]
 
-It needs torch, transformers and peft alone, and drives ``language_model``, ``title_trie`` and ``objectives``.
-Weights are random in known shapes, and so are the tokens; each part says what it lacked. ``--shapes tiny`` is
-a dry run that any CPU can do.
+It needs torch, transformers and peft alone, and drives ``language_model``, ``title_trie``, ``objectives`` and
+the checkpoints of ``training``. Weights are random in known shapes, and so are the tokens. A part that lacks
+something says what, and one that would not end in time is left out and says so. ``--shapes tiny`` is a dry
+run that any CPU can do.
 """
 
 from __future__ import annotations
@@ -12,194 +14,54 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-if "recbole_dynamicpo" not in sys.modules:  # its face would register with RecBole, which need not be here
-    package, spec = ModuleType("recbole_dynamicpo"), find_spec("recbole_dynamicpo")
-    beside = ROOT / "recbole_dynamicpo"
-    package.__path__ = (
-        [str(beside)] if beside.is_dir() else [*(spec.submodule_search_locations if spec else [])]
-    )
-    sys.modules["recbole_dynamicpo"] = package
+from gpu_world import SHAPES, World, clock, peak_memory, preference_step, reference_of  # first
 
-import naive  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import gpu_job  # isort: skip
+import naive  # isort: skip
+import numpy as np  # isort: skip
+import torch  # isort: skip
+from beams import allowed, beam_titles  # isort: skip
+from gpu_report import Recipe, markdown, projected  # isort: skip
 
-from recbole_dynamicpo.language_model.adapter_folder import LoraShape  # noqa: E402
-from recbole_dynamicpo.language_model.backbone import Backbone  # noqa: E402
-from recbole_dynamicpo.language_model.logps import separate_logps  # noqa: E402
-from recbole_dynamicpo.language_model.packed import TokenBatch, on_device  # noqa: E402
-from recbole_dynamicpo.language_model.policy import POLICY, REFERENCE, Policy  # noqa: E402
-from recbole_dynamicpo.language_model.probe import find_abilities  # noqa: E402
-from recbole_dynamicpo.language_model.tree import separate_states  # noqa: E402
-from recbole_dynamicpo.objectives.preference import preference_loss  # noqa: E402
-from recbole_dynamicpo.scoring.token_budget import Shortage, if_memory_allows  # noqa: E402
-from recbole_dynamicpo.title_trie.catalogue_likelihood import catalogue_logps, child_products  # noqa: E402
-from recbole_dynamicpo.title_trie.title_layout import lay_out  # noqa: E402
-from recbole_dynamicpo.title_trie.trie_builder import build_trie  # noqa: E402
-from recbole_dynamicpo.title_trie.trunk import pack_trees, pack_whole  # noqa: E402
+from recbole_dynamicpo.language_model.logps import separate_logps
+from recbole_dynamicpo.language_model.packed import TokenBatch, on_device
+from recbole_dynamicpo.language_model.policy import REFERENCE
+from recbole_dynamicpo.language_model.tree import separate_states
+from recbole_dynamicpo.scoring.token_budget import Shortage, if_memory_allows
+from recbole_dynamicpo.title_trie.catalogue_likelihood import catalogue_logps, child_products
+from recbole_dynamicpo.title_trie.title_layout import lay_out
+from recbole_dynamicpo.title_trie.trunk import pack_trees, pack_whole
 
-# hidden, intermediate, layers, heads, key and value heads, vocabulary.
-SHAPES = {
-    "tiny": (32, 48, 2, 4, 2, 100),
-    "smollm2-135m": (576, 1536, 30, 9, 3, 49152),
-    "qwen2.5-7b": (3584, 18944, 28, 28, 4, 152064),
-    "llama2-7b": (4096, 11008, 32, 32, 32, 32000),
-}
 NEGATIVES = (1, 7, 15, 19)
-# Float32 sums in other orders; bfloat16 keeps 8 bits of each product.
+# Float32 sums in other orders; bfloat16 keeps 8 bits of each product. Gradients: of their norm.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2.0}
+GRADIENT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
 SETTINGS = SimpleNamespace(dynamic=True, beta=1.0, margin=6.0, num_clusters=3)
+BEAMS = 20
 Result = dict[str, Any]
 
 
-class World:
-    """A model of one of the shapes with two adapters that differ, and made-up rows.
-
-    Args:
-        name: of the shapes.
-        dtype: of the frozen weights.
-        device: where they are.
-        quick: few tokens and titles.
-        four_bits: cut the decoder's matrices to nf4, as ``load_in_4bit`` does.
-    """
-
-    def __init__(
-        self, name: str, dtype: torch.dtype, device: str, quick: bool, four_bits: bool = False
-    ) -> None:
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        hidden, inner, layers, heads, kept, self.vocabulary = SHAPES[name]
-        config = LlamaConfig(
-            hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-            num_key_value_heads=kept, vocab_size=self.vocabulary, max_position_embeddings=4096,
-            attn_implementation="sdpa",
-        )  # fmt: skip
-        torch.manual_seed(0)
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            with torch.device(device):
-                model = LlamaForCausalLM(config).requires_grad_(False).eval()
-        finally:
-            torch.set_default_dtype(before)
-        abilities = find_abilities(model, name)._asdict()
-        if four_bits:
-            cut_to_four_bits(model, device)
-        backbone = Backbone(model, None, name, "random", **abilities)
-        self.policy = Policy(backbone, LoraShape(8, 16.0, 0.0, ("q_proj", "v_proj"), 0), seed=0)
-        self._move(1)
-        self.policy.freeze_reference()
-        self._move(2)
-        self.name, self.device, self.quick = name, device, quick
-        self.dtype = str(dtype).removeprefix("torch.")
-        self.weights = sum(weight.numel() for weight in model.parameters())
-        self.draw = np.random.default_rng(0)
-
-    @torch.no_grad()
-    def _move(self, seed: int) -> None:
-        draw = torch.Generator().manual_seed(seed)
-        for name, weight in self.policy.peft.named_parameters():
-            if f"lora_B.{POLICY}." in name:
-                weight.add_((torch.randn(weight.shape, generator=draw) * 0.01).to(weight))
-
-    def batch(self, rows: int, negatives: int) -> TokenBatch:
-        """Return rows of a prompt and 1 + K titles of 3 to 8 tokens."""
-        prompt = 12 if self.quick else 200
-        draw = torch.Generator().manual_seed(rows * 100 + negatives)
-        lengths = torch.randint(3, 9, (rows, 1 + negatives), generator=draw)
-        ids = torch.randint(4, self.vocabulary, (rows, 1 + negatives, 8), generator=draw)
-        ids[torch.arange(8) >= lengths[..., None]] = 0
-        prompts = torch.randint(4, self.vocabulary, (rows, prompt), generator=draw)
-        return TokenBatch(prompts, torch.full((rows,), prompt), ids, lengths)
-
-    def trie(self) -> Any:
-        """Return the trie of a made catalogue."""
-        count = 30 if self.quick else 1659
-        titles = {
-            tuple(self.draw.integers(4, 24, self.draw.integers(2, 6)).tolist()) for _ in range(count * 2)
-        }
-        tokens = sorted(titles)[:count]
-        return build_trie([str(title) for title in tokens], tokens, 2)
-
-    def prompts(self, rows: int) -> list[list[int]]:
-        length = 10 if self.quick else 150
-        return self.draw.integers(4, min(24, self.vocabulary), (rows, length)).tolist()
-
-    def all_titles(self, trie: Any, prompts: list[list[int]]) -> torch.Tensor:
-        """Return (B, Y) log-probabilities of all titles, in one pass."""
-        layout = lay_out(trie, np.arange(trie.num_titles)[None])
-        found = self.policy.tree_states(pack_whole(prompts, layout))
-        states = found.states.unflatten(0, (len(prompts), -1))
-        products = child_products(states, self.policy.output_layer, on_device(layout.edges, states.device))
-        return catalogue_logps(products, on_device(layout, products.device)).squeeze(1)
-
-
-def cut_to_four_bits(model: Any, device: str) -> None:
-    """Put bitsandbytes' layers of 4 bits in the place of the decoder's linear ones."""
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
-    kind: Any = {"quant_type": "nf4", "compress_statistics": True}
-    for layer in model.get_decoder().layers:
-        for name, part in list(layer.named_modules()):
-            if isinstance(part, torch.nn.Linear):
-                new = Linear4bit(
-                    part.in_features, part.out_features, bias=False, compute_dtype=torch.bfloat16, **kind
-                )
-                new.weight = Params4bit(part.weight.data.cpu(), requires_grad=False, **kind)
-                layer.set_submodule(name, new.to(device))
-    model.is_loaded_in_4bit = True  # what peft asks
-
-
-def clock(world: World, work: Callable[[], object], rounds: int = 3) -> float:
-    """Return the median seconds of a call, after one that is not counted."""
-    times = []
-    for _ in range(rounds + 1):
-        started = time.perf_counter()
-        work()
-        if world.device != "cpu":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
-
-
-def peak_memory(world: World, work: Callable[[], object]) -> int | None:
-    """Return the bytes that a call takes above what is there; None on a CPU."""
-    if world.device == "cpu":
-        return None
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def our_step(world: World, batch: TokenBatch) -> torch.Tensor:
-    """Take a preference step without the optimizer; return the loss."""
-    policy = world.policy
-    with torch.no_grad(), policy.speaking_as(REFERENCE):
-        reference = policy.logps(batch)
-    logps = policy.logps(batch)
-    loss = preference_loss(logps, reference, beta=1.0, margin=6.0, clusters=3).loss.mean()
-    loss.backward()
-    return loss.detach()
+def rows_of(world: World) -> int:
+    """Return the rows of a step."""
+    return 2 if world.quick else 8
 
 
 def correctness(world: World) -> Result:
-    """Every voice, the whole catalogue and dense rows against one sequence a title."""
+    """Every voice, the whole catalogue and dense rows against one sequence a title; values and gradients."""
     policy, model = world.policy, world.policy.peft.get_base_model()
     batch, found = world.batch(2, 5), {}
     with torch.no_grad():
-        for voice in (POLICY, REFERENCE, "backbone"):
+        for voice in ("policy", REFERENCE, "backbone"):
             with policy.speaking_as(voice):
                 ours = policy.logps(batch)
                 alone = separate_logps(model, batch, plain_head=True, most_tokens=None)
@@ -213,11 +75,26 @@ def correctness(world: World) -> Result:
             (world.all_titles(trie, prompts).exp().sum(dim=1) - 1).abs().max().item()
         )
         found["dense rows against a sequence a position"] = _dense_difference(world, trie)
+    gradient = _gradient_difference(world, batch)
+    with torch.no_grad():
         policy.freeze_reference()
-        with policy.speaking_as(REFERENCE):
-            frozen = policy.logps(batch)
-        found["policy less reference at step 0"] = (policy.logps(batch) - frozen).abs().max().item()
-    return {"differences": found, "holds": max(found.values()) <= TOLERANCE[world.dtype]}
+        found["policy less reference at step 0"] = (
+            (policy.logps(batch) - reference_of(world, batch)).abs().max().item()
+        )
+    shares = policy.backbone.shares_prompt  # else both ways are one
+    close = max(found.values()) <= TOLERANCE[world.dtype] and gradient <= GRADIENT_TOLERANCE[world.dtype]
+    said: Result = {"differences": found, "gradient, of its norm": gradient, "in_one_pass": shares}
+    return said | {"holds": close and shares}
+
+
+def _gradient_difference(world: World, batch: TokenBatch) -> float:
+    """Return how far the gradients of one pass are from those of a sequence a title, of their norm."""
+    policy, parameters = world.policy, world.policy.trainable()
+    model = policy.peft.get_base_model()
+    ours = torch.autograd.grad(policy.logps(batch).sum(), parameters)
+    alone = torch.autograd.grad(separate_logps(model, batch, plain_head=True).sum(), parameters)
+    one, other = (torch.cat([part.flatten().float() for part in parts]) for parts in (ours, alone))
+    return ((one - other).norm() / other.norm()).item()
 
 
 def _dense_difference(world: World, trie: Any) -> float:
@@ -245,50 +122,85 @@ def _dense_difference(world: World, trie: Any) -> float:
 
 
 def step(world: World) -> Result:
-    """A step of 8 rows against the naive one: times, memory, loss."""
+    """A step of 8 rows against one as published code takes it: times, memory, loss.
+
+    The other way has a second model as reference and takes as many rows at once as memory allows.
+    """
     found: Result = {}
     second = naive.second_model(world.policy)
-    for negatives in NEGATIVES[:2] if world.quick else NEGATIVES:
-        batch = world.batch(2 if world.quick else 8, negatives)
-
-        def slow(batch: TokenBatch = batch) -> torch.Tensor:
-            with torch.no_grad():
-                reference = naive.logps(second, batch, world.device)
-            loss = naive.loss(naive.logps(world.policy.peft, batch, world.device), reference, SETTINGS)
-            loss.backward()
-            return loss.detach()
-
-        def ours(batch: TokenBatch = batch) -> torch.Tensor:
-            return our_step(world, batch)
-
-        line: Result = {"ours_s": clock(world, ours), "ours_bytes": peak_memory(world, ours)}
-        try:
-            line |= {"naive_s": clock(world, slow, 1), "naive_bytes": peak_memory(world, slow)}
-            line |= {"speedup": line["naive_s"] / line["ours_s"]}
-            line["loss_difference"] = abs(ours().item() - slow().item())
-        except torch.OutOfMemoryError:
-            line["lacked"] = "memory for the naive step"
+    for negatives in (1, 15) if world.quick else NEGATIVES:
+        batch = world.batch(rows_of(world), negatives)
+        known = reference_of(world, batch)
+        ours = partial(preference_step, world, batch)
+        line: Result = {"tokens": batch.tokens(), "ours_s": clock(world, ours)}
+        line["cached_s"] = clock(world, partial(preference_step, world, batch, known))
+        line["ours_bytes"] = peak_memory(world, ours)
+        line |= _naive(world, second, batch)
+        if "naive_s" in line:
+            line["speedup"] = line["naive_s"] / line["ours_s"]
+            line["loss_difference"] = abs(ours().item() - line.pop("naive_loss"))
         found[f"K = {negatives}"] = line
     return found
 
 
+def _naive(world: World, second: Any, batch: TokenBatch) -> Result:
+    """Return time, memory and loss of the other way."""
+
+    def slow(at_once: int) -> torch.Tensor:
+        total = torch.zeros(())
+        for start in range(0, len(batch.prompt), at_once):
+            part = TokenBatch(*(tensor[start : start + at_once] for tensor in batch))
+            with torch.no_grad():
+                reference = naive.logps(second, part, world.device)
+            own = naive.loss(naive.logps(world.policy.peft, part, world.device), reference, SETTINGS)
+            loss = own * (len(part.prompt) / len(batch.prompt))
+            loss.backward()
+            total += loss.detach().cpu()
+        return total
+
+    rows = len(batch.prompt)
+    while rows:
+        loss = if_memory_allows(partial(slow, rows))
+        if not isinstance(loss, Shortage):
+            work = partial(slow, rows)
+            return {
+                "naive_s": clock(world, work, 1), "naive_bytes": peak_memory(world, work),
+                "naive_rows_at_once": rows, "naive_loss": loss.item(),
+            }  # fmt: skip
+        rows //= 2
+    return {"lacked": "memory for the naive step"}
+
+
 def use(world: World) -> Result:
-    """Share of the device's peak in training, by 4 operations a frozen weight and token."""
+    """Share of the device's peak: in training, 4 operations a weight and token; in ranking, 2."""
     size = 256 if world.quick else 8192
     factor = torch.randn(size, size, device=world.device, dtype=getattr(torch, world.dtype))
-    peak = 2 * size**3 / clock(world, lambda: factor @ factor)
-    batch = world.batch(2 if world.quick else 8, 15)
+    peak = 2 * size**3 / clock(world, partial(torch.mm, factor, factor))
+    del factor
+    batch = world.batch(rows_of(world), 15)
     spent = clock(world, lambda: world.policy.logps(batch).sum().backward())
-    return {"peak_tflops": peak / 1e12, "of_peak": 4 * world.weights * batch.tokens() / spent / peak}
+    found = {"peak_tflops": peak / 1e12, "tokens_per_second": batch.tokens() / spent}
+    found["training_of_peak"] = 4 * world.weights * batch.tokens() / spent / peak
+    trie, prompts = world.trie(), world.prompts(rows_of(world))
+    tokens = pack_whole(prompts, lay_out(trie, np.arange(trie.num_titles)[None])).tokens()
+    with torch.no_grad():
+        ranked = clock(world, lambda: world.all_titles(trie, prompts))
+    return found | {"ranking_of_peak": 2 * world.weights * tokens / ranked / peak}
 
 
 def ranking(world: World) -> Result:
-    """Users a second, all titles of a catalogue exactly."""
-    trie, rows = world.trie(), 2 if world.quick else 8
+    """Users a second: all titles of a catalogue exactly, and transformers' beams held to it."""
+    trie, rows = world.trie(), rows_of(world)
     prompts = world.prompts(rows)
     with torch.no_grad():
         spent = clock(world, lambda: world.all_titles(trie, prompts))
-    return {"titles": trie.num_titles, "users_per_second": rows / spent}
+        exact = world.all_titles(trie, prompts[:1])[0].topk(min(BEAMS, trie.num_titles)).indices.tolist()
+    model, following = world.policy.peft.get_base_model(), allowed(trie)
+    search = partial(beam_titles, model, trie, prompts[0], following, len(exact))
+    searched = clock(world, search, 1)
+    found = {"titles": trie.num_titles, "users_per_second": rows / spent, "beams": len(exact)}
+    found |= {"beams_users_per_second": 1 / searched, "speedup": searched * rows / spent}
+    return found | {"missed_by_beams": len({*exact} - search()) / len(exact)}
 
 
 def memory(world: World) -> Result:
@@ -297,33 +209,36 @@ def memory(world: World) -> Result:
         return {"lacked": "a GPU"}
     free, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction((total - free + (1 << 30)) / total)
-    rows = 64
+    rows, most = 256, 256
     try:
-        while isinstance(if_memory_allows(partial(our_step, world, world.batch(rows, 15))), Shortage):
+        while rows and isinstance(
+            if_memory_allows(partial(preference_step, world, world.batch(rows, 15))), Shortage
+        ):
             rows //= 2
-            torch.cuda.empty_cache()
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    return {"rows_that_fit": rows, "recovered": 0 < rows < 64}
+    return {"rows_that_fit": rows, "recovered": 0 < rows < most}
 
 
 def gaps(world: World) -> Result:
-    """The ten longest waits of the device inside a step, seconds."""
+    """The ten longest waits of the device inside a step: seconds, and what came after."""
     if world.device == "cpu":
         return {"lacked": "a GPU"}
     batch = world.batch(8, 15)
-    our_step(world, batch)
+    preference_step(world, batch)
     kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=kinds) as profile:
-        our_step(world, batch)
+        preference_step(world, batch)
         torch.cuda.synchronize()
-    on_device = [e.time_range for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    spans = sorted((span.start, span.end) for span in on_device)
+    there = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    spans = sorted((event.time_range.start, event.time_range.end, event.name) for event in there)
     waits, end = [], spans[0][1]
-    for start, stop in spans[1:]:
-        waits.append(max(0, start - end) / 1e6)
+    for start, stop, name in spans[1:]:
+        waits.append((max(0, start - end) / 1e6, name[:60]))
         end = max(end, stop)
-    return {"longest_s": sorted(waits, reverse=True)[:10], "sum_s": sum(waits)}
+    longest = [f"{seconds:.6f} before {name}" for seconds, name in sorted(waits, reverse=True)[:10]]
+    busy = sum(seconds for seconds, _ in waits)
+    return {"longest": longest, "sum_s": busy, "step_s": (end - spans[0][0]) / 1e6, "operations": len(spans)}
 
 
 def four_bits(world: World) -> Result:
@@ -331,49 +246,131 @@ def four_bits(world: World) -> Result:
     there = {"a GPU": world.device != "cpu", "bitsandbytes": find_spec("bitsandbytes") is not None}
     if not all(there.values()):
         return {"lacked": " and ".join(name for name, is_there in there.items() if not is_there)}
-    batch, found, said = world.batch(2 if world.quick else 8, 15), {}, []
+    batch, found, said = world.batch(rows_of(world), 15), {}, []
     for name, cut in (("bfloat16", False), ("nf4", True)):
         own = World(world.name, torch.bfloat16, world.device, world.quick, cut)
         decoder = own.policy.peft.get_base_model().get_decoder()
         kept = sum(part.numel() * part.element_size() for part in decoder.layers.parameters())
         with torch.no_grad(), own.policy.speaking_as("backbone"):
             said.append(own.policy.logps(batch))
-        spent = clock(own, partial(our_step, own, batch))
-        taken = peak_memory(own, partial(our_step, own, batch))
+        spent = clock(own, partial(preference_step, own, batch))
+        taken = peak_memory(own, partial(preference_step, own, batch))
         found[name] = {"layer_bytes": kept, "step_s": spent, "step_bytes": taken}
     found["mean_difference"] = (said[0] - said[1]).abs().mean().item()
     return found
 
 
-PARTS = {part.__name__: part for part in (correctness, step, use, ranking, memory, gaps, four_bits)}
+class Part(NamedTuple):
+    """One thing that is found out.
+
+    Attributes:
+        work: returns figures; ``holds: False`` among them is a failure.
+        seconds: that it is thought to take of a large model on a GPU; nobody has measured that.
+        small: only of the smallest shapes.
+    """
+
+    work: Callable[[World], Result]
+    seconds: float
+    small: bool = False
+
+
+def job(world: World) -> Result:
+    """The default job, killed and gone on with, where RecBole and its backbone are at hand."""
+    if world.device == "cpu":
+        return {"lacked": "a GPU"}
+    return gpu_job.job(["--dataset=ml-100k", "--eval_rows=50"], Part(job, 150).seconds)
+
+
+PARTS = {
+    "correctness": Part(correctness, 15),
+    "step": Part(step, 90),
+    "use": Part(use, 10),
+    "ranking": Part(ranking, 20),
+    "memory": Part(memory, 10),
+    "gaps": Part(gaps, 10),
+    "four_bits": Part(four_bits, 40),
+    "resume": Part(gpu_job.resume, 60, small=True),
+    "job": Part(job, 150, small=True),
+}
+
+
+class Run:
+    """A run of the parts, within a time.
+
+    Args:
+        seconds: in all.
+        rows: of the main experiment, for the projection.
+    """
+
+    def __init__(self, seconds: float, recipe: Recipe) -> None:
+        self.ends = time.perf_counter() + seconds
+        self.recipe, self.wrong = recipe, False
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
+        self.device = device
+        self.report: Result = {
+            "device": name,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        self.report |= {library: version(library) for library in ("transformers", "peft")}
+
+    def shapes(self, name: str, dtype: str, parts: Sequence[str], *, first: bool) -> None:
+        """Measure one model; ``first``: parts that only a small one is asked for are, too."""
+        own = [part for part in parts if first or not PARTS[part].small]
+        left = self.ends - time.perf_counter()
+        if not own or left < 0:
+            self._say(f"{name} {dtype}", {"skipped": "no time left"} if own else {})
+            return
+        world = World(name, getattr(torch, dtype), self.device, quick=name == "tiny")
+        found = {part: self._part(world, part) for part in own}
+        for part, figures in found.items():
+            self._say(f"{name} {dtype} {part}", figures)
+        if "step" in found:
+            rows = rows_of(world)
+            self._say(f"{name} {dtype} main experiment, hours", projected(found, rows, self.recipe))
+
+    def _part(self, world: World, name: str) -> Result:
+        part, left = PARTS[name], self.ends - time.perf_counter()
+        wanted = 0.0 if world.quick else part.seconds
+        if left < wanted:
+            return {"skipped": f"{left:.0f} s are left, and some {wanted:.0f} s are wanted"}
+        started = time.perf_counter()
+        found = part.work(world)
+        self.wrong |= found.get("holds") is False
+        return {**found, "seconds": time.perf_counter() - started}
+
+    def _say(self, name: str, found: Result) -> None:
+        if found:
+            self.report[name] = found
+            print(f"{name}: {json.dumps(found)}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts; returns 1 where a result is wrong."""
+    started = time.perf_counter()
     parser = argparse.ArgumentParser(description="this package on a GPU", allow_abbrev=False)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smollm2-135m", "llama2-7b"])
+    large = ["llama2-7b", "qwen2.5-7b"]
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smollm2-135m", *large])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seconds", type=float, default=600, help="that all may take (600)")
+    parser.add_argument("--paper_rows", type=int, default=Recipe().rows, help="of the main experiment")
     parser.add_argument("--json", type=Path, help="write the report into this file too")
+    parser.add_argument("--markdown", type=Path, help="write it as a page")
     options = parser.parse_args(arguments)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
-    report: Result = {"device": name, "torch": torch.__version__, "python": platform.python_version()}
-    wrong = False
-    for shapes in options.shapes:
-        dtypes = ("float32", "bfloat16") if device == "cuda" and "7b" not in shapes else ("bfloat16",)
-        for dtype in dtypes if device == "cuda" else ("float32",):
-            world = World(shapes, getattr(torch, dtype), device, quick=shapes == "tiny")
-            for part in options.parts:
-                started = time.perf_counter()
-                found = PARTS[part](world)
-                wrong |= found.get("holds") is False
-                found["seconds"] = time.perf_counter() - started
-                report[f"{shapes} {dtype} {part}"] = found
-                print(f"{shapes} {dtype} {part}: {json.dumps(found)}", flush=True)
-            del world
+    run = Run(options.seconds, Recipe(rows=options.paper_rows))
+    both = ["float32", "bfloat16"] if run.device == "cuda" else ["float32"]
+    first = True
+    for name in options.shapes:
+        for dtype in both[-1:] if name in large else both:
+            run.shapes(name, dtype, options.parts, first=first)
+            first = False
+    run.report["seconds"] = round(time.perf_counter() - started, 1)
     if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return int(wrong)
+        options.json.write_text(json.dumps(run.report, indent=2) + "\n", encoding="utf-8")
+    if options.markdown:
+        options.markdown.write_text(markdown(run.report), encoding="utf-8")
+    return int(run.wrong)
 
 
 if __name__ == "__main__":

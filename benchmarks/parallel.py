@@ -29,11 +29,12 @@ from recbole.config import Config
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import load
 from recbole_dynamicpo.parallel import Processes, join, leave
+from recbole_dynamicpo.steps.ahead import Ready
+from recbole_dynamicpo.steps.step import take_step
 from recbole_dynamicpo.storage import write_json
 from recbole_dynamicpo.training.dense_rows import DenseRows
 from recbole_dynamicpo.training.model import DynamicPO
 from recbole_dynamicpo.training.plan import plan_stages
-from recbole_dynamicpo.training.step import take_step
 
 # Steps that are taken before any is timed.
 WARM_UP = 1
@@ -85,10 +86,10 @@ def stage(model: DynamicPO, name: str, titles: int, clock: Clock) -> dict[str, f
 
     def train() -> None:
         for batches in steps[WARM_UP:]:
-            take_step(model, optimizer, batches, None)
+            take_step(model, optimizer, Ready(model, batches), None).numbers.read()
 
     for batches in steps[:WARM_UP]:
-        take_step(model, optimizer, batches, None)
+        take_step(model, optimizer, Ready(model, batches), None).numbers.read()
     seconds, exchanged = clock(train)
     trained = sum(int((b["window_stop"] - b["window_start"]).sum()) for step in steps[WARM_UP:] for b in step)
     return {**found, f"{name} rows/s": trained / seconds, f"{name} exchange": exchanged / seconds}

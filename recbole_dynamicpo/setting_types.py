@@ -108,7 +108,8 @@ def _some_of(choices: tuple[str, ...], least: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-DTYPES = ("auto", "float32", "bfloat16", "float64")
+AUTO = "auto"  # what a device or a measurement decides
+DTYPES = (AUTO, "float32", "bfloat16", "float64")
 
 
 def _schema(choices: tuple[str, ...]) -> WithJsonSchema:
@@ -133,6 +134,13 @@ NegativeSource = Annotated[str, _one_of(NEGATIVE_SOURCES), _schema(NEGATIVE_SOUR
 Redraw = Annotated[str, _one_of(REDRAWS), _schema(REDRAWS)]
 TimeTies = Annotated[str, _one_of(TIME_TIES), _schema(TIME_TIES)]
 Flag = Annotated[bool, _wanted("true or false", lambda value: isinstance(value, bool), bool)]
+Automatic = Annotated[
+    bool | str,
+    _wanted(
+        "true, false or auto", lambda value: value == AUTO or isinstance(value, bool), lambda value: value
+    ),
+    WithJsonSchema({"enum": [True, False, AUTO]}),
+]
 Whole = Annotated[
     int, _wanted("a whole number", lambda value: _number(value) and float(value).is_integer(), int)
 ]

@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 
 from .errors import SettingsError, nearest
 from .setting_types import (
+    AUTO,
+    Automatic,
     CandidateSource,
     Distribution,
     Dtype,
@@ -138,7 +140,11 @@ class Settings:
     backbone: Text = setting("smollm2-135m", "embedded name, local folder or hub id", decides="sft")
     dtype: Dtype = setting("auto", "of the frozen weights", decides="sft")
     load_in_4bit: Flag = setting(False, "nf4 backbone; needs CUDA and bitsandbytes", decides="sft")
-    gradient_checkpointing: Flag = setting(False, "recompute activations to save memory", decides="sft")
+    gradient_checkpointing: Automatic = setting(
+        AUTO,
+        "compute activations again in the backward pass; auto: once a GPU's memory is short",
+        decides="sft",
+    )
     lora_rank: Whole = setting(8, "r", decides="sft", ge=1)
     lora_alpha: Number = setting(32, "scale numerator", decides="sft", gt=0)
     lora_dropout: Number = setting(0.0, "on the adapter's input while training", decides="sft", ge=0, le=0.99)
@@ -195,6 +201,9 @@ class Settings:
     )
     eval_batch_size: Whole = setting(64, "rows that RecBole hands over at once", decides="evaluate", ge=1)
     tokens_per_batch: Whole = setting(4096, "most padded tokens of a forward pass", decides="sft", ge=1)
+    fill_passes: Automatic = setting(
+        AUTO, "a step's rows in passes as large as tokens_per_batch allows; auto: on a GPU", decides="sft"
+    )
     threads: Whole = setting(
         0, "of one operation on a CPU; 0: torch's own choice, one per core", decides="nothing", ge=0
     )

@@ -25,7 +25,7 @@ NAME = PACKAGE.name
 GROUND = "errors names settings setting_types ingredients storage interrupt parallel version"
 PILLARS = "data language_model objectives evaluation"
 
-BELOW_HOST = f"{PILLARS} scoring title_trie dataset likelihoods serving tracking training"
+BELOW_HOST = f"{PILLARS} scoring title_trie dataset likelihoods steps serving tracking training"
 
 # What a package may import beside itself and the ground; a place is a package or one module of it.
 MAY_IMPORT = {
@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "tracking": "serving evaluation objectives.boundary",
     "dataset": "data evaluation scoring",
     "likelihoods": "data language_model objectives scoring title_trie dataset serving",
-    "training": f"{PILLARS} scoring title_trie dataset likelihoods serving tracking.run_folder "
+    "steps": "language_model objectives scoring dataset likelihoods",
+    "training": f"{PILLARS} scoring title_trie dataset likelihoods steps serving tracking.run_folder "
     "tracking.record tracking.journal tracking.system tracking.live",
     "host": BELOW_HOST,
     "stage_results": "training.checkpoint serving.folder",
@@ -54,10 +55,10 @@ KNOWS_FLOWS = "commands.bootstrap"
 # Where a library may be imported; one that is not here may be imported nowhere.
 EMBASSIES = {
     "torch": "parallel language_model objectives scoring title_trie evaluation.scores serving "
-    "tracking.system dataset likelihoods training host",
+    "tracking.system dataset likelihoods steps training host",
     "transformers": "language_model",
     "peft": "language_model",
-    "recbole": "dataset likelihoods training host",
+    "recbole": "dataset likelihoods steps training host",
     "mlflow": "serving.mlflow_store serving.pyfunc tracking.client tracking.sync",
     "pydantic": "settings setting_types serving.requests",
     "scipy": "data.counting data.give_away data.global_order evaluation.statistics",
@@ -72,7 +73,7 @@ EMBASSIES = {
     "sqlalchemy": "serving.mlflow_uri",
     "gradio": "serving.demo",
     "numpy": "data evaluation scoring title_trie dataset likelihoods serving tracking.figures tracking.shown "
-    "training host study.comparisons study.results",
+    "steps.numbers training host study.comparisons study.results",
     "tqdm": "data scoring serving.batch training host",
     "yaml": "scoring.prompt_lengths dataset.data_files host.config study.grid",
 }

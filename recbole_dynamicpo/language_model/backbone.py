@@ -19,7 +19,7 @@ from ..errors import BackboneError, nearest, short
 from ..storage import sha256_file, sha256_json
 from .attention import use_short_attention
 from .configuration import check_causal, check_weights, look_back, not_loadable, position_limits
-from .decoder import ONE
+from .decoder import ONE, recomputes
 from .embedded import EMBEDDED, EMBEDDED_SHA256, embedded_folder
 from .probe import find_abilities
 from .tokenizer import check_tokenizer
@@ -56,7 +56,8 @@ class Backbone:
         plain_head: whether its logits are its states times its output embedding, and nothing more.
         replays: whether voices can share what the layers below the lowest adapter return.
         mask_forms: in which its decoder can take the mask of that pass, simplest first.
-        recomputes: whether activations are computed again in the backward pass, to save memory.
+        recomputes: whether activations are computed again in the backward pass, to save memory; None: once it
+            is short.
         quantization: ``nf4`` where its weights were cut to 4 bits, else empty.
     """
 
@@ -68,7 +69,7 @@ class Backbone:
     plain_head: bool = True
     replays: bool = True
     mask_forms: tuple[str, ...] = (ONE,)
-    recomputes: bool = False
+    recomputes: bool | None = False
     quantization: str = ""
 
     @property
@@ -96,7 +97,7 @@ def load_backbone(
     dtype: str = "auto",
     device: torch.device | str = "cpu",
     load_in_4bit: bool = False,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: bool | str = False,
 ) -> Backbone:
     """Load ``name`` frozen onto ``device``.
 
@@ -105,7 +106,7 @@ def load_backbone(
         dtype: ``float32``, ``bfloat16``, ``float64`` or ``auto`` (bfloat16 on CUDA, float32 elsewhere).
         device: where the weights go.
         load_in_4bit: nf4 weights with bfloat16 compute; needs CUDA and bitsandbytes.
-        gradient_checkpointing: compute activations again in the backward pass to save memory.
+        gradient_checkpointing: compute activations again in the backward pass to save memory, or ``auto``.
 
     Raises:
         BackboneError: not found, not a causal language model, a tokenizer that does not fit, or 4-bit where
@@ -136,7 +137,7 @@ def load_backbone(
         name,
         quantized_fingerprint(backbone_fingerprint(place, name), quantization),
         **abilities._asdict(),
-        recomputes=gradient_checkpointing,
+        recomputes=recomputes(gradient_checkpointing, device),
         quantization=quantization,
     )
 

@@ -95,10 +95,23 @@ def lower_layers_once(model: Any, count: int) -> Iterator[None]:
                 layer.forward = forward
 
 
-def recompute_layers(model: Any, lowest: int) -> None:
-    """Let the layers from ``lowest`` on compute their activations again in each backward pass."""
-    for layer in decoder_layers(model)[lowest:]:
+def recomputes(wanted: bool | str, device: torch.device) -> bool | None:
+    """Return whether activations are computed again; of ``auto`` None on a GPU: once its memory is short."""
+    if isinstance(wanted, bool):
+        return wanted
+    return None if device.type == "cuda" else False
+
+
+def recompute_layers(model: Any, lowest: int) -> bool:
+    """Let the layers from ``lowest`` on compute their activations again in each backward pass.
+
+    Returns:
+        False if they do so already, or if there are none.
+    """
+    layers = [layer for layer in decoder_layers(model)[lowest:] if not hasattr(layer.forward, "recomputed")]
+    for layer in layers:
         layer.forward = _recomputed(layer.forward)
+    return bool(layers)
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,6 +120,7 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
             return forward(*args, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
+    run.recomputed = True  # type: ignore[attr-defined]
     return run
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .decoder import ONE, as_taken, decoder_of, decoder_returns
-from .packed import SequenceBatch, TokenBatch, block_mask, on_device, pack, unpack
+from .packed import PackedBatch, SequenceBatch, TokenBatch, block_mask, on_device, pack, unpack
 
 # Slice of the vocabulary per matrix product: wide enough for full speed, 16 MB for 512 tokens.
 VOCABULARY_SLICE = 8192
@@ -150,7 +150,14 @@ def _own_logits(model: Any, kind: Any, states: Tensor) -> Tensor:
     return logits[0]
 
 
-def shared_logps(model: Any, batch: TokenBatch, *, plain_head: bool = True, form: str = ONE) -> Tensor:
+def shared_logps(
+    model: Any,
+    batch: TokenBatch,
+    *,
+    plain_head: bool = True,
+    form: str = ONE,
+    packed: PackedBatch | None = None,
+) -> Tensor:
     """Return (B, C) summed log-probabilities in nats from one pass; absent candidates get 0.
 
     Args:
@@ -159,8 +166,9 @@ def shared_logps(model: Any, batch: TokenBatch, *, plain_head: bool = True, form
         batch: prompts and completions, on any device.
         plain_head: whether the logits are the states times the output embedding, and nothing more.
         form: of the mask; see ``decoder.mask_forms``.
+        packed: ``pack(batch)``, where that was done already.
     """
-    packed = on_device(pack(batch), _device(model))
+    packed = on_device(pack(batch) if packed is None else packed, _device(model))
     output = decoder_of(model)(
         input_ids=packed.input_ids,
         attention_mask=as_taken(model, block_mask(packed.segment), packed.position_ids, form=form),

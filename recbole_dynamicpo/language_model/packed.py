@@ -8,7 +8,8 @@ end-of-sequence included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -48,6 +49,49 @@ def _in_one_copy(tensors: list[Tensor], device: torch.device, *, pinned: bool) -
         for at, part in zip(here, parts, strict=True):
             found[at] = part.view(found[at].shape)
     return found
+
+
+class Sent:
+    """A tensor on its way back to the host, which waits for it where it is read and nowhere else."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._arrived = _sent(tensor.detach())
+
+    def read(self) -> Tensor:
+        """Return it on the host."""
+        return self._arrived()
+
+
+def _sent(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to bring a tensor to the host; return who waits for it."""
+    if tensor.device.type != "cuda":
+        return lambda: tensor
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    there.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def arrived() -> Tensor:
+        done.synchronize()
+        return there
+
+    return arrived
+
+
+class Moment:
+    """When a device comes to what it is told next; on a CPU that is now."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._now = time.perf_counter()
+        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self._event is not None:
+            self._event.record()
+
+    def seconds_since(self, earlier: Moment) -> float:
+        """Return the seconds from an earlier moment of the same device, both over."""
+        if self._event is None or earlier._event is None:
+            return self._now - earlier._now
+        return float(earlier._event.elapsed_time(self._event)) / 1e3
 
 
 def _tensors(laid_out: Any) -> Iterator[Tensor]:

@@ -32,7 +32,7 @@ from .adapters import Adapters
 from .backbone import Backbone
 from .decoder import decoder_of, lower_layers_once, recompute_layers
 from .logps import own_child_logits, separate_logps, shared_logps
-from .packed import TokenBatch, on_device
+from .packed import PackedBatch, TokenBatch, on_device, pack
 from .targets import choose_targets, describe, lowest_layer
 from .tree import KeptKeys, TreeBatch, TreeStates, separate_states, shared_states
 
@@ -84,16 +84,24 @@ class Policy(nn.Module):
         trained = sum(parameter.numel() for parameter in self.trainable())
         logger.info("LoRA on %s: %s parameters", describe(chosen), f"{trained:,}")
 
-    def logps(self, batch: TokenBatch, most_tokens: int | None = None) -> Tensor:
+    def pack(self, batch: TokenBatch) -> PackedBatch | None:
+        """Return the rows as they pass the model; None where each completion is a sequence of its own."""
+        return pack(batch) if self.backbone.shares_prompt else None
+
+    def logps(
+        self, batch: TokenBatch, most_tokens: int | None = None, packed: PackedBatch | None = None
+    ) -> Tensor:
         """Return (B, C) summed log-probabilities of the completions, nats, at least float32.
 
         Args:
             batch: prompts and completions.
             most_tokens: of a pass where each completion is a sequence of its own; see ``separate_logps``.
+            packed: the same rows by ``pack``, where that was done already.
         """
         model, plain = self.peft.get_base_model(), self.backbone.plain_head
         if self.backbone.shares_prompt:
-            return shared_logps(model, batch, plain_head=plain, form=self.backbone.mask_forms[0])
+            form = self.backbone.mask_forms[0]
+            return shared_logps(model, batch, plain_head=plain, form=form, packed=packed)
         return separate_logps(model, batch, plain_head=plain, most_tokens=most_tokens)
 
     def tree_states(self, batch: TreeBatch, most_tokens: int | None = None) -> TreeStates:

@@ -15,7 +15,6 @@ from ..data.counting import Sequences
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import IntArray, row_generator
 from ..language_model.adapter_folder import SCALARS_FILE, stored_scalars
-from ..language_model.packed import on_device
 from ..language_model.policy import Policy
 from ..parallel import here
 from ..scoring.batches import PromptRow
@@ -28,8 +27,8 @@ from ..title_trie.catalogue_likelihood import Mixture
 from ..title_trie.catalogue_scorer import CatalogueScorer
 from ..title_trie.fitted_counts import fit_experts, fit_weights, sample_positions
 from ..title_trie.prior import Histories
-from .vocabulary import row_hash
-from .windows import WindowScores
+from .vocabulary import Asked, row_hash
+from .windows import WindowScores, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -143,20 +142,15 @@ class CatalogueLikelihood:
             targets.append(numbers[at])
         return Histories(taken, np.array(users)), np.array(targets)
 
-    @property
-    def tokens(self) -> int:
-        """See ``Likelihood``."""
-        return self.scorer.tokens
-
-    @property
-    def pass_size(self) -> tuple[int, int]:
-        """See ``Likelihood``."""
-        return self.scorer.pass_size
-
-    def logps(self, rows: Interaction, items: IntArray) -> tuple[Tensor, Tensor]:
+    def lay_out(self, rows: Interaction, items: IntArray) -> Asked:
         """See ``Likelihood``; a title is one term, so that none counts more for being long."""
-        terms = on_device(torch.from_numpy(items > 0).long(), self.scorer.policy.device)
-        return self.scorer.logps(self.prompt_rows(rows), self.numbers[items]), terms
+        asked = self.scorer.of_rows(self.prompt_rows(rows), self.numbers[items]).ready()
+        present = torch.from_numpy(items > 0)
+        return Asked(asked, present.long(), present, size_of(asked.batch))
+
+    def logps(self, asked: Asked) -> Tensor:
+        """See ``Likelihood``; the same for windows."""
+        return self.scorer.logps(asked.of)
 
     def in_voices(self, rows: Interaction, items: IntArray, voices: Sequence[str]) -> dict[str, Tensor]:
         """See ``Likelihood``."""

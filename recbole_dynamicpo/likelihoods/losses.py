@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from ..dataset.columns import CANDIDATE_IDS, REFERENCE_LOGPS, SCORED, START, STOP, is_dense
+from ..dataset.columns import CANDIDATE_IDS, REFERENCE_LOGPS, SCORED, START, STOP, is_dense, losses_of
 from ..language_model.packed import on_device
 from ..objectives.losses import sft_loss
 from ..objectives.preference import PreferenceLoss, preference_loss
@@ -16,25 +17,18 @@ from ..objectives.strategies import Objective
 from ..settings import Settings
 from .catalogue import CatalogueLikelihood
 from .extras import Extras
-from .vocabulary import VocabularyLikelihood
+from .vocabulary import Asked, VocabularyLikelihood
 
 Likelihoods = VocabularyLikelihood | CatalogueLikelihood
 
 
-def sft_losses(likelihood: Likelihoods, rows: Interaction, item_field: str) -> Tensor:
-    """Return (B,) losses of rows, a mean over the terms of the title, or (P,) of positions of windows.
+class LaidOut(NamedTuple):
+    """A pass with gradient over B rows, or over windows with P positions, laid out on the host."""
 
-    Args:
-        likelihood: scores titles.
-        rows: with the item chosen, or windows.
-        item_field: name of the column of the item chosen.
-    """
-    if is_dense(rows):
-        assert isinstance(likelihood, CatalogueLikelihood)
-        return -likelihood.windows.logps(rows)[0][:, 0]
-    target = rows[item_field].cpu().numpy()[:, None]
-    logps, terms = likelihood.logps(rows, target)
-    return sft_loss(logps[:, 0], terms[:, 0])
+    asked: Asked  # of a likelihood
+    losses: int  # how many it has: B or P
+    reference: Tensor | None = None  # (losses, 1 + K) log-probabilities under the reference
+    extras: Mapping[str, Tensor] = {}  # (losses, 1 + K) of each name that the objective needs
 
 
 class Scored(NamedTuple):
@@ -47,10 +41,25 @@ class Scored(NamedTuple):
     terms: Tensor  # (B,) of the positives, as ``sft_loss`` takes them
 
 
-def scored_pairs(
+def lay_out_positives(likelihood: Likelihoods, rows: Interaction, item_field: str) -> LaidOut:
+    """Return a pass of the SFT stage.
+
+    Args:
+        likelihood: scores titles.
+        rows: with the item chosen, or windows.
+        item_field: name of the column of the item chosen.
+    """
+    if is_dense(rows):
+        assert isinstance(likelihood, CatalogueLikelihood)
+        return LaidOut(likelihood.windows.lay_out(rows), losses_of(rows))
+    target = rows[item_field].cpu().numpy()[:, None]
+    return LaidOut(likelihood.lay_out(rows, target), losses_of(rows))
+
+
+def lay_out_pairs(
     likelihood: Likelihoods, rows: Interaction, titles: Tensor, extras: Extras, *, asks: bool
-) -> Scored:
-    """Return the log-probabilities of positives and negatives, and what the objective takes beside them.
+) -> LaidOut:
+    """Return a pass of the preference stage.
 
     Args:
         likelihood: scores titles.
@@ -62,27 +71,41 @@ def scored_pairs(
     known: Tensor | None = None
     if is_dense(rows):
         assert isinstance(likelihood, CatalogueLikelihood)
-        logps, there = likelihood.windows.logps(rows)
-        present, terms = there[:, 1:], torch.ones_like(logps[:, 0])
+        asked = likelihood.windows.lay_out(rows)
         more = extras.of_windows(rows)
         if asks:
-            lengths = ((rows[STOP] - rows[START]) * logps.shape[1]).tolist()
+            shape = asked.present.shape
+            lengths = ((rows[STOP] - rows[START]) * shape[1]).tolist()
             kept = [line[:length] for line, length in zip(rows[REFERENCE_LOGPS], lengths, strict=True)]
-            known = torch.cat(kept).view(logps.shape)
+            known = torch.cat(kept).view(shape)
     else:
         columns = rows[SCORED].cpu()
         ids = rows[CANDIDATE_IDS].cpu().gather(1, columns)
         named = titles[ids]
         ids[:, 1:][named[:, 1:] == named[:, :1]] = 0
-        logps, counts = likelihood.logps(rows, ids.numpy())
-        present, terms = on_device((ids > 0)[:, 1:], logps.device), counts[:, 0]
-        more = extras.of_rows(rows, ids, counts)
+        asked = likelihood.lay_out(rows, ids.numpy())
+        more = extras.of_rows(rows, ids, asked.terms)
         if asks:
             known = rows[REFERENCE_LOGPS].cpu().gather(1, columns)
-    if known is not None:
-        known = on_device(known.to(logps.dtype), logps.device)
-    beside = {name: on_device(values.to(logps.dtype), logps.device) for name, values in more.items()}
-    return Scored(logps, known, present, beside, terms)
+    return LaidOut(asked, losses_of(rows), known, more)
+
+
+def sft_losses(likelihood: Likelihoods, laid_out: LaidOut) -> Tensor:
+    """Return (losses,) of ``lay_out_positives``: each a mean over the terms of the title."""
+    logps = likelihood.logps(laid_out.asked)[:, 0]
+    return sft_loss(logps, on_device(laid_out.asked.terms[:, 0], logps.device))
+
+
+def scored_pairs(likelihood: Likelihoods, laid_out: LaidOut) -> Scored:
+    """Return what an objective takes of ``lay_out_pairs``."""
+    asked = laid_out.asked
+    logps = likelihood.logps(asked)
+    named = [(name, values.to(logps.dtype)) for name, values in laid_out.extras.items()]
+    known = None if laid_out.reference is None else laid_out.reference.to(logps.dtype)
+    there = (asked.present[:, 1:], asked.terms[:, 0], known, tuple(values for _, values in named))
+    present, terms, known, beside = on_device(there, logps.device)
+    more = {name: values for (name, _), values in zip(named, beside, strict=True)}
+    return Scored(logps, known, present, more, terms)
 
 
 def preference_losses(scored: Scored, objective: Objective, settings: Settings) -> PreferenceLoss:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,26 +26,42 @@ logger = logging.getLogger(__name__)
 IntArray = NDArray[np.int64]
 
 
+class PassSize(NamedTuple):
+    """How much a pass forwards."""
+
+    tokens: int  # padding left out
+    parts: int  # that it could be split into
+    padded: int  # tokens with padding
+
+
+class Asked(NamedTuple):
+    """Titles of rows, or at all positions of windows, laid out on the host for a pass with gradient."""
+
+    of: Any  # what the likelihood made
+    terms: Tensor  # (B, C) that each log-probability sums over
+    present: Tensor  # (B, C) bool: where there is a title
+    size: PassSize
+
+
 class Likelihood(Protocol):
     """Scores items of rows; both kinds are asked alike.
 
     Attributes:
-        tokens: of the last training pass, padding left out.
-        pass_size: into how many parts it could have been split, and its padded tokens.
         digest: of the catalogue's title trie; empty where scores do not depend on one.
     """
 
     digest: str
-    tokens: int
-    pass_size: tuple[int, int]
 
-    def logps(self, rows: Interaction, items: IntArray) -> tuple[Tensor, Tensor]:
-        """Return (B, C) log-probabilities in nats with gradient, and (B, C) terms that each sums over.
+    def lay_out(self, rows: Interaction, items: IntArray) -> Asked:
+        """Return what ``logps`` passes; all of it is the host's work, in whatever thread.
 
         Args:
             rows: B rows with their candidates.
             items: (B, C) to score; 0 where there is none, which gets 0.
         """
+
+    def logps(self, asked: Asked) -> Tensor:
+        """Return (B, C) log-probabilities in nats, with gradient."""
 
     def in_voices(self, rows: Interaction, items: IntArray, voices: Sequence[str]) -> dict[str, Tensor]:
         """Return each voice's (B, C) log-probabilities, nats, without gradient; -inf where there is none."""
@@ -62,17 +78,21 @@ class VocabularyLikelihood:
     ) -> None:
         self.dataset, self.policy, self.collator, self.budget = dataset, policy, collator, budget
         self.scorer = Scorer(policy, collator, budget)
-        self.tokens, self.pass_size = 0, (1, 0)
         self.digest, self.priors = "", None
 
-    def logps(self, rows: Interaction, items: IntArray) -> tuple[Tensor, Tensor]:
+    def lay_out(self, rows: Interaction, items: IntArray) -> Asked:
         """See ``Likelihood``; the terms are tokens."""
         batch = self.collator(self.dataset.prompt_rows(rows, items))
-        self.tokens, self.pass_size = batch.tokens(), self.policy.pass_size(batch)
         places = _places(items, batch.completions.shape[1])
         terms = _in_place(batch.completion_length, places, 0)
-        places, terms = on_device((places, terms), self.policy.device)
-        return _in_place(self.policy.logps(batch, self.budget.tokens), places, 0.0), terms
+        size = PassSize(batch.tokens(), *self.policy.pass_size(batch))
+        return Asked((batch, self.policy.pack(batch), places), terms, torch.from_numpy(items > 0), size)
+
+    def logps(self, asked: Asked) -> Tensor:
+        """See ``Likelihood``."""
+        batch, packed, places = asked.of
+        found = self.policy.logps(batch, self.budget.tokens, packed)
+        return _in_place(found, on_device(places, found.device), 0.0)
 
     def in_voices(self, rows: Interaction, items: IntArray, voices: Sequence[str]) -> dict[str, Tensor]:
         """See ``Likelihood``."""

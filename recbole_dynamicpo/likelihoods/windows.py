@@ -11,14 +11,20 @@ from ..dataset.columns import CHAIN, NEGATIVES, START, STOP, TOKENS
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import IntArray
 from ..errors import SettingsError
-from ..language_model.packed import on_device
+from ..language_model.tree import TreeBatch
 from ..parallel import here
 from ..scoring.scorer import in_passes, speak
 from ..serving.catalogue_ranking import COUNTS
 from ..title_trie.catalogue_scorer import CatalogueScorer
 from ..title_trie.fitted_counts import Said
 from ..title_trie.prior import Histories
-from .vocabulary import row_hash
+from ..title_trie.trunk import AskedTitles
+from .vocabulary import Asked, PassSize, row_hash
+
+
+def size_of(batch: TreeBatch) -> PassSize:
+    """Return how much a pass over token trees forwards."""
+    return PassSize(batch.tokens(), len(batch.length), batch.padded_tokens())
 
 
 class WindowScores:
@@ -64,17 +70,15 @@ class WindowScores:
             )
         return found
 
-    def logps(self, rows: Interaction, voice: str = "policy") -> tuple[Tensor, Tensor]:
-        """Return (P, 1 + K) log-probabilities at all positions of windows, and where there are any.
+    def lay_out(self, rows: Interaction) -> Asked:
+        """Return (P, 1 + K) titles at all positions of windows; see ``Likelihood``."""
+        asked = self._asked(rows).ready()
+        present = torch.from_numpy(self.titles(rows) >= 0)
+        return Asked(asked, present.long(), present, size_of(asked.batch))
 
-        Args:
-            rows: windows, with negatives or without.
-            voice: whose mixture; the policy speaks as it is.
-        """
+    def _asked(self, rows: Interaction) -> AskedTitles:
         trunks, row, place, histories = self._trunks(rows)
-        titles = self.titles(rows)
-        present = on_device(torch.from_numpy(titles >= 0), self.scorer.policy.device)
-        return self.scorer.trunk_logps(trunks, row, place, titles, histories, voice), present
+        return self.scorer.trunks(trunks, row, place, self.titles(rows), histories)
 
     @torch.no_grad()
     def said(self, rows: Interaction) -> list[Said]:
@@ -87,11 +91,10 @@ class WindowScores:
         policy.eval()
         for number, chosen in enumerate(self.scorer.budget.split(rows[TOKENS].tolist())):
             part = rows[chosen]
-            trunks, row, place, histories = self._trunks(part)
-            batch, layout = self.scorer.trunks(trunks, row, place, self.titles(part))
-            layouts.append(layout)
+            asked = self._asked(part)
+            layouts.append(asked.layout)
             if processes.has_turn(number):
-                products, ratios, where = self.scorer.experts(batch, layout, histories)
+                products, ratios, where = self.scorer.experts(asked)
                 own = self.scorer.mixtures["policy"].centred(products, where.edges.edge)
                 ratios = ratios.expand(-1, own.shape[1])  # (0, 1) where there are no priors
                 found[number] = torch.cat([own, ratios]).cpu()
@@ -151,8 +154,9 @@ class WindowScores:
         def score(chosen: list[int]) -> dict[str, Tensor] | None:
             part = rows[torch.tensor(chosen)]
             size = (len(chosen), int(part[TOKENS].max()) * len(chosen))
+            asked = self._asked(part)
             return speak(
-                policy, ["reference"], lambda voice: self.logps(part, voice)[0].double().cpu(),
+                policy, ["reference"], lambda voice: self.scorer.logps(asked, voice).double().cpu(),
                 self.scorer.budget, size,
             )  # fmt: skip
 

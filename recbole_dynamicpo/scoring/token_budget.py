@@ -9,6 +9,9 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from ..setting_types import AUTO
+from ..settings import Settings
+
 logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
@@ -23,16 +26,29 @@ class TokenBudget:
 
     Args:
         tokens: to begin with; a single row may exceed it.
+        fills: the rows of an optimizer step make up passes as large as the budget allows, however many rows a
+            batch has.
         max_memory: GiB that this process may take before the budget is halved, 0 for no limit. Meant
             for CPUs, where nothing else says in time that memory is short. Linux only.
     """
 
-    def __init__(self, tokens: int, max_memory: float = 0.0) -> None:
+    def __init__(self, tokens: int, max_memory: float = 0.0, *, fills: bool = False) -> None:
         self.tokens = tokens
+        self.fills = fills
         self.max_memory = max_memory
         self._warned = False
         if max_memory:
             _reset_peak()
+
+    @classmethod
+    def of(cls, settings: Settings, device: torch.device) -> TokenBudget:
+        """Return the budget that settings want on a device."""
+        fills = settings.fill_passes
+        return cls(
+            settings.tokens_per_batch,
+            settings.max_memory,
+            fills=device.type == "cuda" if fills == AUTO else bool(fills),
+        )
 
     def split(self, sizes: Sequence[int]) -> list[list[int]]:
         """Return consecutive groups of row indices whose padded tokens fit.

@@ -7,7 +7,7 @@ something to decide. What a history's titles are worth to the priors is asked on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from .prior import Histories, PriorSource
 from .title_layout import ChildEdges, Layout, lay_out
 from .trie import Integers, Trie
 from .trie_builder import build_trie
-from .trunk import pack_trees, pack_whole
+from .trunk import AskedTitles, pack_trees, pack_whole
 
 
 class CatalogueScorer:
@@ -69,8 +69,6 @@ class CatalogueScorer:
         self.priors = priors(self.trie)
         deepest = int(self.trie.depth[self.trie.branching].max(initial=0))
         self.room = collator.max_length - deepest
-        self.tokens = 0  # of the last training pass
-        self.pass_size = (1, 0)
 
     def prompts(self, rows: Sequence[PromptRow]) -> list[list[int]]:
         """Return the tokens of each row's prompt, with room for any title behind it.
@@ -87,28 +85,24 @@ class CatalogueScorer:
             found[row, : len(names)] = [self.number[name] for name in names]
         return found
 
-    def logps(self, rows: Sequence[PromptRow], titles: Integers, voice: str = "policy") -> Tensor:
-        """Return (B, C) log-probabilities in nats, with gradient; absent titles get 0.
+    def logps(self, asked: AskedTitles, voice: str = "policy") -> Tensor:
+        """Return (Q, C) log-probabilities in nats, with gradient; absent titles get 0.
 
         Args:
-            rows: B histories.
-            titles: (B, C) numbers of distinct titles, -1 where there is none.
+            asked: of ``of_rows``, or of ``trunks``.
             voice: whose mixture; the policy speaks as it is.
         """
-        batch, layout = self._rows(rows, titles)
-        self.tokens, self.pass_size = batch.tokens(), (len(rows), batch.padded_tokens())
-        return self._read(batch, layout, self.histories(rows), [voice])[voice].squeeze(0)
+        return self._read(asked, [voice])[voice].squeeze(0)
 
-    def trunk_logps(
+    def trunks(
         self,
         trunks: Sequence[Sequence[int]],
         row: Integers,
         place: Integers,
         titles: Integers,
         histories: Histories,
-        voice: str = "policy",
-    ) -> Tensor:
-        """Return (Q, C) log-probabilities of titles behind places of trunks; absent ones get 0.
+    ) -> AskedTitles:
+        """Return what is forwarded and read for titles behind places of trunks.
 
         Args:
             trunks: tokens of prompts that go on with titles.
@@ -116,20 +110,12 @@ class CatalogueScorer:
             place: (Q,) where on it: the last token before the query's first title, which the trunk holds.
             titles: (Q, C) numbers of distinct titles, -1 where there is none.
             histories: Q, of the queries.
-            voice: whose mixture; the policy speaks as it is.
         """
-        batch, layout = self.trunks(trunks, row, place, titles)
-        self.tokens, self.pass_size = batch.tokens(), (len(trunks), batch.padded_tokens())
-        return self._read(batch, layout, histories, [voice])[voice].squeeze(0)
-
-    def trunks(
-        self, trunks: Sequence[Sequence[int]], row: Integers, place: Integers, titles: Integers
-    ) -> tuple[TreeBatch, Layout]:
-        """Return what is forwarded and read for titles behind places of trunks; see ``trunk_logps``."""
         layout = lay_out(self.trie, titles)
         nodes = layout.nodes
         there = place[nodes.query.numpy()] + nodes.depth.numpy()
-        return pack_trees(trunks, row, place, layout, np.where(nodes.candidate.numpy(), -1, there)), layout
+        batch = pack_trees(trunks, row, place, layout, np.where(nodes.candidate.numpy(), -1, there))
+        return self._asked(batch, layout, histories)
 
     def histories(self, rows: Sequence[PromptRow]) -> Histories:
         """Return what priors are asked: of rows, the titles that the catalogue knows, and the user."""
@@ -137,28 +123,32 @@ class CatalogueScorer:
         users = np.array([row.user for row in rows], np.int64)
         return Histories([np.array(one, np.int64) for one in titles], users)
 
-    def _rows(self, rows: Sequence[PromptRow], titles: Integers) -> tuple[TreeBatch, Layout]:
+    def of_rows(self, rows: Sequence[PromptRow], titles: Integers) -> AskedTitles:
+        """Return what is forwarded and read for (B, C) titles behind B prompts; -1 where there is none."""
         layout = lay_out(self.trie, titles)
         prompts = self.prompts(rows)
         last = np.array([len(prompt) - 1 for prompt in prompts])
         off = np.full(len(layout.nodes.node), -1)
-        return pack_trees(prompts, np.arange(len(rows)), last, layout, off), layout
+        batch = pack_trees(prompts, np.arange(len(rows)), last, layout, off)
+        return self._asked(batch, layout, self.histories(rows))
 
-    def _read(
-        self, batch: TreeBatch, layout: Layout, histories: Histories, mixtures: Sequence[str]
-    ) -> dict[str, Tensor]:
+    def _asked(self, batch: TreeBatch, layout: Layout, histories: Histories) -> AskedTitles:
+        many = len(layout.source) < len(batch.read)
+        return AskedTitles(batch, layout, partial(self.log_ratios, layout.edges, histories, many))
+
+    def _read(self, asked: AskedTitles, mixtures: Sequence[str]) -> dict[str, Tensor]:
         """Return the titles' (..., Q, C) log-probabilities in several mixtures, as the policy speaks now."""
-        products, ratios, where = self.experts(batch, layout, histories)
+        products, ratios, where = self.experts(asked)
         said = {name: self.mixtures[name].logits(products, ratios, where.edges.edge) for name in mixtures}
         return {name: catalogue_logps(logits, where) for name, logits in said.items()}
 
-    def experts(self, batch: TreeBatch, layout: Layout, asked: Histories) -> tuple[Tensor, Tensor, Layout]:
+    def experts(self, asked: AskedTitles) -> tuple[Tensor, Tensor, Layout]:
         """Return (rows, E) and (J, ...) what policy and priors say at edges, and the layout beside them."""
+        batch, layout = asked.batch, asked.layout
         where = on_device(layout, self.policy.device)
-        many = len(layout.source) < len(batch.read)
-        rows = len(asked.users) if many else 1
+        rows = max(1, len(batch.read) // max(1, len(layout.source)))  # of one layout for all
         products = self.products(self.policy.tree_states(batch, self.budget.tokens), where.edges, rows)
-        ratios = self.log_ratios(layout.edges, asked, many)  # a GPU computes meanwhile
+        ratios = asked.ratios()  # a GPU computes meanwhile
         return products, on_device(ratios.to(products.dtype), self.policy.device), where
 
     def products(self, found: TreeStates, edges: ChildEdges, rows: int) -> Tensor:
@@ -190,8 +180,8 @@ class CatalogueScorer:
 
         def score(chosen: list[int]) -> dict[str, Tensor] | None:
             some = [rows[index] for index in chosen]
-            batch, layout = self._rows(some, titles[chosen])
-            return self._spoken(some, batch, layout, voices, (len(some), batch.padded_tokens()))
+            asked = self.of_rows(some, titles[chosen])
+            return self._spoken(asked, len(some), voices)
 
         found = self._collect(shape, sizes, voices, score)
         absent = torch.from_numpy(titles < 0)
@@ -215,7 +205,7 @@ class CatalogueScorer:
             batch = pack_whole([prompts[index] for index in chosen], self.whole)
             if len(some) == 1 and batch.padded_tokens() > self.budget.tokens and self.policy.keeps():
                 return self._in_chunks(some[0], voices)
-            return self._spoken(some, batch, self.whole, voices, (len(some), batch.padded_tokens()))
+            return self._spoken(self._asked(batch, self.whole, self.histories(some)), len(some), voices)
 
         sizes = [len(prompt) + nodes for prompt in prompts]
         found = self._collect((len(rows), self.trie.num_titles), sizes, voices, score)
@@ -239,24 +229,17 @@ class CatalogueScorer:
         """Return what it takes to score all titles of one history."""
         return lay_out(self.trie, np.arange(self.trie.num_titles)[None])
 
-    def _spoken(
-        self,
-        rows: Sequence[PromptRow],
-        batch: TreeBatch,
-        layout: Layout,
-        voices: Sequence[str],
-        size: tuple[int, int],
-    ) -> dict[str, Tensor] | None:
+    def _spoken(self, asked: AskedTitles, rows: int, voices: Sequence[str]) -> dict[str, Tensor] | None:
         """Return each voice's (B, C) log-probabilities; voices that differ in the mixture share a pass."""
         mixtures: dict[str, list[str]] = {}
         for voice in voices:
             mixtures.setdefault(speaker_of(voice), []).append(voice)
-        histories = self.histories(rows)
 
         def score(speaker: str) -> Tensor:
-            found = self._read(batch, layout, histories, mixtures[speaker])
-            return torch.stack([logps.reshape(len(rows), -1) for logps in found.values()]).cpu()
+            found = self._read(asked, mixtures[speaker])
+            return torch.stack([logps.reshape(rows, -1) for logps in found.values()]).cpu()
 
+        size = (rows, asked.batch.padded_tokens())
         found = speak(self.policy, list(mixtures), score, self.budget, size)
         if found is None:
             return None

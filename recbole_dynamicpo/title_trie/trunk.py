@@ -9,14 +9,29 @@ Shape letters as in ``title_layout``: Q queries, F forwarded nodes, S states rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..language_model.tree import TreeBatch
 from .title_layout import ForwardNodes, Layout
 from .trie import Integers
+
+
+class AskedTitles(NamedTuple):
+    """Titles behind prompts or places of trunks, laid out on the host."""
+
+    batch: TreeBatch
+    layout: Layout
+    ratios: Callable[[], Tensor]  # (J, ..., E) of priors at the edges, found when asked
+
+    def ready(self) -> AskedTitles:
+        """Return it with the priors asked already, which takes the host's time."""
+        known = self.ratios()
+        return self._replace(ratios=lambda: known)
 
 
 def pack_trees(

@@ -29,7 +29,14 @@ from ..language_model.backbone import load_backbone
 from ..language_model.policy import Policy
 from ..likelihoods.catalogue import CatalogueLikelihood
 from ..likelihoods.extras import Extras
-from ..likelihoods.losses import preference_losses, scored_pairs, sft_losses
+from ..likelihoods.losses import (
+    LaidOut,
+    lay_out_pairs,
+    lay_out_positives,
+    preference_losses,
+    scored_pairs,
+    sft_losses,
+)
 from ..likelihoods.vocabulary import VocabularyLikelihood
 from ..objectives.boundary import TANH_SCALE
 from ..objectives.diagnostics import BETA_BINS, BETA_EDGE, Diagnostics
@@ -98,7 +105,7 @@ class DynamicPO(SequentialRecommender):
             limited_by=name,
         )
         check_prompts(dataset, self.collator)
-        self.budget = TokenBudget(self.settings.tokens_per_batch, self.settings.max_memory)
+        self.budget = TokenBudget.of(self.settings, self.policy.device)
         self.likelihood = self._make_likelihood()
         self._load_beside()
         self.objective = find_objective(self.settings.objective, vars(self.settings))
@@ -147,27 +154,25 @@ class DynamicPO(SequentialRecommender):
         Rows carry candidate ids and templates, and for the preference stage the columns to score; windows
         carry negatives then. Unless the objective has no reference, both have its log-probabilities.
         """
+        return self.losses_of(self.lay_out(interaction))
+
+    def lay_out(self, interaction: Interaction) -> LaidOut:
+        """Return the pass that ``losses_of`` takes; see ``row_losses``. It asks nothing of the device."""
         if self.stage == "sft":
-            return sft_losses(self.likelihood, interaction, self.POS_ITEM_ID)
-        titles = self.dataset.title_numbers
-        asks = self.objective.needs_reference
-        scored = scored_pairs(self.likelihood, interaction, titles, self.extras, asks=asks)
-        result = preference_losses(scored, self.objective, self.settings)
+            return lay_out_positives(self.likelihood, interaction, self.POS_ITEM_ID)
+        titles, asks = self.dataset.title_numbers, self.objective.needs_reference
+        return lay_out_pairs(self.likelihood, interaction, titles, self.extras, asks=asks)
+
+    def losses_of(self, laid_out: LaidOut) -> Tensor:
+        """Return the losses of a pass; see ``row_losses``."""
+        if self.stage == "sft":
+            return sft_losses(self.likelihood, laid_out)
+        result = preference_losses(scored_pairs(self.likelihood, laid_out), self.objective, self.settings)
         self.diagnostics = result.diagnostics
         relative = result.beta.detach().float() / self.settings.beta
         reach = TANH_SCALE + BETA_EDGE
         self.beta_counts = relative.histc(BETA_BINS, 1 - reach, 1 + reach)  # 0: no part of the loss
         return result.loss
-
-    @property
-    def tokens(self) -> int:
-        """Return the tokens of the last training batch, padding left out."""
-        return self.likelihood.tokens
-
-    @property
-    def pass_size(self) -> tuple[int, int]:
-        """Return into how many parts the last training batch could have been split, and its padded tokens."""
-        return self.likelihood.pass_size
 
     @torch.no_grad()
     def candidate_logps(self, interaction: Interaction) -> Tensor:

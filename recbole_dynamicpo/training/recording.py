@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..dataset.columns import CANDIDATE_IDS, ROW_ID
 from ..dataset.data_files import data_digest
@@ -23,12 +24,16 @@ from ..objectives.strategies import source_digest
 from ..parallel import here
 from ..scoring.prompts import load_templates
 from ..settings import Settings, properties_folder
+from ..steps.numbers import summary
 from ..storage import sha256_json
 from ..tracking.journal import Journal
 from ..tracking.live import NullTracker, Tracker, Tracking
 from ..tracking.record import JOURNAL_FILE, RECORD_FILE, describe, run_tags, write_record
 from ..tracking.run_folder import end_run
 from ..tracking.system import system_metrics
+from .plan import StagePlan
+
+OnProgress = Callable[[str, int, int], object]  # told stage, steps done, steps in all
 
 # Seconds between two readings of processor and memory.
 SYSTEM_EVERY = 10.0
@@ -133,6 +138,33 @@ class Recorder:
             self._system_read = time.monotonic()
             self.journal.write(stage, step, "system", system_metrics())
         self._tracker.changed()
+
+    @contextmanager
+    def steps(
+        self, plan: StagePlan, rows: int, step: int, told: OnProgress, *, shows: bool
+    ) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+        """Give what writes down and shows a step's numbers inside the block.
+
+        Args:
+            plan: of the stage.
+            rows: of an epoch.
+            step: that the stage has come to.
+            told: the stage, steps done and steps in all.
+            shows: whether there is a bar.
+        """
+        total = plan.epochs * plan.steps_per_epoch(rows)
+        with tqdm(
+            total=plan.epochs * rows, initial=plan.rows_after(step, rows),
+            desc=plan.name, disable=not shows, unit=" rows", dynamic_ncols=True,
+        ) as bar:  # fmt: skip
+
+            def say(step: int, values: dict[str, Any]) -> None:
+                self.note(plan.name, step, "train", values)
+                told(plan.name, step, total)
+                bar.update(values["rows"])
+                bar.set_postfix_str(summary(values))
+
+            yield say
 
     def publish(self) -> None:
         """Let the copy of the run be complete, and what follows a whole run be done."""

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recbole.data.interaction import Interaction
 from recbole.utils import get_local_time
-from tqdm import tqdm
 
 from ..dataset.sampling import row_generator
-from ..errors import NumericsError
 from ..interrupt import StopRequest, stop_request
 from ..names import FROM_POLICY, STAGES
 from ..parallel import join
 from ..serving.folder import RECOMMENDER_FILE
 from ..serving.recommender import save_recommender
+from ..steps.ahead import Ahead, Ready
+from ..steps.numbers import ReadLater
+from ..steps.step import take_step
 from ..storage import locked, remove_partial
 from ..tracking.live import NoTracking, Tracking
 from ..tracking.run_folder import begin_run, write_identity
@@ -35,13 +35,11 @@ from .dense_rows import DenseRows
 from .evaluating import RankingTrainer, rows_to_rank
 from .model import DynamicPO
 from .plan import StagePlan, plan_stages
-from .recording import Recorder, gather
+from .recording import OnProgress, Recorder, gather
 from .reference import reference_logps
 from .rows import ListedRows, StageRows
-from .step import Taken, summary, take_step
 
 logger = logging.getLogger(__name__)
-OnProgress = Callable[[str, int, int], object]  # told stage, steps done, steps in all
 
 
 class DynamicPOTrainer(RankingTrainer):
@@ -85,7 +83,7 @@ class DynamicPOTrainer(RankingTrainer):
         self.ingredients = gather(config, self.settings)
         self.stop = StopRequest()
         self.on_progress: OnProgress = lambda stage, done, total: None
-        self.progress = Progress()
+        self.progress, self.later = Progress(), ReadLater("", run_folder, lambda step, values: None)
         self.chosen = self.final_stage  # whose adapter is the run's model, once evaluated
 
     @property
@@ -175,23 +173,16 @@ class DynamicPOTrainer(RankingTrainer):
         count, step = self.rows.count, self.progress.step
         per_epoch, shows = plan.steps_per_epoch(count), self.show_progress and self.processes.first
         total = plan.epochs * per_epoch
-        with tqdm(
-            total=plan.epochs * count, initial=plan.rows_after(step, count),
-            desc=plan.name, disable=not shows, unit=" rows", dynamic_ncols=True,
-        ) as bar:  # fmt: skip
+        shown = self.recorder.steps(plan, count, step, self.on_progress, shows=shows)
+        with Ahead(self.model) as self.ahead, shown as say:
+            self.later = ReadLater(plan.name, self.run_folder / CHECKPOINT, say)
             for epoch in range(step // per_epoch, plan.epochs):
                 done = self.progress.step - epoch * per_epoch
                 if plan.name == "preference":
                     self._make_ready(epoch, shows)
-                for batches in self.rows.batches(epoch, done):
+                for ready in self.ahead.steps(self.rows.batches(epoch, done)):
                     with self.progress.timed(plan.name):
-                        taken = self._step(plan, batches, total)
-                    self.progress.step += 1
-                    self.recorder.note(plan.name, self.progress.step, "train", taken.values)
-                    self.on_progress(plan.name, self.progress.step, total)
-                    bar.update(taken.values["rows"])
-                    bar.set_postfix_str(summary(taken.values))
-                    asked = taken.stop or (self.processes.alone and self.stop.received)
+                        asked = self._step(plan, ready, total)
                     if self._after_step(plan, per_epoch, asked):
                         return
 
@@ -206,11 +197,13 @@ class DynamicPOTrainer(RankingTrainer):
                 kept = partial(reference_logps, self.model, self.ingredients, shows, stop)
                 self._stop_if(not self.rows.add_reference(epoch, kept))
 
-    def _step(self, plan: StagePlan, batches: list[Interaction], total: int) -> Taken:
-        """Take one optimizer step and return its numbers; before an error a checkpoint is written.
+    def _step(self, plan: StagePlan, ready: Ready, total: int) -> bool:
+        """Take one optimizer step, read the numbers of the one before, and return whether to end.
+
+        Before an error of a step that was not taken a checkpoint is written.
 
         Raises:
-            NumericsError: the loss or the gradient is not finite; the weights stay as they were.
+            NumericsError: loss or gradient of the step before are not finite; no checkpoint holds that step.
         """
         step = self.progress.step
         draw = row_generator(self.settings.seed, 19, plan.number, step)
@@ -218,13 +211,11 @@ class DynamicPOTrainer(RankingTrainer):
         rate = plan.learning_rate_at(step, total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        try:
-            how = (self.clip_grad_norm, self.stop, self._checkpoint)
-            taken = take_step(self.model, self.optimizer, batches, *how)
-        except NumericsError as error:
-            where = f"stopped, the last good checkpoint is in {self.run_folder / CHECKPOINT}"
-            raise NumericsError(f"stage {plan.name}, step {step + 1}: {error}; {where}") from error
-        return taken._replace(values={**taken.values, "learning_rate": rate})
+        how = (self.clip_grad_norm, self.stop, self._checkpoint)
+        taken = take_step(self.model, self.optimizer, ready, *how)
+        self.progress.step += 1
+        self.later.took(self.progress.step, taken.numbers, {"learning_rate": rate})
+        return taken.stop or (self.processes.alone and self.stop.received)
 
     def _after_step(self, plan: StagePlan, per_epoch: int, asked: bool) -> bool:
         """Validate and write a checkpoint where they are due; return whether to stop early."""
@@ -235,6 +226,8 @@ class DynamicPOTrainer(RankingTrainer):
         else:
             due = self.config["eval_step"] > 0 and epoch_ends and epoch % self.config["eval_step"] == 0
         if due or epoch_ends:
+            self.later.settle()
+            self.ahead.rest()
             self.rows.settle()
         if due and self.valid_data:
             self.progress.stopped = self._validate(plan, epoch)
@@ -249,6 +242,7 @@ class DynamicPOTrainer(RankingTrainer):
         return validate(self, plan.name, epoch)
 
     def _checkpoint(self) -> None:
+        self.later.settle()
         if self.processes.first:
             self.progress.tokens_per_batch = self.model.budget.tokens
             kept = (self.optimizer, self.progress, self.rows.drawn())

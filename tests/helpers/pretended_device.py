@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,12 +35,13 @@ class PretendedDevice(TorchDispatchMode):
     Attributes:
         waits: what makes the host wait, and the line that does it.
         brought: tensors that ``on_device`` brought over.
+        sent: tensors that are on their way to the host; who reads one of them waits where that is wanted.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
-        self.brought = 0
+        self.brought, self.sent = 0, 0
         self._there: dict[int, Any] = {}  # storages, kept so that no other gets their place
         self._anywhere: dict[int, Any] = {}
 
@@ -60,6 +61,14 @@ class PretendedDevice(TorchDispatchMode):
         self.put(*found)
         self.brought += len(found)
         return found
+
+    def send(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Stand in for what ``Sent`` does."""
+        found = tensor.clone()
+        self._there.pop(found.untyped_storage()._cdata)
+        self._anywhere[found.untyped_storage()._cdata] = found.untyped_storage()
+        self.sent += 1
+        return lambda: found
 
     def note(self, what: str) -> None:
         """Write down what waits, and the last line outside of torch that led there."""
@@ -106,6 +115,7 @@ def pretended_device(*modules: nn.Module) -> Iterator[PretendedDevice]:
         device.put(*module.parameters(), *module.buffers())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed, "_moved", device.bring)
+        patch.setattr(packed, "_sent", device.send)
         for name in METHODS:
             patch.setattr(Tensor, name, _noted(device, name))
         # RecBole's SINE module turns anomaly detection on when it is imported; the trainer turns it off.

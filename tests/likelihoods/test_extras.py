@@ -16,7 +16,7 @@ from recbole_dynamicpo.errors import SettingsError
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import load
 from recbole_dynamicpo.likelihoods.catalogue import CatalogueLikelihood
-from recbole_dynamicpo.likelihoods.losses import Scored, preference_losses, scored_pairs
+from recbole_dynamicpo.likelihoods.losses import Scored, lay_out_pairs, preference_losses, scored_pairs
 from recbole_dynamicpo.objectives.strategies import Objective
 from recbole_dynamicpo.training.dense_rows import DenseRows
 from recbole_dynamicpo.training.model import DynamicPO
@@ -83,7 +83,8 @@ def rated(model: DynamicPO) -> dict[tuple[str, str], float]:
 
 def scored(model: DynamicPO, rows: Interaction) -> Scored:
     titles = model.dataset.title_numbers
-    return scored_pairs(model.likelihood, rows, titles, model.extras, asks=False)
+    laid_out = lay_out_pairs(model.likelihood, rows, titles, model.extras, asks=False)
+    return scored_pairs(model.likelihood, laid_out)
 
 
 @pytest.mark.parametrize("likelihood", ["vocabulary", "catalogue"])

@@ -14,7 +14,13 @@ from recbole_dynamicpo.dataset.columns import REFERENCE_LOGPS, SCORED
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import load
 from recbole_dynamicpo.likelihoods.catalogue import CatalogueLikelihood
-from recbole_dynamicpo.likelihoods.losses import preference_losses, scored_pairs, sft_losses
+from recbole_dynamicpo.likelihoods.losses import (
+    lay_out_pairs,
+    lay_out_positives,
+    preference_losses,
+    scored_pairs,
+    sft_losses,
+)
 from recbole_dynamicpo.objectives.diagnostics import merge_diagnostics
 from recbole_dynamicpo.training.dense_rows import DenseRows
 from recbole_dynamicpo.training.model import DynamicPO
@@ -66,9 +72,11 @@ def rows_of(model: DynamicPO, stage: str) -> Interaction:
 
 def loss_of(model: DynamicPO, rows: Interaction, stage: str) -> Tensor:
     if stage == "sft":
-        return sft_losses(model.likelihood, rows, model.POS_ITEM_ID).mean()
+        laid_out = lay_out_positives(model.likelihood, rows, model.POS_ITEM_ID)
+        return sft_losses(model.likelihood, laid_out).mean()
     titles, asks = model.dataset.title_numbers, model.objective.needs_reference
-    scored = scored_pairs(model.likelihood, rows, titles, model.extras, asks=asks)
+    laid_out = lay_out_pairs(model.likelihood, rows, titles, model.extras, asks=asks)
+    scored = scored_pairs(model.likelihood, laid_out)
     result = preference_losses(scored, model.objective, model.settings)
     merged = merge_diagnostics([result.diagnostics, result.diagnostics], [1, 3], 4)
     return result.loss.mean() + 0 * torch.stack(merged).sum().float()

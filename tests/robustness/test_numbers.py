@@ -73,15 +73,15 @@ class BadGradient(torch.autograd.Function):
 def test_a_step_that_is_not_finite_is_not_taken(
     stage: str, value: float, where: str, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = DynamicPO.row_losses
+    losses = DynamicPO.losses_of
 
-    def broken(self: DynamicPO, interaction: Any) -> torch.Tensor:
-        loss = losses(self, interaction)
+    def broken(self: DynamicPO, laid_out: Any) -> torch.Tensor:
+        loss = losses(self, laid_out)
         if self.stage != stage:
             return loss
         return BadGradient.apply(loss, value) if where == "gradient" else loss + value
 
-    monkeypatch.setattr(DynamicPO, "row_losses", broken)
+    monkeypatch.setattr(DynamicPO, "losses_of", broken)
     named = "gradient norm (nan|inf)" if where == "gradient" else f"loss {value}"
     with pytest.raises(NumericsError, match=rf"stage {stage}, step 1: .*{named}.* in rows \[\d+"):
         run("DynamicPO", "toy", overrides=own)

@@ -93,13 +93,13 @@ def test_one_sft_stage_and_one_reference_for_all_cells(
 ) -> None:
     """The reference speaks in the first cell alone, of the most negatives; those of fewer are among them."""
     asked: list[str] = []
-    logps = CatalogueScorer.trunk_logps
+    logps = CatalogueScorer.logps
 
     def noted(self: CatalogueScorer, *args: Any) -> Any:
-        asked.append(f"{args[-1]} {len(names(study.home))}")
+        asked.append(f"{args[-1]} {len(names(study.home))}")  # the voice, where one is named
         return logps(self, *args)
 
-    monkeypatch.setattr(CatalogueScorer, "trunk_logps", noted)
+    monkeypatch.setattr(CatalogueScorer, "logps", noted)
     outcome = run_study(study)
     assert (len(outcome.done), outcome.failed, outcome.left) == (4, [], [])
     assert {told for told in asked if told.startswith("reference")} == {"reference 0"}

@@ -140,8 +140,9 @@ def test_some_titles_and_their_gradients_are_those_of_all(architecture: str) -> 
         weights = torch.tensor([[1.0, -0.5, 2.0], [1.5, 0.0, 0.0], [0.3, -1.0, 0.0]], dtype=torch.float64)
         return list(torch.autograd.grad((logps * weights).sum(), parameters))
 
-    some = scorer.logps(ROWS, titles)
-    every = torch.stack([scorer.logps([row], np.arange(len(DISTINCT))[None])[0] for row in ROWS]).gather(
+    some = scorer.logps(scorer.of_rows(ROWS, titles))
+    whole = [scorer.of_rows([row], np.arange(len(DISTINCT))[None]) for row in ROWS]
+    every = torch.stack([scorer.logps(asked)[0] for asked in whole]).gather(
         1, torch.from_numpy(titles).clamp(min=0)
     )
     present = torch.from_numpy(titles >= 0)

@@ -192,7 +192,10 @@ def test_same_seed_twice_is_bitwise_equal_and_another_seed_is_not(settings: dict
 def test_sigterm_ends_after_the_step_and_says_how_to_go_on(
     settings: dict[str, Any], undisturbed: Outcome, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A process of its own that is stopped anywhere: robustness/test_kills.py."""
+    """The numbers of step 2 are written when step 3 has been taken.
+
+    A process of its own that is stopped anywhere: robustness/test_kills.py.
+    """
     cut, home = only_run({**settings, "checkpoint_every": 100}, "cut")
     flags = [f"--{key}={value}" for key, value in cut.items()]
     with pytest.MonkeyPatch.context() as patch:
@@ -200,7 +203,7 @@ def test_sigterm_ends_after_the_step_and_says_how_to_go_on(
         assert run_recbole(["--model=DynamicPO", "--dataset=toy", *flags]) == 128 + signal.SIGTERM
     (folder,) = home.iterdir()
     assert capsys.readouterr().err.strip().splitlines()[-1] == (
-        f"stopped by SIGTERM after step 2 of stage preference; go on with --resume={folder} "
+        f"stopped by SIGTERM after step 3 of stage preference; go on with --resume={folder} "
         "and the same settings"
     )
     run("DynamicPO", "toy", overrides={**cut, "resume": str(folder)})

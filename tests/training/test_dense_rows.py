@@ -17,7 +17,7 @@ from recbole_dynamicpo.evaluation.ranks import read_ranks
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import load, run
 from recbole_dynamicpo.likelihoods.catalogue import FITTED_ROWS, CatalogueLikelihood, title_sequences
-from recbole_dynamicpo.likelihoods.losses import scored_pairs, sft_losses
+from recbole_dynamicpo.likelihoods.losses import lay_out_pairs, lay_out_positives, scored_pairs, sft_losses
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.serving.priors import Priors
 from recbole_dynamicpo.title_trie.prior import Histories
@@ -78,8 +78,12 @@ def alone(model: DynamicPO, rows: Interaction) -> Tensor:
             row = PromptRow([model.titles[item] for item in items[start:position]], [], [])
             asked = Histories([likelihood.numbers[items[:position]]], np.array([int(chains.users[chain])]))
             scorer.histories = lambda rows, asked=asked: asked  # type: ignore[method-assign]
-            found.append(scorer.logps([row], numbers[None])[0])
+            found.append(scorer.logps(scorer.of_rows([row], numbers[None]))[0])
     return torch.stack(found)
+
+
+def sft_of(model: DynamicPO, rows: Interaction) -> torch.Tensor:
+    return sft_losses(model.likelihood, lay_out_positives(model.likelihood, rows, model.POS_ITEM_ID))
 
 
 @pytest.mark.parametrize("stage", ["sft", "preference"])
@@ -89,7 +93,8 @@ def test_a_window_scores_as_each_position_alone(stage: str, settings: dict[str, 
     rows = windows_of(model, stage)[torch.arange(6)]
     likelihood = model.likelihood
     assert isinstance(likelihood, CatalogueLikelihood)
-    dense, present = likelihood.windows.logps(rows)
+    asked = likelihood.windows.lay_out(rows)
+    dense, present = likelihood.logps(asked), asked.present
     single = alone(model, rows)
     assert dense.shape == single.shape == (int((rows[STOP] - rows[START]).sum()), 1 if stage == "sft" else 5)
     assert dense.detach().numpy() == pytest.approx(single.detach().numpy(), abs=1e-9)
@@ -105,10 +110,10 @@ def test_a_window_scores_as_each_position_alone(stage: str, settings: dict[str, 
 def test_any_split_of_windows_gives_the_same_sum(settings: dict[str, Any]) -> None:
     model = model_of(settings)
     rows = windows_of(model, "sft")
-    whole = sft_losses(model.likelihood, rows, model.POS_ITEM_ID)
+    whole = sft_of(model, rows)
     for size in (1, 5):
         parts = [
-            sft_losses(model.likelihood, rows[torch.arange(at, min(at + size, len(rows)))], model.POS_ITEM_ID)
+            sft_of(model, rows[torch.arange(at, min(at + size, len(rows)))])
             for at in range(0, len(rows), size)
         ]
         assert torch.cat(parts).tolist() == pytest.approx(whole.tolist(), abs=1e-9)
@@ -165,7 +170,7 @@ def ranked(model: DynamicPO, chain: int, at: int) -> list[int]:
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(scorer, "histories", lambda rows: asked)
         scores = {
-            item: scorer.logps([row], likelihood.numbers[[[item]]]).item()
+            item: scorer.logps(scorer.of_rows([row], likelihood.numbers[[[item]]])).item()
             for item in range(1, dataset.item_num)
         }
     taken = {model.titles[item] for item in dataset.taken(user)}
@@ -319,9 +324,8 @@ def test_a_reference_gap_is_nothing_at_the_first_step(settings: dict[str, Any]) 
     rows.add_reference(0, lambda wanted: wanted.score(wanted.rows))
     (batch,) = next(rows.batches(0, 0))
     titles = model.dataset.title_numbers
-    ours, reference, present, extras, terms = scored_pairs(
-        model.likelihood, batch, titles, model.extras, asks=True
-    )
+    laid_out = lay_out_pairs(model.likelihood, batch, titles, model.extras, asks=True)
+    ours, reference, present, extras, terms = scored_pairs(model.likelihood, laid_out)
     assert reference is not None
     assert present.any()
     assert extras == {}
@@ -387,5 +391,5 @@ def test_without_priors_the_language_model_is_fitted_alone(settings: dict[str, A
     with torch.no_grad():
         for scale in (0.9 * found, found, 1.1 * found):
             mixture.scale.fill_(scale)
-            losses.append(float(sft_losses(likelihood, windows, model.POS_ITEM_ID).sum()))
+            losses.append(float(sft_of(model, windows).sum()))
     assert min(losses) == losses[1]

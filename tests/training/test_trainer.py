@@ -109,13 +109,13 @@ def test_early_stopping_ends_a_stage_only(settings: dict[str, Any], monkeypatch:
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses, calls = DynamicPO.row_losses, []
+    losses, calls = DynamicPO.losses_of, []
 
-    def broken(self: DynamicPO, interaction: Any) -> torch.Tensor:
+    def broken(self: DynamicPO, laid_out: Any) -> torch.Tensor:
         calls.append(1)
-        return losses(self, interaction) * (float("nan") if len(calls) == 3 else 1.0)
+        return losses(self, laid_out) * (float("nan") if len(calls) == 3 else 1.0)
 
-    monkeypatch.setattr(DynamicPO, "row_losses", broken)
+    monkeypatch.setattr(DynamicPO, "losses_of", broken)
     with pytest.raises(NumericsError, match=r"stage sft, step 3: loss nan.*rows \[\d+"):
         run("DynamicPO", "toy", overrides={**settings, "checkpoint_every": 1})
     state = json.loads((folder_of(settings) / "checkpoint" / "state.json").read_text())

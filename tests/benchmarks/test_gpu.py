@@ -1,0 +1,178 @@
+"""The script for a GPU: a dry run of all parts on a CPU, what it comes to, and what it says it lacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ..conftest import small_settings, write_dataset
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import gpu  # noqa: E402
+import gpu_job  # noqa: E402
+import gpu_report  # noqa: E402
+from gpu_world import World  # noqa: E402
+
+
+def test_all_parts_run_dry_without_recbole(tmp_path: Path) -> None:
+    """On tiny shapes; what a CPU lacks is said."""
+    report, page = tmp_path / "report.json", tmp_path / "report.md"
+    code = (
+        "import runpy, sys; sys.path.insert(0, sys.argv[1]); place = sys.argv[2]; "
+        "sys.argv = [place, '--shapes', 'tiny', '--json', sys.argv[3], '--markdown', sys.argv[4]]; "
+        "kept = {}\n"
+        "try: runpy.run_path(place, run_name='__main__')\n"
+        "except SystemExit as end: kept['status'] = end.code\n"
+        "assert not {'recbole', 'mlflow', 'prefect'} & set(sys.modules)\n"
+        "raise SystemExit(kept['status'])"
+    )
+    files = [str(BENCHMARKS), str(BENCHMARKS / "gpu.py"), str(report), str(page)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *files],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    written = json.loads(report.read_text())
+    found = {key.removeprefix("tiny float32 "): value for key, value in written.items()}
+    assert set(gpu.PARTS) < set(found)
+    assert found["correctness"]["holds"]
+    assert len(found["correctness"]["differences"]) == 7
+    assert max(found["correctness"]["differences"].values()) < 1e-4
+    assert found["correctness"]["gradient, of its norm"] < 1e-4
+    for name in ("K = 1", "K = 15"):
+        assert found["step"][name]["loss_difference"] < 1e-4
+        assert found["step"][name]["naive_rows_at_once"] == 2
+    assert found["ranking"]["titles"] == 30
+    assert found["use"]["training_of_peak"] > 0
+    assert found["resume"]["same_bits"]
+    assert (found["resume"]["killed_after"], found["resume"]["gone_on_from"]) == (5, 4)
+    assert found["memory"]["lacked"] == found["gaps"]["lacked"] == found["job"]["lacked"] == "a GPU"
+    assert found["four_bits"]["lacked"].startswith("a GPU")
+    assert found["main experiment, hours"]["hours_by_steps"] > 0
+    text = page.read_text()
+    assert all(f"## tiny float32 {part}" in text for part in gpu.PARTS)
+    assert "| K = 15, loss_difference |" in text
+
+
+def test_a_part_that_would_not_end_in_time_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so are models for which no time is left; nothing of them is built."""
+    run = gpu.Run(30, gpu_report.Recipe())
+    made: list[str] = []
+
+    class Large:
+        name, quick = "llama2-7b", False
+
+    monkeypatch.setattr(gpu, "World", lambda name, *rest, **more: made.append(name) or Large())
+    monkeypatch.setitem(gpu.PARTS, "use", gpu.Part(lambda world: {"figure": 1}, 10))
+    run.shapes("llama2-7b", "bfloat16", ["four_bits", "use", "job"], first=False)
+    assert run.report["llama2-7b bfloat16 four_bits"]["skipped"].endswith("some 40 s are wanted")
+    assert run.report["llama2-7b bfloat16 use"]["figure"] == 1
+    assert "llama2-7b bfloat16 job" not in run.report  # of the smallest shapes alone
+    run.ends = 0
+    run.shapes("qwen2.5-7b", "bfloat16", ["use"], first=False)
+    assert run.report["qwen2.5-7b bfloat16"] == {"skipped": "no time left"}
+    assert made == ["llama2-7b"]
+
+
+@pytest.mark.parametrize("wrong", ["mask", "gradient"])
+def test_what_is_wrong_is_told(  # a wrong mask is found before, by the probe of what a model can do
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if wrong == "gradient":
+        logps = gpu.separate_logps
+        monkeypatch.setattr(gpu, "separate_logps", lambda *a, **k: logps(*a, **k) + _extra(logps(*a, **k)))
+    else:
+        from recbole_dynamicpo.language_model import logps as module
+
+        monkeypatch.setattr(module, "block_mask", lambda segment: torch.ones(1, 1, 1, 1).bool().expand(
+            len(segment), 1, segment.shape[1], segment.shape[1]).tril())  # fmt: skip
+    report = ["--json", str(tmp_path / "report.json")]
+    assert gpu.main(["--shapes", "tiny", "--parts", "correctness", *report]) == 1
+    assert '"holds": false' in capsys.readouterr().out
+
+
+def _extra(value: torch.Tensor) -> torch.Tensor:
+    """Return nothing, with a gradient."""
+    return 0.5 * (value - value.detach())
+
+
+def test_the_main_experiment_by_hand() -> None:
+    """1,000 rows; steps of 8 rows: K = 1 takes .8 s, K = 15 1.6 s, and 2.4 s with its reference."""
+    step = {
+        "K = 1": {"tokens": 800, "ours_s": 1.2, "cached_s": 0.8},
+        "K = 15": {"tokens": 1600, "ours_s": 2.4, "cached_s": 1.6},
+    }
+    row = gpu_report.from_steps(step, 8)
+    assert row == pytest.approx((0.1, 0.1, 0.2))
+    recipe = gpu_report.Recipe(rows=1000, sft_epochs=5, epochs=3)
+    # 5 x 100 s of SFT, 100 s of reference, 3 x 200 s of DynamicPO.
+    assert gpu_report.hours(row, recipe) == pytest.approx(1200 / 3600)
+    # 2,000 tokens a second: .05 s for the 100 of SFT, .1 s for the 200 of DynamicPO, half for a reference.
+    use = {"tokens_per_second": 2000.0}
+    assert gpu_report.from_use(use, step, 8) == pytest.approx((0.05, 0.05, 0.1))
+    found = gpu_report.projected({"step": step, "use": use}, 8, recipe)
+    assert found["hours_by_steps"] == pytest.approx(1 / 3)
+    assert found["hours_by_use"] == pytest.approx((250 + 50 + 300) / 3600)
+    assert "hours_by_use" not in gpu_report.projected({"step": step}, 8, recipe)
+    assert gpu_report.projected({"use": use}, 8, recipe) == {"lacked": "part step at K = 1 and K = 15"}
+
+
+def test_the_recipe_is_the_papers() -> None:
+    import yaml
+
+    settings = yaml.safe_load((BENCHMARKS.parent / "properties" / "paper.yaml").read_text())
+    recipe = gpu_report.Recipe()
+    assert (recipe.sft_epochs, recipe.epochs) == (settings["sft_epochs"], settings["epochs"])
+
+
+def test_the_other_way_takes_fewer_rows_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World("tiny", torch.float32, "cpu", quick=True)
+    batch, logps = world.batch(4, 3), gpu.naive.logps
+    whole = gpu._naive(world, gpu.naive.second_model(world.policy), batch)
+
+    def scarce(model: Any, part: Any, device: str) -> torch.Tensor:
+        if len(part.prompt) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logps(model, part, device)
+
+    monkeypatch.setattr(gpu.naive, "logps", scarce)
+    found = gpu._naive(world, gpu.naive.second_model(world.policy), batch)
+    assert (whole["naive_rows_at_once"], found["naive_rows_at_once"]) == (4, 1)
+    assert found["naive_loss"] == pytest.approx(whole["naive_loss"], rel=1e-5)
+    monkeypatch.setattr(gpu.naive, "logps", lambda *rest: _no_memory())
+    assert gpu._naive(world, None, batch) == {"lacked": "memory for the naive step"}
+
+
+def _no_memory() -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.long
+def test_the_default_job_is_killed_and_goes_on(tmp_path: Path, tiny_backbone: Path) -> None:
+    """The same on the toy world; every step is in the journal once."""
+    settings = small_settings(write_dataset(tmp_path / "dataset"), tiny_backbone)
+    settings |= {
+        "sft_epochs": 30,
+        "stopping_step": 99,
+        "compare_stages": False,
+        "eval_rows": 4,
+        "mlflow_tracking_uri": "none",
+    }
+    settings.pop("show_progress")
+    flags = [f"--{key}={value}" for key, value in settings.items()]
+    found = gpu_job.job(["--dataset=toy", *flags], 300)
+    assert found["holds"], found["said"]
+    assert found["steps"] == 30 * 3 + 3
+    assert 2 <= found["killed_after_steps"] < found["steps"]
+    late = gpu_job.job(["--dataset=toy", *flags], 0.01)
+    assert late["lacked"].startswith("time: ")
