@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from ..dataset.dataset import DynamicPODataset
 from ..errors import DataError
 from ..evaluation.ranks import FITTED_COUNTS
 from ..evaluation.scores import popularity_scores
-from ..language_model.adapter_folder import SCALARS_FILE, LoraShape
+from ..hub import find_adapter
+from ..language_model.adapter_folder import SCALARS_FILE, LoraShape, note_of_base
 from ..language_model.backbone import load_backbone
 from ..language_model.policy import Policy
 from ..likelihoods.catalogue import CatalogueLikelihood
@@ -122,7 +122,10 @@ class DynamicPO(SequentialRecommender):
         shape = LoraShape.of(settings)
         policy = Policy(backbone, shape, settings.seed)
         if settings.sft_adapter:
-            policy.load(Path(settings.sft_adapter))
+            folder = find_adapter(settings.sft_adapter)
+            policy.load(folder)
+            if (note := note_of_base(folder, backbone.name)) is not None:
+                logger.warning("sft_adapter: %s", note)
         return policy
 
     def _make_likelihood(self) -> VocabularyLikelihood | CatalogueLikelihood:
@@ -133,9 +136,10 @@ class DynamicPO(SequentialRecommender):
 
     def _load_beside(self) -> None:
         """Take over what was trained beside the SFT adapter, where its likelihood had such numbers."""
-        folder = self.settings.sft_adapter
-        if folder and self.settings.likelihood == "catalogue" and (Path(folder) / SCALARS_FILE).is_file():
-            self.policy.load(Path(folder))
+        if self.settings.sft_adapter and self.settings.likelihood == "catalogue":
+            folder = find_adapter(self.settings.sft_adapter)
+            if (folder / SCALARS_FILE).is_file():
+                self.policy.load(folder)
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the batch's mean loss of the present stage, 0-d."""
