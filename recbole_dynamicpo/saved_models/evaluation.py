@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from ..dataset.columns import ROW_ID
+from ..evaluation.exposure import KEY, beyond_accuracy, beyond_lines
 from ..evaluation.protocols import ANSWER_TOKENS, Protocols, compare_protocols
 from ..evaluation.ranks import ALL_RANKS_FILE, POPULARITY, RANKS_FILE, write_ranks
 from ..evaluation.report import REPORT_FILE, VIEWS, Contestant, render, summarize
@@ -24,7 +25,7 @@ from ..serving.recommender import Recommender, default_device, load_recommender
 from ..storage import atomic_file, write_json
 from ..training.contestants import rank_by_counting
 from ..training.evaluating import rank_by_popularity, rank_candidates, row_names, settled
-from ..training.whole_catalogue import WholeCatalogue
+from ..training.reporting import segments_of
 from .plain_adapter import plain_recommender, settings_files
 from .rows import EvaluationRows, check_lists, read_test_rows, settings_of, with_lists
 from .scores import SavedScores
@@ -123,11 +124,18 @@ def _evaluate(
         counted = {POPULARITY: rank_by_popularity(rows.data), **rank_by_counting(rows.whole, rows.data)}
         lines = [*(Contestant(name, found.ranks) for name, found in counted.items()), contestant]
         text = render(lines, chance=ranked.chance, seconds={}, notes=[] if saved.ranks_all else notes)
-        figures["contestants"] = [summarize(line) for line in lines]
+        parts = segments_of(rows.whole, ranked.row_ids, lines, VIEWS["candidates"])
+        figures["contestants"], figures["segments"] = (
+            [summarize(line) for line in lines],
+            {"candidates": parts},
+        )
         if saved.ranks_all:
             view, everything = VIEWS["all"], Contestant(asked.name, np.array(saved.ranks_all))
             figures[view.key] = [summarize(everything, view)]
-            table = render([everything], chance=1 / saved.count, seconds={}, notes=notes, view=view)
+            figures["segments"]["all"] = segments_of(rows.whole, ranked.row_ids, [everything], view)
+            figures[KEY] = [beyond_accuracy(asked.name, saved.shown, saved.titles.taken())]
+            more, chance = list(beyond_lines(figures[KEY])), 1 / saved.titles.count
+            table = render([everything], chance=chance, seconds={}, notes=notes, view=view, more=more)
             text = f"among {VIEWS['candidates'].among}\n{text}\namong {view.among}\n{table}"
     else:
         answers, found = _generate(recommender, rows, scores, asked)
@@ -139,9 +147,9 @@ def _evaluate(
         names = row_names(rows.data, ranked.row_ids)
         write_ranks(out / RANKS_FILE, *names, ranked.ranks, ranked.rows)
         if saved.ranks_all:
-            digests = WholeCatalogue(rows.whole).digests(ranked.rows)
+            digests = saved.titles.digests(ranked.rows)
             write_ranks(out / ALL_RANKS_FILE, *names, np.array(saved.ranks_all), digests)
-        write_json(out / REPORT_FILE, figures)
+        write_json(out / REPORT_FILE, {"seconds": {}, "notes": notes, **figures})
     return text, figures
 
 

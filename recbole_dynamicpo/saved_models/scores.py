@@ -33,7 +33,8 @@ class SavedScores:
         notes: what a reader has to know of the scores.
         logps: (n,) of the titles chosen among all titles, nats; None where the vocabulary scores.
         ranks_all: of the titles chosen among all titles, where settings ask for them.
-        count: distinct titles.
+        shown: how often each title was then among the first of a row.
+        titles: that all titles are.
     """
 
     def __init__(self, recommender: Recommender, rows: EvaluationRows, progress: bool) -> None:
@@ -41,9 +42,10 @@ class SavedScores:
         self.notes: list[str] = []
         self.logps: np.ndarray[Any, Any] | None = None
         self.ranks_all: list[int] = []
+        self.titles = WholeCatalogue(rows.whole)
+        self.shown = self.titles.exposure()
         self.catalogue = recommender.ranker.scorer if recommender.ranker is not None else None
         titles = rows.whole.catalogue.distinct_titles
-        self.count = len(titles)
         if self.catalogue is not None and list(self.catalogue.number) != list(titles):
             self.catalogue = None
             self.notes.append(
@@ -69,6 +71,8 @@ class SavedScores:
             part, ranks = found[start]
             scores[start : start + len(part), : part.shape[1]] = part
             self.ranks_all += ranks
+        if self.ranks_all:
+            self.shown.join(processes.gather((self.shown.shown, self.shown.rows)))
         if self.catalogue is not None:
             interaction = self.rows.data.inter_feat
             chosen = interaction[CANDIDATE_IDS] == interaction[self.rows.data.iid_field][:, None]
@@ -89,7 +93,7 @@ class SavedScores:
     def _among_all(self, part: slice) -> _Part:
         assert self.catalogue is not None
         found = self.catalogue.all_in_voices(self.rows.prompts[part], [POLICY])[POLICY]
-        ranks, _ = WholeCatalogue(self.rows.whole).judge(self.rows.data.inter_feat[part], found, 1)
+        ranks, _ = self.titles.judge(self.rows.data.inter_feat[part], found, 1, self.shown)
         numbers = torch.from_numpy(self._numbers(part))
         own = found.gather(1, numbers.clamp(min=0)).masked_fill(numbers < 0, -torch.inf)
         return _Part(own, ranks.tolist())
