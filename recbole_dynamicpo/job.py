@@ -10,6 +10,7 @@ from typing import Any
 from .dataset.data_files import can_be_fetched, require_data
 from .errors import SettingsError, nearest
 from .host.config import PlainConfig, plain_config, read_settings_files, refuse_pickles
+from .hub import find_adapter
 from .ingredients import decides
 from .language_model.adapter_folder import adapter_digest
 from .language_model.backbone import check_backbone
@@ -72,7 +73,7 @@ def check(job: Job) -> None:
     if Path(config["data_path"]).is_dir() or not (settings.data_source or can_be_fetched(job.dataset)):
         require_data(config)
     if settings.sft_adapter:
-        adapter_digest(Path(settings.sft_adapter))
+        adapter_digest(find_adapter(settings.sft_adapter))
     check_backbone(settings.backbone)
 
 

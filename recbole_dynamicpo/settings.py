@@ -159,7 +159,7 @@ class Settings:
 
     # stages; RecBole's epochs, learning_rate and train_batch_size are the preference stage's
     sft_adapter: Perhaps = setting(
-        None, "adapter folder to start from instead of the SFT stage", decides="sft"
+        None, "adapter folder or hub id to start from instead of the SFT stage", decides="sft"
     )
     sft_epochs: Whole = setting(1, "epochs of the SFT stage", decides="sft", ge=0)
     sft_learning_rate: Number = setting(0.0001, "peak learning rate of the SFT stage", decides="sft", gt=0)

@@ -22,6 +22,7 @@ import pytest
 
 from recbole_dynamicpo.cli import main, run_recbole
 
+from .helpers.plain_adapter import PROMPTS, write_plain_adapter
 from .helpers.published_data import small_published
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +96,7 @@ def small(words: list[str], backbone: Path) -> list[str]:
         run["num_negatives"] = 4  # of the six candidates of its rows here
     by_command = {
         "run": STOCK if "--model=SASRec" in words else run,
-        "evaluate": {"eval_rows": 4},
+        "evaluate": {"eval_rows": 4, "load_in_4bit": False},
         "baselines": {**STOCK, "eval_rows": 4},
         "audit": {},
         "study": {**run, "objective": "dmpo", "num_negatives": "[1,2]", "seeds": 1},
@@ -145,6 +146,7 @@ class Shell:
 
     def named(self, command: str) -> str:
         """Return a command with what is here for what the page leaves to its reader."""
+        command = command.replace("xingyuHuxingyu/DynamicPO/CHECKPOINT@REVISION", "adapter")
         (dataset,) = re.findall(r"--dataset[ =](\S+)", command) or ["ml-100k"]
         if runs := _by_age(f"DynamicPO-{dataset}-*"):
             command = re.sub(r"saved/(<run>|DynamicPO-ml-100k-\.\.\.)", str(runs[0]), command)
@@ -192,6 +194,9 @@ def folder(
         shutil.copyfile(made / "mlflow.db", "mlflow.db")
         small_published(Path("in"))
         assert main(["prepare", "--dataset", "lastfm", "--source", "in", "--out", "dataset/"]) == 0
+        write_plain_adapter(Path("adapter"), tiny_backbone)
+        Path("DynamicPO/prompt").mkdir(parents=True)
+        Path("DynamicPO/prompt/music.txt").write_text(PROMPTS)
         users = {"user": ["a", "b"], "history": [["Toy Story (1995)"], ["Heat (1995)", "Babe (1995)"]]}
         pq.write_table(pa.table(users), "users.parquet")
     return tmp_path

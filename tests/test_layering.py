@@ -22,7 +22,7 @@ import recbole_dynamicpo
 PACKAGE = Path(recbole_dynamicpo.__file__).parent
 NAME = PACKAGE.name
 
-GROUND = "errors names settings setting_types ingredients storage interrupt parallel version"
+GROUND = "errors hub names settings setting_types ingredients storage interrupt parallel version"
 PILLARS = "data language_model objectives evaluation"
 
 BELOW_HOST = f"{PILLARS} scoring title_trie dataset likelihoods steps serving tracking training"
@@ -40,12 +40,13 @@ MAY_IMPORT = {
     "training": f"{PILLARS} scoring title_trie dataset likelihoods steps serving tracking.run_folder "
     "tracking.record tracking.journal tracking.system tracking.live",
     "host": BELOW_HOST,
+    "saved_models": f"{BELOW_HOST} host",
     "stage_results": "training.checkpoint serving.folder",
     "job": f"{BELOW_HOST} host stage_results",
     "stage_processes": "job stage_results tracking.live",
     "pipeline": f"{BELOW_HOST} host stage_results stage_processes job",
     "study": "evaluation tracking.journal tracking.record stage_results job pipeline",
-    "commands": f"{BELOW_HOST} host stage_results stage_processes job pipeline study",
+    "commands": f"{BELOW_HOST} host saved_models stage_results stage_processes job pipeline study",
     "cli": "commands",
     "": "host serving",  # the face, __init__
 }
@@ -55,10 +56,10 @@ KNOWS_FLOWS = "commands.bootstrap"
 # Where a library may be imported; one that is not here may be imported nowhere.
 EMBASSIES = {
     "torch": "parallel language_model objectives scoring title_trie evaluation.scores serving "
-    "tracking.system dataset likelihoods steps training host",
+    "tracking.system dataset likelihoods steps training host saved_models",
     "transformers": "language_model",
     "peft": "language_model",
-    "recbole": "dataset likelihoods steps training host",
+    "recbole": "dataset likelihoods steps training host saved_models",
     "mlflow": "serving.mlflow_store serving.pyfunc tracking.client tracking.sync",
     "pydantic": "settings setting_types serving.requests",
     "scipy": "data.counting data.give_away data.global_order evaluation.statistics",
@@ -66,15 +67,15 @@ EMBASSIES = {
     "optuna": "study.search",
     "psutil": "tracking.system",
     "pyarrow": "data.sequences evaluation.ranks serving.batch",
-    "huggingface_hub": "data.download language_model.backbone",
+    "huggingface_hub": "data.download hub language_model.backbone",
     "safetensors": "language_model.adapter_folder serving.priors training.checkpoint",
     "filelock": "storage",
     "packaging": "serving.packaging",
     "sqlalchemy": "serving.mlflow_uri",
     "gradio": "serving.demo",
     "numpy": "data evaluation scoring title_trie dataset likelihoods serving tracking.figures tracking.shown "
-    "steps.numbers training host study.comparisons study.results",
-    "tqdm": "data scoring serving.batch training host",
+    "steps.numbers training host saved_models study.comparisons study.results",
+    "tqdm": "data scoring serving.batch training saved_models",
     "yaml": "scoring.prompt_lengths dataset.data_files host.config study.grid",
 }
 

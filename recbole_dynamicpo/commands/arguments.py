@@ -34,16 +34,31 @@ def add_command(
     return parser
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that names a saved recommender."""
+def add_model(parser: argparse.ArgumentParser, *, plain: bool = False) -> None:
+    """Add the argument that names a saved recommender.
+
+    Args:
+        parser: of the subcommand.
+        plain: whether it takes plain adapters, too.
+    """
+    more = ", or the folder of a plain PEFT adapter" if plain else ""
     parser.add_argument(
-        "--model", required=True, help="folder of a run, recommender folder in it, models:/... or runs:/..."
+        "--model",
+        required=True,
+        help="folder of a run, recommender folder in it, models:/... or runs:/..., an id of the Hugging Face "
+        f"hub (owner/repository/folder@revision){more}",
     )
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name a data set and settings files."""
-    parser.add_argument("--dataset", required=True, help="name of the data set")
+def add_data(parser: argparse.ArgumentParser, *, plain: bool = False) -> None:
+    """Add the arguments that name a data set and settings files.
+
+    Args:
+        parser: of the subcommand.
+        plain: whether only a plain adapter wants them.
+    """
+    more = ", whose titles and settings a plain adapter speaks with; wanted for one, and for nothing else"
+    parser.add_argument("--dataset", required=not plain, help=f"name of the data set{more if plain else ''}")
     parser.add_argument("--data-path", help="folder of the data sets (default: dataset/)")
     parser.add_argument("--config_files", default="", help="YAML files, separated by spaces")
 

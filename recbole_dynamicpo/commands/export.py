@@ -18,8 +18,11 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..serving.export import TITLES_FILE, export_merged
+    from ..serving.export import GRAMMAR_FILE, TITLES_FILE, export_merged
     from ..serving.recommender import load_recommender
 
     export_merged(load_recommender(options.model), options.merged)
-    print(f"{options.merged}: a model of transformers; {TITLES_FILE} has the tokens of every title")
+    print(
+        f"{options.merged}: a model of transformers; {TITLES_FILE} has the tokens of every title, "
+        f"{GRAMMAR_FILE} a grammar of all"
+    )

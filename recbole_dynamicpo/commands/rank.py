@@ -8,13 +8,14 @@ from typing import Any
 
 from ..errors import SettingsError
 from ..parallel import join
-from .arguments import add_command, add_model
+from .arguments import add_command, add_data, add_model, settings_of
 
 
 def add(commands: Any) -> None:
     """Add the subcommand."""
-    parser = add_command(commands, "rank", _run, "rank titles with a saved adapter")
-    add_model(parser)
+    parser = add_command(commands, "rank", _run, "rank titles with a saved adapter", settings=True)
+    add_model(parser, plain=True)
+    add_data(parser, plain=True)
     parser.add_argument("--history", help="titles or item ids, oldest first, separated by |; may be empty")
     parser.add_argument("--candidates", help="titles to rank, separated by |; default: the whole catalogue")
     parser.add_argument(
@@ -46,9 +47,23 @@ def _run(options: argparse.Namespace) -> None:
         _rank_one(options)
 
 
+def _recommender(options: argparse.Namespace) -> Any:
+    """Return the saved recommender, or the plain adapter with the titles of a data set."""
+    if options.dataset is not None:
+        from ..saved_models.plain_adapter import rank_plainly
+
+        return rank_plainly(options.model, options.dataset, *settings_of(options))
+    if options.settings or options.config_files or options.data_path:
+        more = options.settings[0] if options.settings else "settings"
+        raise SettingsError(f"rank: got {more}, but settings are for a plain adapter, with --dataset")
+    from ..serving.recommender import default_device, load_recommender
+
+    # One history takes less time than to bring a model to a GPU.
+    return load_recommender(options.model, device=default_device() if options.input else "cpu")
+
+
 def _rank_file(options: argparse.Namespace) -> None:
     from ..serving.batch import rank_file
-    from ..serving.recommender import default_device, load_recommender
 
     if options.out is None:
         raise SettingsError("rank --input: wanted --out, a folder for the parts")
@@ -56,7 +71,7 @@ def _rank_file(options: argparse.Namespace) -> None:
         raise SettingsError("rank --input: takes neither --candidates nor --explain, which go with --history")
     processes = join()
     found = rank_file(
-        load_recommender(options.model, device=default_device()), options.input, options.out, k=options.k,
+        _recommender(options), options.input, options.out, k=options.k,
         exclude_history=not options.keep_history,
     )  # fmt: skip
     if processes.first:
@@ -66,11 +81,9 @@ def _rank_file(options: argparse.Namespace) -> None:
 
 
 def _rank_one(options: argparse.Namespace) -> None:
-    from ..serving.recommender import load_recommender
-
     candidates = options.candidates.split("|") if options.candidates is not None else None
     history = options.history.split("|") if options.history else []
-    found = load_recommender(options.model).ranking(
+    found = _recommender(options).ranking(
         history, candidates, options.k, exclude_history=not options.keep_history, explain=options.explain
     )
     if found.source == "catalogue":

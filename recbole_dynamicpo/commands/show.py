@@ -65,6 +65,7 @@ def _lines(run: Any, parts: bool, everything: bool) -> Iterator[str]:
 
 
 def _tables(report: Mapping[str, Any], parts: bool) -> Iterator[str]:
+    from ..evaluation.exposure import KEY, beyond_lines, beyond_segment_lines
     from ..evaluation.report import VIEWS, table_lines
     from ..evaluation.segments import segment_lines
 
@@ -73,8 +74,11 @@ def _tables(report: Mapping[str, Any], parts: bool) -> Iterator[str]:
             continue
         yield f"among {view.among}"
         yield from table_lines(report[view.key], view)
+        beyond = report.get(KEY, []) if among == "all" else []
+        yield from beyond_lines(beyond)
         if parts:
             yield from segment_lines(report["segments"][among], view)
+            yield from beyond_segment_lines(beyond)
     yield "time: " + ", ".join(f"{name} {spent:.0f} s" for name, spent in report["seconds"].items())
     yield from report["notes"]
 

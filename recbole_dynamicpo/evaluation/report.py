@@ -186,6 +186,7 @@ def render(
     seconds: Mapping[str, float],
     notes: Sequence[str],
     view: View = VIEWS["candidates"],
+    more: Sequence[str] = (),
 ) -> str:
     """Return the table as text.
 
@@ -195,6 +196,7 @@ def render(
         seconds: training or evaluation time by name.
         notes: further lines: what was subsampled, where things lie.
         view: what to show.
+        more: lines of another table, behind the comparisons.
     """
     width = max(len(c.name) for c in contestants) + 2
     lines = table_lines([summarize(contestant, view) for contestant in contestants], view)
@@ -208,6 +210,7 @@ def render(
             f"{final.name} against {other.name}: {place} in {ours} rows that the other misses, "
             f"{theirs} the other way round, McNemar p = {p:.2g}"
         )
+    lines += more
     if seconds:
         spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
         lines.append(f"time: {spent}")

@@ -14,7 +14,7 @@ from .statistics import paired_bootstrap
 IntArray = NDArray[np.int64]
 
 ALL = "all rows"
-COLD = "target never seen in training"
+COLD, WARM = "target never seen in training", "target seen in training"
 # History lengths, both ends included; the last group is open.
 LENGTHS = ((0, 5), (6, 10), (11, 20), (21, None))
 
@@ -27,16 +27,34 @@ def segments(counts: IntArray, seen: IntArray, lengths: IntArray) -> dict[str, N
         seen: (n,) those of each row's target.
         lengths: (n,) titles of each row's history.
     """
-    known = np.sort(counts[counts > 0])[::-1]
-    # A target's tenth: how many of the known items were seen more often.
-    tenth = np.searchsorted(-known, -seen, side="left") * 10 // max(1, len(known))
-    found = {ALL: np.ones(len(seen), dtype=bool), COLD: seen == 0}
+    tenth, cold = tenths(counts, seen), seen == 0
+    found = {ALL: np.ones(len(seen), dtype=bool), COLD: cold}
+    if cold.any():
+        found[WARM] = ~cold
     for number in range(10):
         found[f"target in popularity tenth {number + 1}"] = (tenth == number) & (seen > 0)
     for low, high in LENGTHS:
-        name = f"history of {low} to {high}" if high is not None else f"history of {low} or more"
-        found[name] = (lengths >= low) & (lengths <= (np.inf if high is None else high))
+        found[length_name(low, high)] = (lengths >= low) & (lengths <= (np.inf if high is None else high))
     return {name: rows for name, rows in found.items() if rows.any()}
+
+
+def length_name(low: int, high: int | None) -> str:
+    """Return what a group of history lengths is called."""
+    return f"history of {low} to {high}" if high is not None else f"history of {low} or more"
+
+
+def tenths(counts: IntArray, seen: IntArray) -> IntArray:
+    """Return (n,) popularity tenths, 0 to 9, the most popular first; of no meaning where nothing was seen.
+
+    An item's tenth is how many of the known items were seen more often, so that equals share one.
+
+    Args:
+        counts: (items,) training interactions of every item.
+        seen: (n,) those of the items asked for.
+    """
+    known = np.sort(counts[counts > 0])[::-1]
+    found: IntArray = np.searchsorted(-known, -seen, side="left") * 10 // max(1, len(known))
+    return found
 
 
 def by_segment(

@@ -21,6 +21,7 @@ from recbole.utils import ModelType, get_local_time, get_model, init_logger, ini
 from ..dataset.columns import CANDIDATE_IDS
 from ..dataset.dataset import DynamicPODataset
 from ..errors import SettingsError
+from ..evaluation.exposure import KEY, beyond_lines
 from ..evaluation.ranks import write_ranks
 from ..evaluation.report import REPORT_FILE, VIEWS, Contestant, render, summarize
 from ..names import MODEL_NAMES
@@ -35,6 +36,7 @@ from ..training.evaluating import (
     rows_to_rank,
     score_table,
 )
+from ..training.reporting import beyond_of, segments_of
 from ..training.whole_catalogue import Scores, WholeCatalogue
 from .config import PlainConfig, check_model, refuse_pickles
 from .defaults import check_settings
@@ -178,7 +180,8 @@ def run_baselines(
     contestants = {among: _contestants(ranked) for among, ranked in tables.items()}
     texts = [
         f"among {VIEWS[among].among}\n" + render(
-            lines, chance=tables[among]["popularity"].chance, seconds={}, notes=[], view=VIEWS[among]
+            lines, chance=tables[among]["popularity"].chance, seconds={}, notes=[], view=VIEWS[among],
+            more=list(beyond_lines(beyond_of(data, tables[among]))),
         )
         for among, lines in contestants.items()
     ]  # fmt: skip
@@ -224,11 +227,15 @@ def _save(
     about: Mapping[str, Any],
 ) -> None:
     """Write each contestant's ranks where ``compare`` reads them, and the figures as JSON."""
-    report: dict[str, Any] = dict(about)
+    report: dict[str, Any] = {**about, "segments": {}}
     for among, found in tables.items():
         view = VIEWS[among]
         for name, ranked in found.items():
             place = folder / name / view.file
             write_ranks(place, *row_names(data, ranked.row_ids), ranked.ranks, ranked.rows)
-        report[view.key] = [summarize(contestant, view) for contestant in _contestants(found)]
+        contestants, row_ids = _contestants(found), next(iter(found.values())).row_ids
+        report[view.key] = [summarize(contestant, view) for contestant in contestants]
+        report["segments"][among] = segments_of(data, row_ids, contestants, view)
+        if beyond := beyond_of(data, found):
+            report[KEY] = beyond
     write_json(folder / REPORT_FILE, report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..storage import load_json, named, sha256_file, sha256_json, write_json
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 SCALARS_FILE = "scalars.json"  # what is trained beside the adapter, where there is such a thing
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+# What transformers' Trainer leaves in the folder of an adapter; pickles, which nothing here opens.
+_OF_THE_TRAINER = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state(_\d+)?)\.(bin|pt|pth)")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HIGHEST_RANK = 1 << 14  # a damaged number must not ask for all of the memory
 # Entries of a PEFT configuration that say nothing about what the weights mean, or that are read here.
@@ -106,6 +109,28 @@ def write_adapter(folder: Path, weights: dict[str, Tensor], config: Mapping[str,
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+def base_of(folder: Path) -> str | None:
+    """Return what an adapter's configuration calls its backbone; None where it does not say.
+
+    Raises:
+        AdapterError: the configuration is missing or damaged.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        base = load_json(path)["base_model_name_or_path"]
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise AdapterError(f"{path}: not a LoRA configuration ({error!r})") from error
+    return base if isinstance(base, str) and base else None
+
+
+def note_of_base(folder: Path, backbone: str) -> str | None:
+    """Return a sentence where an adapter names another backbone than the one that carries it."""
+    base = base_of(folder)
+    if base is None or Path(base).name.lower() == Path(backbone).name.lower():
+        return None
+    return f"the adapter names backbone {base}, and speaks here with {backbone}"
+
+
 def read_adapter(folder: Path) -> dict[str, Tensor]:
     """Return the weights of an adapter folder; nothing in it is unpickled.
 
@@ -119,8 +144,12 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no such folder"
-        raise AdapterError(f"{folder}: wanted an adapter folder with {WEIGHTS_FILE}; found: {found}")
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+        raise AdapterError(
+            f"{folder}: wanted an adapter folder with {WEIGHTS_FILE} (adapter_model.bin, a pickle, is not "
+            f"read); found: {found}"
+        )
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    pickles = [name for name in names if not _OF_THE_TRAINER.fullmatch(name)]
     if pickles:
         raise AdapterError(
             f"{folder}: holds {pickles[0]}, which may be a pickle and run code; wanted {WEIGHTS_FILE} alone"

@@ -34,6 +34,7 @@ from .decoder import decoder_of, lower_layers_once, recompute_layers
 from .logps import own_child_logits, separate_logps, shared_logps
 from .packed import PackedBatch, TokenBatch, on_device, pack
 from .targets import choose_targets, describe, lowest_layer
+from .tokenizer import check_tokenizer_beside
 from .tree import KeptKeys, TreeBatch, TreeStates, separate_states, shared_states
 
 logger = logging.getLogger(__name__)
@@ -240,7 +241,7 @@ class Policy(nn.Module):
         """Read ``folder`` into ``adapter``.
 
         Raises:
-            AdapterError: files are missing or damaged, or shapes do not fit this backbone.
+            AdapterError: files are missing or damaged, or shapes or a tokenizer do not fit this backbone.
             NumericsError: a weight is not finite.
         """
         path = folder / CONFIG_FILE
@@ -251,6 +252,7 @@ class Policy(nn.Module):
                     f"{path}: lora_alpha is {scale:g}, but this run's is {ours:g} (setting lora_alpha)"
                 )
         self._put(adapter, read_adapter(folder), str(folder / WEIGHTS_FILE))
+        check_tokenizer_beside(folder, self.backbone.tokenizer, self.backbone.name)
         if adapter in self.beside:
             self.beside[adapter].load_state_dict(read_scalars(folder, self.beside[adapter].state_dict()))
 

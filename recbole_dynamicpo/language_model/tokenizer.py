@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from ..errors import BackboneError
+from ..errors import AdapterError, BackboneError, short
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,8 @@ _PROMPTS = ("Titles:\n- Heat (1995)\n- Alien\n\nThe next title is:", "A, B\nAnsw
 _TITLES = ("The Godfather (1972)", "2001: A Space Odyssey", "Élan", "X", "'Til There Was You")
 # Ends a text as a prompt may; what a tokenizer puts before its first text is then put before this.
 _ANCHOR = ":"
+# By which a folder is known to hold a tokenizer.
+_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def load_tokenizer(place: str, name: str) -> Any:
@@ -35,8 +38,8 @@ def load_tokenizer(place: str, name: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # what a damaged file raises there is not documented
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BackboneError(f"backbone '{name}': its tokenizer cannot be loaded ({reason})") from error
 
 
@@ -112,6 +115,43 @@ def check_tokenizer(tokenizer: Any, name: str, rows: int) -> None:
             )
         for title in _TITLES:
             _check_parts(lambda text: tokenizer(text).input_ids, tokenizer, name, prompt, title)
+
+
+def check_tokenizer_beside(folder: Path, tokenizer: Any, name: str) -> None:
+    """See whether the tokenizer that lies beside an adapter, if one does, writes as its backbone's.
+
+    Special tokens that one of them has more, such as one to pad with, are no difference: no text holds them.
+
+    Args:
+        folder: of the adapter.
+        tokenizer: of the backbone, which is used.
+        name: of the backbone, for messages.
+
+    Raises:
+        AdapterError: it writes otherwise, ends otherwise, or cannot be read.
+    """
+    if not any((folder / file).is_file() for file in _FILES):
+        return
+    try:
+        beside = load_tokenizer(str(folder), name)
+    except BackboneError as error:
+        raise AdapterError(f"{folder}: the tokenizer beside the adapter cannot be read ({error})") from error
+
+    special = {*tokenizer.all_special_tokens, *beside.all_special_tokens}
+
+    def said(of: Any) -> dict[str, Any]:
+        """Return what a tokenizer makes of texts, the end of a sequence, and all of its plain tokens."""
+        plain = {token: number for token, number in of.get_vocab().items() if token not in special}
+        written = {short(text): of(text).input_ids for text in (*_TITLES, *_PROMPTS)}
+        return {**written, "the end of a sequence": of.eos_token_id, "its tokens": plain}
+
+    got = said(beside)
+    for what, wanted in said(tokenizer).items():
+        if got[what] != wanted:
+            raise AdapterError(
+                f"{folder}: the tokenizer beside the adapter has {what} as {short(got[what])}, but that of "
+                f"backbone '{name}' as {short(wanted)}; wanted the backbone that the adapter was trained on"
+            )
 
 
 def _check_known(tokenizer: Any, name: str, rows: int, end: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..data.counting import Sequences
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import IntArray, row_generator
+from ..hub import find_adapter
 from ..language_model.adapter_folder import SCALARS_FILE, stored_scalars
 from ..language_model.policy import Policy
 from ..parallel import here
@@ -115,7 +115,7 @@ class CatalogueLikelihood:
         """Return the mean opinion that an SFT adapter was trained with, which takes long to find again."""
         if not settings.centre or not settings.sft_adapter:
             return None
-        folder = Path(settings.sft_adapter)
+        folder = find_adapter(settings.sft_adapter)
         kept = stored_scalars(folder).get("centre") if (folder / SCALARS_FILE).is_file() else None
         return kept if kept is not None and len(kept) == len(self.scorer.trie.edge_node) else None
 

@@ -4,7 +4,8 @@ A template file holds one or more templates, separated by lines that consist of 
 one is what evaluation uses. Placeholders: ``{history}`` and ``{candidates}`` (titles, one a line
 behind a dash, or on one line as ``{history:, }`` with the separator behind the colon),
 ``{num_history}`` and ``{num_candidates}``. A separator ``\\n`` is a line break. Which template a row gets
-is the caller's choice: nothing here is random.
+is the caller's choice: nothing here is random. The template files of the method's authors are read as they
+are: one template a line, in which ``[HistoryHere]`` and ``[CansHere]`` stand for titles with commas between.
 
 A prompt ends without white space and a completion starts with a space, so that prompt and title
 fall into the tokens that the model itself would write. The published code ends its prompt with a
@@ -21,6 +22,8 @@ from ..errors import DataError, SettingsError, nearest
 _PLACEHOLDER = re.compile(r"\{(\w+)(?::([^}\n]*))?\}")
 _KNOWN = ("history", "candidates", "num_history", "num_candidates")
 _SEQUENCE = re.compile(r"(.*)\{history:([^}\n]+)\}", re.DOTALL)
+# The authors' placeholders, as ours.
+_THEIRS = {"[HistoryHere]": "{history:, }", "[CansHere]": "{candidates:, }"}
 _SEPARATOR = re.compile(r"^---[ \t]*$", re.MULTILINE)
 
 
@@ -111,4 +114,11 @@ def load_templates(name: str, folder: Path) -> Templates:
         raise SettingsError(f"prompt: {path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    return Templates(_SEPARATOR.split(text), str(path))
+    return Templates(_as_ours(text) if "[HistoryHere]" in text else _SEPARATOR.split(text), str(path))
+
+
+def _as_ours(text: str) -> list[str]:
+    """Return the templates of a file of the authors' form."""
+    for theirs, ours in _THEIRS.items():
+        text = text.replace(theirs, ours)
+    return text.splitlines()

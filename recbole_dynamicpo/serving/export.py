@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import BackboneError, SettingsError
-from ..storage import atomic_folder, write_json
+from ..scoring.collate import Collator
+from ..storage import atomic_file, atomic_folder, write_json
 from .model_card import write_merged_card
 from .recommender import Recommender
 
-TITLES_FILE = "catalogue_tokens.json"
+TITLES_FILE, GRAMMAR_FILE = "catalogue_tokens.json", "catalogue.gbnf"
+# What a quoted text of such a grammar cannot hold as it is.
+_ESCAPED = {ord("\\"): "\\\\", ord('"'): '\\"', **{code: f"\\x{code:02x}" for code in (*range(32), 127)}}
 
 
 def export_merged(recommender: Recommender, out: Path) -> None:
     """Write backbone and adapter as one Hugging Face model folder, with what holds decoding to the catalogue.
 
-    ``catalogue_tokens.json`` has ``terminator`` and, for each distinct title, its text, its items and its
-    tokens, that included. The priors below a catalogue likelihood stay out: the weights are those of the
-    language model alone. The recommender cannot be used afterwards: the adapter becomes part of its weights.
+    ``catalogue_tokens.json`` has ``terminator`` and, for each distinct title, the title, its items, the text
+    that the model writes of it behind a prompt, and its tokens, terminator included. ``catalogue.gbnf`` is a
+    grammar of these texts, for engines that hold decoding by text; a text may then be written in other tokens
+    than its own. ``generation_config.json`` ends decoding at the terminator. The priors below a catalogue
+    likelihood stay out: the weights are those of the language model alone. The recommender cannot be used
+    afterwards: the adapter becomes part of its weights.
 
     Args:
         recommender: to be merged.
@@ -37,13 +44,34 @@ def export_merged(recommender: Recommender, out: Path) -> None:
     bearers: dict[str, list[str]] = {}
     for item, title in zip(recommender.catalogue.ids, recommender.catalogue.titles, strict=True):
         bearers.setdefault(title, []).append(item)
+    end = "" if collator.terminator == backbone.tokenizer.eos_token_id else _text(collator)
     titles = [
-        {"title": title, "ids": items, "tokens": collator.title_ids(title)}
+        {"title": title, "ids": items, "text": f" {title}{end}", "tokens": collator.title_ids(title)}
         for title, items in bearers.items()
     ]
     merged: Any = policy.peft.merge_and_unload(adapter_names=["policy"])
+    ends = merged.generation_config
+    ends.eos_token_id = sorted({collator.terminator, backbone.tokenizer.eos_token_id})
+    ends.max_new_tokens = max(len(line["tokens"]) for line in titles)
     with atomic_folder(out) as folder:
         merged.save_pretrained(folder)
         backbone.tokenizer.save_pretrained(folder)
         write_json(folder / TITLES_FILE, {"terminator": collator.terminator, "titles": titles})
+        with atomic_file(folder / GRAMMAR_FILE) as handle:
+            handle.write(grammar([str(line["text"]) for line in titles]))
         write_merged_card(folder, recommender.card)
+
+
+def _text(collator: Collator) -> str:
+    """Return what the model writes behind a title."""
+    found: str = collator.tokenizer.decode([collator.terminator], clean_up_tokenization_spaces=False)
+    return found
+
+
+def grammar(texts: Sequence[str]) -> str:
+    """Return a grammar of exactly these texts, in the GGML BNF that xgrammar and llama.cpp read.
+
+    Args:
+        texts: any, at least one.
+    """
+    return "root ::= " + "\n  | ".join(f'"{text.translate(_ESCAPED)}"' for text in texts) + "\n"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import AdapterError, BackboneError, short
-from ..language_model.adapter_folder import adapter_digest
+from ..language_model.adapter_folder import CONFIG_FILE, adapter_digest
 from ..language_model.backbone import DTYPES, NF4, Backbone, load_backbone, quantized_fingerprint
 from ..names import LIKELIHOODS, PRIORS, STAGES
 from ..storage import load_json, sha256_file, sha256_json, write_json
@@ -134,9 +134,20 @@ def recommender_folder(path: Path) -> Path:
     for folder in (path, path / ARTIFACT_FOLDER, *(path / stage for stage in stages)):
         if (folder / RECOMMENDER_FILE).is_file():
             return folder
+    more = ""
+    if is_plain_adapter(path):
+        more = (
+            "; this is a plain adapter, which knows no titles and no prompts: evaluate and rank take it with "
+            "--dataset, and training as sft_adapter"
+        )
     raise AdapterError(
-        f"{path}: wanted the folder of a run, or a recommender folder with {RECOMMENDER_FILE} in it"
+        f"{path}: wanted the folder of a run, or a recommender folder with {RECOMMENDER_FILE} in it{more}"
     )
+
+
+def is_plain_adapter(path: Path) -> bool:
+    """Say whether a folder is an adapter that is no recommender."""
+    return (path / CONFIG_FILE).is_file() and not (path / RECOMMENDER_FILE).is_file()
 
 
 def final_stage(folder: Path) -> str | None:

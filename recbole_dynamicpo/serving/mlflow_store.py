@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterError
+from ..hub import find_adapter
 from ..language_model.adapter_folder import WEIGHTS_FILE
 from ..storage import sha256_file, write_json
-from .folder import ARTIFACT, ARTIFACT_FOLDER, recommender_folder
+from .folder import ARTIFACT, ARTIFACT_FOLDER, is_plain_adapter, recommender_folder
 from .mlflow_uri import find_tracking_uri, without_password
 from .packaging import example_request, folder_size, package_code, package_recommender, requirements
 
@@ -204,19 +205,32 @@ def _within(model: LoggedModel, inside: str) -> str:
 
 
 @contextmanager
-def opened_recommender(source: str | Path, tracking_uri: str | None = None) -> Iterator[Path]:
-    """Yield the recommender folder of ``source``; what has to be downloaded is gone after the block.
+def opened_model(source: str | Path, tracking_uri: str | None = None) -> Iterator[Path]:
+    """Yield the folder of ``source``: a recommender's, or that of a plain adapter.
 
     Args:
-        source: a recommender folder, the folder of a run, or a ``models:/`` or ``runs:/`` URI of MLflow.
-            A downloaded folder also holds ``settings.json``.
+        source: a recommender folder, the folder of a run, a ``models:/`` or ``runs:/`` URI of MLflow, or an
+            id of the Hugging Face hub (see ``find_adapter``). What comes from MLflow also holds
+            ``settings.json``, and is gone after the block.
         tracking_uri: where MLflow's URIs are looked up; None: see ``find_tracking_uri``.
+
+    Raises:
+        AdapterError: there is neither.
+    """
+    if str(source).startswith(("models:/", "runs:/")):
+        with tempfile.TemporaryDirectory(prefix="recbole-dynamicpo-") as work:
+            yield recommender_folder(download_model(str(source), Path(work), tracking_uri))
+        return
+    path = find_adapter(source)
+    yield path if is_plain_adapter(path) else recommender_folder(path)
+
+
+@contextmanager
+def opened_recommender(source: str | Path, tracking_uri: str | None = None) -> Iterator[Path]:
+    """Yield the recommender folder of ``source``; see ``opened_model``.
 
     Raises:
         AdapterError: no recommender there.
     """
-    if not str(source).startswith(("models:/", "runs:/")):
-        yield recommender_folder(Path(source))
-        return
-    with tempfile.TemporaryDirectory(prefix="recbole-dynamicpo-") as work:
-        yield recommender_folder(download_model(str(source), Path(work), tracking_uri))
+    with opened_model(source, tracking_uri) as folder:
+        yield recommender_folder(folder)

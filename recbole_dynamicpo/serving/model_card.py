@@ -70,7 +70,7 @@ def write_merged_card(folder: Path, card: Card) -> None:
     said = (
         f"The backbone `{portable_backbone(card.backbone)}` with the adapter of {_title(card)} merged into "
         "its weights, for engines that know no adapters. `catalogue_tokens.json` has the tokens of every "
-        "title, by which decoding is held to the catalogue."
+        "title, by which decoding is held to the catalogue, and `catalogue.gbnf` is a grammar of their texts."
     )
     limits = [
         "- Counting models below the scores, where the recommender had any, are not in these weights.",

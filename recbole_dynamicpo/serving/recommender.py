@@ -265,7 +265,8 @@ def load_recommender(
 
     Args:
         source: the folder of a run, a recommender folder like ``saved/<run>/preference``, or what MLflow
-            calls it: ``models:/name@alias``, ``models:/name/version``, ``models:/m-...``, ``runs:/id/path``.
+            calls it: ``models:/name@alias``, ``models:/name/version``, ``models:/m-...``, ``runs:/id/path``;
+            or an id of the Hugging Face hub, ``owner/repository/folder@revision``.
         device: where to compute.
         dtype: of the backbone's weights; None takes the one it was trained with.
         tracking_uri: where MLflow's URIs are looked up; None takes MLFLOW_TRACKING_URI, else

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..evaluation.exposure import KEY
 from ..evaluation.report import REPORT_FILE, VIEWS, View, columns, winners, with_interval
 from ..serving.mlflow_uri import without_password
 from ..storage import atomic_file
@@ -65,6 +66,7 @@ def _page(run: Run) -> Iterator[str]:
             yield f"<h2>Among {escape(view.among)}</h2>"
             yield from _contestants(run.report[view.key], view)
             yield f"<p>{_KEY}</p>"
+    yield from _beyond(run.report.get(KEY, ()))
     yield "<ul>"
     yield from (f"<li>{escape(str(note))}</li>" for note in run.report.get("notes", ()))
     yield "</ul>"
@@ -93,6 +95,27 @@ def _contestants(lines: Sequence[Mapping[str, Any]], view: View) -> Iterator[str
         kind = ' class="model"' if line is lines[-1] else ""
         yield f"<tr{kind}><td>{escape(str(line['name']))}</td>{''.join(cells)}</tr>"
     yield "</table>"
+
+
+def _beyond(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a table of what the first titles of all rows show."""
+    if not lines:
+        return
+    depth = int(lines[0]["depth"])
+    named = {"coverage": "coverage", "gini": "Gini", "novelty": "novelty, bits"}
+    shares = {f"tenth {number}": ("tenths", number) for number in lines[0]["tenths"]}
+    head = [*named.values(), *shares, "cold"]
+    yield f"<h2>What the first {depth} of all titles show</h2>"
+    yield f"<table><tr><th></th>{''.join(f'<th class=n>{escape(name)}</th>' for name in head)}</tr>"
+    for line in lines:
+        figures = [
+            *(line[key] for key in named),
+            *(line[kind][number]["share"] for kind, number in shares.values()),
+        ]
+        cells = [f"<td class=n>{value:.3f}</td>" for value in (*figures, line["cold"]["share"])]
+        yield f"<tr><td>{escape(str(line['name']))}</td>{''.join(cells)}</tr>"
+    yield "</table>"
+    yield "<p>Tenths: the share of all places that goes to titles of that popularity; cold: never taken.</p>"
 
 
 def _figure(line: Mapping[str, Any], key: str) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..dataset.columns import CANDIDATE_IDS, ROW_ID, TEMPLATE
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import row_generator
+from ..evaluation.exposure import Exposure
 from ..evaluation.scores import popularity_scores, ranks_of, settle, tie_draws
 from ..parallel import here
 from ..storage import sha256_json
@@ -42,6 +43,7 @@ class Ranked(NamedTuple):
         chance: hit rate of a random choice at the first place.
         rows: digests of what was ranked.
         logps: (n,) log-probability of the item chosen among all titles, nats; None where there is none.
+        shown: how often each title was among the first of a row; None of candidates.
     """
 
     result: dict[str, Any]
@@ -50,6 +52,7 @@ class Ranked(NamedTuple):
     chance: float
     rows: dict[str, str]
     logps: np.ndarray[Any, Any] | None = None
+    shown: Exposure | None = None
 
     @classmethod
     def of(cls, data: DynamicPODataset, ranks: Tensor, result: dict[str, Any]) -> Ranked:
@@ -123,13 +126,13 @@ class RankingTrainer(Trainer):
             catalogue: the titles.
             scores: gives rows their (B, Y) scores of titles.
         """
-        most = max(self.config["topk"])
+        most, shown = max(self.config["topk"]), catalogue.exposure()
         self._ranks = []
-        self._among_all = lambda batch: catalogue.judge(batch, scores(batch), most)
+        self._among_all = lambda batch: catalogue.judge(batch, scores(batch), most, shown)
         result = _plain(Trainer.evaluate(self, rows, load_best_model=False))
         self._among_all = None
         found = Ranked.of(rows._dataset, torch.cat(self._ranks), result)
-        return found._replace(chance=1 / catalogue.count, rows=catalogue.digests(found.rows))
+        return found._replace(chance=1 / catalogue.count, rows=catalogue.digests(found.rows), shown=shown)
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
         if self._among_all is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from ..dataset.dataset import DynamicPODataset
 from ..errors import DataError
 from ..evaluation.ranks import FITTED_COUNTS
 from ..evaluation.scores import popularity_scores
-from ..language_model.adapter_folder import SCALARS_FILE, LoraShape
+from ..hub import find_adapter
+from ..language_model.adapter_folder import SCALARS_FILE, LoraShape, note_of_base
 from ..language_model.backbone import load_backbone
 from ..language_model.policy import Policy
 from ..likelihoods.catalogue import CatalogueLikelihood
@@ -129,7 +129,10 @@ class DynamicPO(SequentialRecommender):
         shape = LoraShape.of(settings)
         policy = Policy(backbone, shape, settings.seed)
         if settings.sft_adapter:
-            policy.load(Path(settings.sft_adapter))
+            folder = find_adapter(settings.sft_adapter)
+            policy.load(folder)
+            if note := note_of_base(folder, backbone.name):
+                logger.warning("sft_adapter: %s", note)
         return policy
 
     def _make_likelihood(self) -> VocabularyLikelihood | CatalogueLikelihood:
@@ -140,9 +143,9 @@ class DynamicPO(SequentialRecommender):
 
     def _load_beside(self) -> None:
         """Take over what was trained beside the SFT adapter, where its likelihood had such numbers."""
-        folder = self.settings.sft_adapter
-        if folder and self.settings.likelihood == "catalogue" and (Path(folder) / SCALARS_FILE).is_file():
-            self.policy.load(Path(folder))
+        path = self.settings.sft_adapter
+        if path and self.settings.likelihood == "catalogue" and (find_adapter(path) / SCALARS_FILE).is_file():
+            self.policy.load(find_adapter(path))
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the batch's mean loss of the present stage, 0-d."""
@@ -170,8 +173,8 @@ class DynamicPO(SequentialRecommender):
         result = preference_losses(scored_pairs(self.likelihood, laid_out), self.objective, self.settings)
         self.diagnostics = result.diagnostics
         relative = result.beta.detach().float() / self.settings.beta
-        reach = TANH_SCALE + BETA_EDGE
-        self.beta_counts = relative.histc(BETA_BINS, 1 - reach, 1 + reach)  # 0: no part of the loss
+        bounds = 1 - TANH_SCALE - BETA_EDGE, 1 + TANH_SCALE + BETA_EDGE  # a beta of 0: no part of the loss
+        self.beta_counts = relative.histc(BETA_BINS, *bounds)
         return result.loss
 
     @torch.no_grad()
@@ -291,8 +294,7 @@ class OperationCount(nn.Module):
 
     def __init__(self, model: DynamicPO) -> None:
         super().__init__()
-        weights = sum(p.numel() for p in model.policy.parameters())
-        self.operations = 2.0 * weights * model.collator.max_length
+        self.operations = 2.0 * model.collator.max_length * sum(p.numel() for p in model.policy.parameters())
 
     def predict(self, interaction: Interaction) -> None:
         """Add one row's operations to the counter."""

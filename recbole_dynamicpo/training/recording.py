@@ -16,6 +16,7 @@ from ..dataset.columns import CANDIDATE_IDS, ROW_ID
 from ..dataset.data_files import data_digest
 from ..errors import PeerError, StoppedError
 from ..evaluation.report import metric_name
+from ..hub import find_adapter
 from ..ingredients import Ingredients, flat_settings
 from ..language_model.adapter_folder import trained_digest
 from ..language_model.attention import kernel_name
@@ -199,7 +200,7 @@ def gather(config: Any, settings: Settings) -> Ingredients:
             "backbone": backbone_fingerprint(place, settings.backbone),
             "tokenizer": tokenizer_digest(place),
             "template": sha256_json(templates.texts),
-            "adapter": trained_digest(Path(adapter)) if adapter else None,
+            "adapter": trained_digest(find_adapter(adapter)) if adapter else None,
             "dtype": str(dtype).removeprefix("torch."),
             "device": device.type,
             "kernel": kernel_name(device, dtype),

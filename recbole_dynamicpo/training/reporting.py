@@ -11,11 +11,13 @@ import numpy as np
 
 from ..dataset.columns import ROW_ID
 from ..dataset.dataset import DynamicPODataset
+from ..evaluation.exposure import KEY, beyond_accuracy, beyond_lines, recorded
 from ..evaluation.ranks import FITTED_COUNTS, write_ranks
 from ..evaluation.report import (
     REPORT_FILE,
     VIEWS,
     Contestant,
+    View,
     columns,
     figures_text,
     markdown_lines,
@@ -28,6 +30,7 @@ from ..serving.model_card import Results
 from ..storage import write_json
 from ..tracking.journal import Journal
 from .evaluating import Ranked, row_names
+from .whole_catalogue import WholeCatalogue
 
 logger = logging.getLogger(__name__)
 
@@ -61,19 +64,22 @@ def write_report(
         view, last = VIEWS[among], place == len(found) - 1
         contestants = [Contestant(name, one.ranks, one.logps) for name, one in ranked.items()]
         *_, final = ranked.values()
+        beyond = beyond_of(dataset, ranked)
         texts.append(f"among {view.among}" if len(found) > 1 else "")
         texts.append(render(
             contestants, chance=final.chance, seconds=seconds if last else {},
-            notes=[*about, *notes] if last else [], view=view,
+            notes=[*about, *notes] if last else [], view=view, more=list(beyond_lines(beyond)),
         ))  # fmt: skip
         report[view.key] = [summarize(contestant, view) for contestant in contestants]
-        parts = _segments(dataset, final.row_ids)
-        report["segments"][among] = by_segment(contestants, parts, view, FITTED_COUNTS)
+        report["segments"][among] = segments_of(dataset, final.row_ids, contestants, view)
+        if beyond:
+            report[KEY] = beyond
         write_ranks(folder / view.file, *row_names(dataset, final.row_ids), final.ranks, final.rows)
         found_here = {metric_name(name): float(value) for name, value in final.result.items()}
         # RecBole rounds its metrics to four digits; the same ones of our own are exact.
         found_here.update({key: value for key, value in report[view.key][-1].items() if key != "name"})
         figures.update({f"{view.prefix}{name}": value for name, value in found_here.items()})
+        figures.update(recorded(beyond[-1]) if beyond else {})
     logger.info("final result\n%s", "\n".join(filter(None, texts)))
     logger.info("test result: %s", figures_text(final.result))
     write_json(folder / REPORT_FILE, report)
@@ -98,14 +104,38 @@ def card_results(report: Mapping[str, Any], about: Sequence[str]) -> Results:
     return Results(lines, metrics)
 
 
-def _segments(dataset: DynamicPODataset, row_ids: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Return name -> (n,) the test rows of each segment."""
+def beyond_of(dataset: DynamicPODataset, found: Mapping[str, Ranked]) -> list[dict[str, Any]]:
+    """Return what each contestant shows of the catalogue; nothing where candidates were ranked.
+
+    Args:
+        dataset: as it was built.
+        found: name -> what is found.
+    """
+    shown = {name: ranked.shown for name, ranked in found.items() if ranked.shown is not None}
+    taken = WholeCatalogue(dataset).taken() if shown else np.zeros(0, dtype=np.int64)
+    return [beyond_accuracy(name, one, taken) for name, one in shown.items()]
+
+
+def segments_of(
+    dataset: DynamicPODataset,
+    row_ids: np.ndarray[Any, Any],
+    contestants: Sequence[Contestant],
+    view: View,
+) -> list[dict[str, Any]]:
+    """Return the figures of contestants in each segment of test rows; see ``by_segment``.
+
+    Args:
+        dataset: as it was built.
+        row_ids: (n,) of the test rows, in the order of the contestants' ranks.
+        contestants: who ranked them.
+        view: what is shown of ranks.
+    """
     rows = dataset.built["test"].inter_feat
     place = {row: number for number, row in enumerate(rows[ROW_ID].tolist())}
     order = [place[row] for row in row_ids.tolist()]
     counts, targets = dataset.popularity(), rows[dataset.iid_field].numpy()[order]
     lengths = rows[dataset.item_list_length_field].numpy()[order]
-    return segments(counts[1:], counts[targets], lengths)
+    return by_segment(contestants, segments(counts[1:], counts[targets], lengths), view, FITTED_COUNTS)
 
 
 def where_to_go_on(reference: Path, final: Path) -> list[str]:

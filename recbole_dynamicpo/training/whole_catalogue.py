@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..dataset.columns import ROW_ID
 from ..dataset.dataset import DynamicPODataset
+from ..evaluation.exposure import Exposure
+from ..evaluation.report import VIEWS
 from ..evaluation.scores import best_of_titles, rank_of_titles, tie_draws
 from ..storage import sha256_json
 
@@ -45,13 +47,23 @@ class WholeCatalogue:
         found = scores.new_full((len(scores), self.count), -torch.inf)
         return found.scatter_reduce(1, self.number[1:].expand(len(scores), -1), scores[:, 1:], "amax")
 
-    def judge(self, rows: Interaction, scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    def exposure(self) -> Exposure:
+        """Return a count of what is shown, with nothing counted yet."""
+        return Exposure(self.count, VIEWS["all"].hits)
+
+    def taken(self) -> np.ndarray[Any, Any]:
+        """Return (Y,) training interactions of each title."""
+        counts = torch.from_numpy(self.data.popularity()[1:])
+        return torch.zeros(self.count, dtype=counts.dtype).index_add_(0, self.number[1:], counts).numpy()
+
+    def judge(self, rows: Interaction, scores: Tensor, most: int, shown: Exposure) -> tuple[Tensor, Tensor]:
         """Return (B,) ranks of the items chosen, and (B, item_num) a table that RecBole reads the same in.
 
         Args:
             rows: B rows.
             scores: (B, Y) of titles, any order of magnitude; -inf is below all.
             most: how many of the best the table holds; it holds the item chosen too.
+            shown: counts the best titles of these rows.
         """
         scores = scores.cpu()
         chosen = rows[self.data.iid_field].cpu()
@@ -63,14 +75,16 @@ class WholeCatalogue:
                 left_out[row, self.number[torch.from_numpy(history)]] = True
             left_out[torch.arange(len(target)), target] = False
         ranks = rank_of_titles(scores, draws, target, left_out)
-        best = best_of_titles(scores, draws, left_out, min(most, self.count))
+        best = best_of_titles(scores, draws, left_out, min(max(most, shown.depth), self.count))
         table = torch.full((len(scores), self.data.item_num), -torch.inf)
         table.scatter_(1, chosen[:, None], 0.5)  # below all of the best, above the rest
         places = torch.arange(best.shape[1], 0, -1, dtype=table.dtype).expand(len(scores), -1)
-        shown = ~left_out.gather(1, best)
+        there = ~left_out.gather(1, best)
         table.scatter_(
-            1, bearer.gather(1, best), torch.where(shown, places, table.gather(1, bearer.gather(1, best)))
+            1, bearer.gather(1, best), torch.where(there, places, table.gather(1, bearer.gather(1, best)))
         )
+        lengths = rows[self.data.item_list_length_field].cpu().numpy()
+        shown.add(best.masked_fill(~there, -1).numpy(), lengths)
         return ranks, table
 
     def _bearers(self, rows: Interaction, chosen: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recbole_dynamicpo.evaluation.report import VIEWS, Contestant
-from recbole_dynamicpo.evaluation.segments import ALL, COLD, by_segment, segment_lines, segments
+from recbole_dynamicpo.evaluation.segments import ALL, COLD, WARM, by_segment, segment_lines, segments
 
 
 def test_rows_by_popularity_and_length() -> None:
@@ -19,6 +19,7 @@ def test_rows_by_popularity_and_length() -> None:
     assert found == {
         ALL: [True] * 5,
         COLD: [False, False, False, False, True],
+        WARM: [True, True, True, True, False],
         "target in popularity tenth 1": [True, True, False, False, False],
         "target in popularity tenth 2": [False, False, True, False, False],
         "target in popularity tenth 10": [False, False, False, True, False],

@@ -97,7 +97,9 @@ def test_popularity_by_hand(small: dict[str, Any]) -> None:
     assert rank_by_popularity(test).ranks.tolist() == by_hand
 
 
-def test_both_rank_every_test_row_and_recboles_hit_is_the_hit_rate(small: dict[str, Any]) -> None:
+def test_both_rank_every_test_row_and_recboles_hit_is_the_hit_rate(
+    small: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     found = run_baselines("lastfm", (), small)
     assert [contestant.name for contestant in found.contestants] == [
         *("popularity", "rule: place", "rule: company", "rule: order"),
@@ -122,6 +124,12 @@ def test_both_rank_every_test_row_and_recboles_hit_is_the_hit_rate(small: dict[s
         assert (saved.ranks == contestant.ranks).all()
         assert (among.ranks <= saved.ranks).all()  # a rival among the candidates is one among all
     assert report["all"][-1]["mrr"] == pytest.approx(np.mean(1 / found.everything[-1].ranks))
+    assert [line["name"] for line in report["beyond"]] == [line["name"] for line in report["all"]]
+    assert main(["show", str(found.folder), "--segments"]) == 0
+    shown = capsys.readouterr().out
+    assert "coverage@10" in found.table
+    assert "coverage@10" in shown
+    assert shown.count("history of 0 to 5") == 2 + len(report["beyond"])
     assert "test rows: 12 of 12" in found.table
     assert main(["show", str(found.folder)]) == 0
     assert "among all titles of the catalogue" in found.table

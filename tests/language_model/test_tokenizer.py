@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 
-from recbole_dynamicpo.errors import BackboneError
+from recbole_dynamicpo.errors import AdapterError, BackboneError
 from recbole_dynamicpo.language_model.backbone import load_backbone
-from recbole_dynamicpo.language_model.tokenizer import check_tokenizer, title_tokens, warn_of_titles
+from recbole_dynamicpo.language_model.tokenizer import (
+    check_tokenizer,
+    check_tokenizer_beside,
+    title_tokens,
+    warn_of_titles,
+)
 
 from ..conftest import make_model, make_tokenizer
 
@@ -152,3 +157,27 @@ def test_titles_that_tokens_do_not_keep_are_told(tokenizer: Any, lost: str, capl
     titles = ["2001: A Space", "Élan <eos>", "x (1995)"]
     warn_of_titles(tokenizer, titles, [title_tokens(tokenizer, title) for title in titles])
     assert [lost in message for message in caplog.messages] == ([True] if lost else [])
+
+
+def test_the_tokenizer_beside_an_adapter_writes_as_the_backbones(tmp_path: Path) -> None:
+    """A token to pad with is no difference; a word more, another end, or a broken file is."""
+    ours = make_tokenizer()
+    check_tokenizer_beside(tmp_path, ours, "tiny")  # there is none
+    beside = make_tokenizer()
+    beside.add_special_tokens({"pad_token": "[PAD]"})
+    beside.padding_side = "left"
+    beside.save_pretrained(tmp_path)
+    check_tokenizer_beside(tmp_path, ours, "tiny")
+    beside.eos_token = "[PAD]"
+    beside.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match=r"has the end of a sequence as 257, but .* 'tiny' as 0; wanted"):
+        check_tokenizer_beside(tmp_path, ours, "tiny")
+    beside = make_tokenizer()
+    beside.add_tokens(["Zanzibar"])
+    beside.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="has its tokens as"):
+        check_tokenizer_beside(tmp_path, ours, "tiny")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(AdapterError, match="beside the adapter cannot be read") as caught:
+        check_tokenizer_beside(tmp_path, ours, "tiny")
+    assert "\n" not in str(caught.value)

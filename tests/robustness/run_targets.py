@@ -14,11 +14,11 @@ import torch
 from recbole_dynamicpo.data.catalogue import Catalogue
 from recbole_dynamicpo.data.prepare import prepare
 from recbole_dynamicpo.dataset.data_files import data_notes
-from recbole_dynamicpo.host.saved_evaluation import settings_of
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape, read_adapter, read_lora_shape
 from recbole_dynamicpo.language_model.backbone import Backbone
 from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.names import STAGES
+from recbole_dynamicpo.saved_models.rows import settings_of
 from recbole_dynamicpo.serving import recommender
 from recbole_dynamicpo.serving.folder import Card
 from recbole_dynamicpo.serving.recommender import load_recommender

@@ -18,8 +18,8 @@ from recbole_dynamicpo.data.prepare import prepare
 from recbole_dynamicpo.errors import BackboneError, DataError, DynamicPOError, SettingsError
 from recbole_dynamicpo.host.config import PlainConfig, parse_value
 from recbole_dynamicpo.host.run import run
-from recbole_dynamicpo.host.saved_evaluation import read_test_rows
 from recbole_dynamicpo.language_model.backbone import load_backbone
+from recbole_dynamicpo.saved_models.rows import read_test_rows
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.scoring.collate import Collator
 from recbole_dynamicpo.scoring.prompts import Templates, load_templates

@@ -25,9 +25,9 @@ from recbole_dynamicpo.data.published import read_rows
 from recbole_dynamicpo.dataset import data_files as known_data
 from recbole_dynamicpo.errors import AdapterError, BackboneError, CheckpointError, DataError, DynamicPOError
 from recbole_dynamicpo.host.run import run
-from recbole_dynamicpo.host.saved_evaluation import read_test_rows
 from recbole_dynamicpo.language_model import embedded
 from recbole_dynamicpo.language_model.backbone import load_backbone
+from recbole_dynamicpo.saved_models.rows import read_test_rows
 from recbole_dynamicpo.scoring.prompt_lengths import load_prompt_check
 
 from .harness import bounded
@@ -68,7 +68,7 @@ def test_arrays_with_objects_are_not_unpickled(canary: Path, toy_settings: dict[
             run("LDiffRec", "toy", overrides={**own, "n_cate": 2})
 
 
-@pytest.mark.parametrize("name", ["adapter_model.bin", "optimizer.pt", "weights.pkl", "model.pth"])
+@pytest.mark.parametrize("name", ["adapter_model.bin", "optimizer.bin.pt", "weights.pkl", "model.pth"])
 def test_an_adapter_folder_with_a_pickle_is_refused(
     name: str, canary: Path, tiny_backbone: Path, toy_settings: dict[str, Any]
 ) -> None:
@@ -83,6 +83,16 @@ def test_an_adapter_folder_with_a_pickle_is_refused(
             "toy",
             overrides={**toy_settings, "sft_adapter": str(folder), "lora_rank": 2, "lora_alpha": 4},
         )
+
+
+@pytest.mark.parametrize("name", ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_3.pth"])
+def test_what_a_trainer_leaves_beside_an_adapter_is_not_opened(
+    name: str, canary: Path, tiny_backbone: Path
+) -> None:
+    """Such folders are what people publish, so they are read, but for these pickles."""
+    folder = write_recommender(canary.parent / "adapter", load_backbone(str(tiny_backbone), dtype="float32"))
+    (folder / name).write_bytes(pickle.dumps(Trap(canary)))
+    assert load_recommender(folder).rank(["Heat"], k=1)
 
 
 @pytest.mark.parametrize(

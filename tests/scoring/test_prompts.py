@@ -160,3 +160,13 @@ def test_a_sequence_ends_with_the_history() -> None:
     found = [templates.sequence(number) for number in range(len(texts))]
     assert found == [("Seen:", "\n"), ("Seen:", "; "), None, None, None, None, None]
     assert templates.render(["A", "B"], []) == "Seen:A\nB"
+
+
+def test_a_file_of_the_authors_form_is_read_as_it_is(tmp_path: Path) -> None:
+    """One template a line, their placeholders, a space at the end that no prompt keeps."""
+    path = tmp_path / "music.txt"
+    path.write_text("Heard: [HistoryHere]. Of [CansHere]. Answer: \n\n[CansHere]? After [HistoryHere]:\n")
+    templates = load_templates(str(path), tmp_path)
+    assert len(templates) == 2
+    assert templates.render(["A", "B"], ["X", "Y"]) == "Heard: A, B. Of X, Y. Answer:"
+    assert templates.render(["{history}"], ["X", "Y"], 1) == "X, Y? After {history}:"

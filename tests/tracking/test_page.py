@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from recbole_dynamicpo.cli import main
+from recbole_dynamicpo.evaluation.exposure import Exposure, beyond_accuracy
 from recbole_dynamicpo.evaluation.report import VIEWS, Contestant, summarize
 from recbole_dynamicpo.evaluation.segments import by_segment
 from recbole_dynamicpo.storage import write_json
@@ -117,6 +118,18 @@ def test_it_holds_figures_segments_settings_and_provenance(run: RunFolder) -> No
     cells = [tuple(text for _, text in row) for row in page.rows]
     assert ("beta", "7.5") in cells
     assert ("mlflow_tracking_uri", "http://host") in cells  # no password
+
+
+def test_what_the_first_titles_show(run: RunFolder) -> None:
+    """Two titles of four, one of them never taken."""
+    path, shown = run.path / "report.json", Exposure(4, 2)
+    shown.add(np.array([[0, 3]]), np.array([7]))
+    line = beyond_accuracy(EVIL, shown, np.array([9, 2, 1, 0]))
+    write_json(path, {**json.loads(path.read_text()), "beyond": [line]})
+    text, page = page_of(run)
+    (cells,) = [[text for _, text in row[1:]] for row in page.rows if len(row) == 8 and row[0][1] == EVIL]
+    assert cells == ["0.500", "0.500", f"{line['novelty']:.3f}", "0.500", "0.000", "0.000", "0.500"]
+    assert EVIL not in text
 
 
 def test_names_are_text_and_no_tags(run: RunFolder) -> None:

@@ -17,7 +17,7 @@ from recbole_dynamicpo.evaluation.scores import tie_draws
 from recbole_dynamicpo.host.baselines import run_baselines
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import run
-from recbole_dynamicpo.host.saved_evaluation import evaluate_saved
+from recbole_dynamicpo.saved_models.evaluation import evaluate_saved
 from recbole_dynamicpo.training.evaluating import rank_by_popularity, row_digests, rows_to_rank
 
 

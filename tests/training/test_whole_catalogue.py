@@ -36,7 +36,7 @@ def test_ranks_are_those_of_all_shares(
     exclude: bool, toy_settings: dict[str, Any], tiny_backbone: Path, tmp_path: Path
 ) -> None:
     home = write_dataset(tmp_path / "more", users=USERS)
-    metrics = ["Recall", "NDCG", "MRR", "ItemCoverage"]
+    metrics = ["Recall", "NDCG", "MRR", "ItemCoverage", "GiniIndex"]
     own = {
         **toy_settings, "data_path": str(home), "likelihood": "catalogue", "prompt": "sequence",
         "catalogue_prior": ["popularity"], "rank_among": ["all"], "exclude_history": exclude,
@@ -68,6 +68,16 @@ def test_ranks_are_those_of_all_shares(
         assert result[f"ndcg@{depth}"] == pytest.approx((hit / np.log2(ranks + 1)).mean(), abs=1e-4)
     items = len(recommender.catalogue) + 1  # RecBole counts its padding as an item
     assert result["itemcoverage@10"] == pytest.approx(len(shown) / items, abs=1e-4)
+    lines = {line["name"]: line for line in load_json(folder / "report.json")["beyond"]}
+    *_, beyond = lines.values()
+    assert (beyond["rows"], beyond["depth"], beyond["titles"]) == (USERS, 10, items - 1)
+    assert beyond["coverage"] == pytest.approx(len(shown) / (items - 1))
+    # With an item more that is never shown every place is one further from the middle.
+    assert result["giniindex@10"] == pytest.approx((beyond["gini"] * (items - 1) + 1) / items, abs=1e-4)
+    assert {"popularity", "transitions", "after SFT"} < set(lines)
+    assert lines["popularity"]["novelty"] < min(
+        line["novelty"] for name, line in lines.items() if name != "popularity"
+    )
 
 
 def test_both_tables_of_one_run(toy_settings: dict[str, Any]) -> None:

@@ -1,0 +1,99 @@
+"""Scores of test rows by a saved model: by its catalogue, or by the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..dataset.columns import CANDIDATE_IDS
+from ..dataset.sampling import IntArray
+from ..language_model.policy import POLICY
+from ..parallel import here
+from ..serving.recommender import Recommender
+from ..training.whole_catalogue import WholeCatalogue
+from .rows import EvaluationRows
+
+
+class _Part(NamedTuple):
+    """What is found of some rows."""
+
+    scores: Tensor  # (n, C) of their candidates
+    ranks: Sequence[int] = ()  # of the titles chosen among all titles, where asked for
+
+
+class SavedScores:
+    """Scores rows as a saved recommender does: by its catalogue, where that knows all of their titles.
+
+    Attributes:
+        notes: what a reader has to know of the scores.
+        logps: (n,) of the titles chosen among all titles, nats; None where the vocabulary scores.
+        ranks_all: of the titles chosen among all titles, where settings ask for them.
+        shown: how often each title was then among the first of a row.
+        titles: that all titles are.
+    """
+
+    def __init__(self, recommender: Recommender, rows: EvaluationRows, progress: bool) -> None:
+        self.scorer, self.rows, self.progress = recommender.scorer, rows, progress
+        self.notes: list[str] = []
+        self.logps: np.ndarray[Any, Any] | None = None
+        self.ranks_all: list[int] = []
+        self.titles = WholeCatalogue(rows.whole)
+        self.shown = self.titles.exposure()
+        self.catalogue = recommender.ranker.scorer if recommender.ranker is not None else None
+        titles = rows.whole.catalogue.distinct_titles
+        if self.catalogue is not None and list(self.catalogue.number) != list(titles):
+            self.catalogue = None
+            self.notes.append(
+                "scored by the vocabulary: the model's catalogue is another one than the data set's"
+            )
+
+    def scores(self) -> Tensor:
+        """Return (n, C) log-probabilities of the candidates in prompt order, -inf where a row has fewer."""
+        prompts, step, processes = self.rows.prompts, self.rows.rows_at_once, here()
+        score = self._by_vocabulary
+        if self.catalogue is not None:
+            everything = "all" in self.rows.data.settings.rank_among
+            score = self._among_all if everything else self._by_catalogue
+        scores = torch.full((len(prompts), max(len(row.completions) for row in prompts)), -torch.inf)
+        starts, own, shows = range(0, len(prompts), step), {}, self.progress and processes.first
+        quiet = None if shows else True
+        with tqdm(total=len(prompts), desc="likelihood", unit=" rows", disable=quiet) as bar:
+            for start in starts[processes.rank :: processes.world]:
+                own[start] = score(slice(start, start + step))
+                bar.update(len(prompts[start : start + step * processes.world]))
+        found = processes.merge(own)
+        for start in starts:
+            part, ranks = found[start]
+            scores[start : start + len(part), : part.shape[1]] = part
+            self.ranks_all += ranks
+        if self.ranks_all:
+            self.shown.join(processes.gather((self.shown.shown, self.shown.rows)))
+        if self.catalogue is not None:
+            interaction = self.rows.data.inter_feat
+            chosen = interaction[CANDIDATE_IDS] == interaction[self.rows.data.iid_field][:, None]
+            self.logps = scores.gather(1, chosen.int().argmax(dim=1)[:, None])[:, 0].numpy()
+        return scores
+
+    def _by_vocabulary(self, part: slice) -> _Part:
+        return _Part(self.scorer(self.rows.prompts[part]))
+
+    def _numbers(self, part: slice) -> IntArray:
+        assert self.catalogue is not None
+        return self.catalogue.numbers([row.completions for row in self.rows.prompts[part]])
+
+    def _by_catalogue(self, part: slice) -> _Part:
+        assert self.catalogue is not None
+        return _Part(self.catalogue.in_voices(self.rows.prompts[part], self._numbers(part), [POLICY])[POLICY])
+
+    def _among_all(self, part: slice) -> _Part:
+        assert self.catalogue is not None
+        found = self.catalogue.all_in_voices(self.rows.prompts[part], [POLICY])[POLICY]
+        ranks, _ = self.titles.judge(self.rows.data.inter_feat[part], found, 1, self.shown)
+        numbers = torch.from_numpy(self._numbers(part))
+        own = found.gather(1, numbers.clamp(min=0)).masked_fill(numbers < 0, -torch.inf)
+        return _Part(own, ranks.tolist())
