@@ -172,9 +172,8 @@ class DynamicPO(SequentialRecommender):
             return sft_losses(self.likelihood, laid_out)
         result = preference_losses(scored_pairs(self.likelihood, laid_out), self.objective, self.settings)
         self.diagnostics = result.diagnostics
-        relative = result.beta.detach().float() / self.settings.beta
         bounds = 1 - TANH_SCALE - BETA_EDGE, 1 + TANH_SCALE + BETA_EDGE  # a beta of 0: no part of the loss
-        self.beta_counts = relative.histc(BETA_BINS, *bounds)
+        self.beta_counts = (result.beta.detach().float() / self.settings.beta).histc(BETA_BINS, *bounds)
         return result.loss
 
     @torch.no_grad()
