@@ -86,11 +86,15 @@ def in_passes(
     # The longest rows first, so that a lack of memory shows at once.
     left = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
     while left:
-        chosen = [left[place] for place in budget.split([sizes[index] for index in left])[0]]
-        found = score(chosen)
-        if found is not None:
+        done = 0
+        for group in budget.split([sizes[index] for index in left]):
+            chosen = [left[place] for place in group]
+            found = score(chosen)
+            if found is None:
+                break
             yield chosen, found
-            left = left[len(chosen) :]
+            done += len(chosen)
+        left = left[done:]
 
 
 def speak(

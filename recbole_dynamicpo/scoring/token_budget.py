@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -30,11 +31,16 @@ class TokenBudget:
             batch has.
         max_memory: GiB that this process may take before the budget is halved, 0 for no limit. Meant
             for CPUs, where nothing else says in time that memory is short. Linux only.
+        beside: what a pass costs beside its tokens, in tokens; None: so much that fewer passes cost less than
+            less padding.
     """
 
-    def __init__(self, tokens: int, max_memory: float = 0.0, *, fills: bool = False) -> None:
+    def __init__(
+        self, tokens: int, max_memory: float = 0.0, *, fills: bool = False, beside: int | None = None
+    ) -> None:
         self.tokens = tokens
         self.fills = fills
+        self.beside = beside
         self.max_memory = max_memory
         self._warned = False
         if max_memory:
@@ -48,23 +54,32 @@ class TokenBudget:
             settings.tokens_per_batch,
             settings.max_memory,
             fills=device.type == "cuda" if fills == AUTO else bool(fills),
+            beside=beside_on(device),
         )
 
     def split(self, sizes: Sequence[int]) -> list[list[int]]:
-        """Return consecutive groups of row indices whose padded tokens fit.
+        """Return consecutive groups of row indices, a pass each, which fit and together cost least.
 
         Args:
             sizes: (n,) tokens of each row; rows of similar size should lie beside each other.
         """
+        beside = self.tokens if self.beside is None else self.beside
+        cost, start_of = [0], [0]  # of the best groups of the first n rows, and where the last of them starts
+        for stop in range(1, len(sizes) + 1):
+            widest, best = 0, (math.inf, 0)
+            for start in range(stop - 1, -1, -1):
+                widest = max(widest, sizes[start])
+                padded = widest * (stop - start)
+                if padded > self.tokens and stop - start > 1:
+                    break
+                best = min(best, (cost[start] + padded + beside, start))
+            cost.append(int(best[0]))
+            start_of.append(best[1])
         groups: list[list[int]] = []
-        widest = 0
-        for index, size in enumerate(sizes):
-            widest = max(widest, size)
-            if groups and widest * (len(groups[-1]) + 1) <= self.tokens:
-                groups[-1].append(index)
-            else:
-                groups.append([index])
-                widest = size
+        stop = len(sizes)
+        while stop:
+            groups.insert(0, list(range(start_of[stop], stop)))
+            stop = start_of[stop]
         return groups
 
     def shrink(self, rows: int, tokens: int, reason: str) -> bool:
@@ -98,6 +113,15 @@ class TokenBudget:
         elif not self._warned:
             self._warned = True
             logger.warning("%s with a single row: it cannot be split; going on", reason)
+
+
+def beside_on(device: torch.device) -> int | None:
+    """Return what a pass costs there beside its tokens, in tokens.
+
+    A GPU is busy with few tokens as with many. On a CPU reading the weights takes about as long as computing
+    with some dozens of tokens does.
+    """
+    return 64 if device.type == "cpu" else None
 
 
 class Shortage(NamedTuple):

@@ -28,7 +28,7 @@ from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
 from ..scoring.prompts import Templates
 from ..scoring.scorer import Scorer
-from ..scoring.token_budget import TokenBudget
+from ..scoring.token_budget import TokenBudget, beside_on
 from ..storage import atomic_folder, write_json
 from ..title_trie.catalogue_likelihood import Mixture
 from .catalogue_ranking import CatalogueRanker, check_prior
@@ -81,7 +81,7 @@ class Recommender:
         collator = Collator(
             policy.backbone.tokenizer, templates, max_length=length, max_history=card.max_history
         )
-        budget = TokenBudget(card.tokens_per_batch)
+        budget = TokenBudget(card.tokens_per_batch, beside=beside_on(policy.device))
         self.ranker: CatalogueRanker | None = None
         if priors is not None:
             self.ranker = CatalogueRanker(policy, collator, catalogue, priors, budget)

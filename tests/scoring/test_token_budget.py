@@ -48,6 +48,31 @@ def test_every_row_is_in_one_group_that_fits(sizes: list[int], tokens: int) -> N
     assert all(len(group) == 1 or len(group) * max(sizes[i] for i in group) <= tokens for group in groups)
 
 
+def _cost(sizes: list[int], groups: list[list[int]], beside: int) -> int:
+    return sum(len(group) * max(sizes[i] for i in group) + beside for group in groups)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 200), st.integers(0, 80))
+def test_groups_cost_least_of_all_that_fit(sizes: list[int], tokens: int, beside: int) -> None:
+    found = TokenBudget(tokens, beside=beside).split(sizes)
+    costs = []
+    for cuts in range(2 ** (len(sizes) - 1)):
+        groups = [[0]]
+        for row in range(1, len(sizes)):
+            if cuts >> (row - 1) & 1:
+                groups.append([])
+            groups[-1].append(row)
+        if all(len(group) == 1 or len(group) * max(sizes[i] for i in group) <= tokens for group in groups):
+            costs.append(_cost(sizes, groups, beside))
+    assert _cost(sizes, found, beside) == min(costs)
+
+
+def test_rows_of_other_sizes_are_not_padded_where_a_pass_costs_little() -> None:
+    sizes = [20, 22, 190, 200]
+    assert TokenBudget(4096).split(sizes) == [[0, 1, 2, 3]]  # 800 tokens in one pass
+    assert TokenBudget(4096, beside=64).split(sizes) == [[0, 1], [2, 3]]  # 444 in two
+
+
 def test_shrinking_ends_at_one_row(caplog: pytest.LogCaptureFixture) -> None:
     budget = TokenBudget(4096)
     with caplog.at_level(logging.WARNING):
