@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from gpu_world import SHAPES, World, clock, peak_memory, preference_step, reference_of  # first
 
+import gpu_attention  # isort: skip
 import gpu_job  # isort: skip
 import naive  # isort: skip
 import numpy as np  # isort: skip
@@ -288,6 +289,7 @@ PARTS = {
     "ranking": Part(ranking, 20),
     "memory": Part(memory, 10),
     "gaps": Part(gaps, 10),
+    "attention": Part(gpu_attention.attention, 40),
     "four_bits": Part(four_bits, 40),
     "resume": Part(gpu_job.resume, 60, small=True),
     "job": Part(job, 150, small=True),

@@ -9,8 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+
+from recbole_dynamicpo.language_model.packed import block_mask, pack
+from recbole_dynamicpo.language_model.tree import tree_mask
+from recbole_dynamicpo.title_trie.title_layout import lay_out
+from recbole_dynamicpo.title_trie.trunk import pack_whole
 
 from ..conftest import small_settings, write_dataset
 
@@ -18,6 +24,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import gpu  # noqa: E402
+import gpu_attention  # noqa: E402
 import gpu_job  # noqa: E402
 import gpu_report  # noqa: E402
 from gpu_world import World  # noqa: E402
@@ -57,6 +64,9 @@ def test_all_parts_run_dry_without_recbole(tmp_path: Path) -> None:
     assert found["resume"]["same_bits"]
     assert (found["resume"]["killed_after"], found["resume"]["gone_on_from"]) == (5, 4)
     assert found["memory"]["lacked"] == found["gaps"]["lacked"] == found["job"]["lacked"] == "a GPU"
+    for line in (found["attention"]["rows, K = 15"], found["attention"]["a whole catalogue"]):
+        assert line["difference"] < 1e-5
+    assert found["attention"]["lacked"].startswith("a GPU")
     assert found["four_bits"]["lacked"].startswith("a GPU")
     assert found["main experiment, hours"]["hours_by_steps"] > 0
     text = page.read_text()
@@ -176,3 +186,29 @@ def test_the_default_job_is_killed_and_goes_on(tmp_path: Path, tiny_backbone: Pa
     assert 2 <= found["killed_after_steps"] < found["steps"]
     late = gpu_job.job(["--dataset=toy", *flags], 0.01)
     assert late["lacked"].startswith("time: ")
+
+
+def test_one_way_to_say_both_masks() -> None:
+    """For every pair of places but padding's, which nobody reads, of rows with titles and of token trees."""
+    world = World("tiny", torch.float32, "cpu", quick=True)
+    batch = world.batch(4, 5)
+    batch = batch._replace(prompt_length=torch.tensor([12, 1, 7, 3]))
+    batch.completion_length[1, 2] = 0
+    packed = pack(batch)
+    whole = pack_whole(world.prompts(2), lay_out(world.trie(), np.arange(30)[None]))
+    place = torch.arange(whole.end.shape[1])
+    everywhere = torch.ones(whole.end.shape, dtype=torch.bool)
+    cases = [
+        (gpu_attention.ends(packed.segment), block_mask(packed.segment), packed.segment >= 0),
+        (whole.end, tree_mask(place, place, whole.end)[:, None], everywhere),
+    ]
+    for end, mask, present in cases:
+        longer = gpu_attention.padded(end)
+        width, asked, size = longer.shape[1], gpu_attention.visible(longer), end.shape[1]
+        assert width % gpu_attention.BUCKET == 0
+        places = torch.arange(width)
+        row, query, key = torch.meshgrid(torch.arange(len(end)), places, places, indexing="ij")
+        found = asked(row, torch.tensor(0), query, key)
+        assert torch.equal(found[:, :size, :size][present], mask[:, 0][present])
+        padding = ~torch.cat([present, torch.zeros(len(end), width - size, dtype=torch.bool)], dim=1)
+        assert torch.equal(found[padding], torch.eye(width, dtype=torch.bool).expand_as(found)[padding])
