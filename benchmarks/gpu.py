@@ -12,6 +12,7 @@ run that any CPU can do.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import sys
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 
 from gpu_world import SHAPES, World, clock, peak_memory, preference_step, reference_of  # first
 
+import gpu_attention  # isort: skip
 import gpu_job  # isort: skip
 import naive  # isort: skip
 import numpy as np  # isort: skip
@@ -48,6 +50,8 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 2.0}
 GRADIENT_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
 SETTINGS = SimpleNamespace(dynamic=True, beta=1.0, margin=6.0, num_clusters=3)
 BEAMS = 20
+LARGE = ("llama2-7b", "qwen2.5-7b")
+BUILDING = 20.0  # seconds for a large model's weights; a guess, as those of the parts
 Result = dict[str, Any]
 
 
@@ -207,6 +211,8 @@ def memory(world: World) -> Result:
     """Run out of memory on purpose, and go on with less."""
     if world.device == "cpu":
         return {"lacked": "a GPU"}
+    gc.collect()
+    torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction((total - free + (1 << 30)) / total)
     rows, most = 256, 256
@@ -266,12 +272,12 @@ class Part(NamedTuple):
     Attributes:
         work: returns figures; ``holds: False`` among them is a failure.
         seconds: that it is thought to take of a large model on a GPU; nobody has measured that.
-        small: only of the smallest shapes.
+        last: once, of the first model, when all else is done.
     """
 
     work: Callable[[World], Result]
     seconds: float
-    small: bool = False
+    last: bool = False
 
 
 def job(world: World) -> Result:
@@ -288,88 +294,108 @@ PARTS = {
     "ranking": Part(ranking, 20),
     "memory": Part(memory, 10),
     "gaps": Part(gaps, 10),
+    "attention": Part(gpu_attention.attention, 40),
     "four_bits": Part(four_bits, 40),
-    "resume": Part(gpu_job.resume, 60, small=True),
-    "job": Part(job, 150, small=True),
+    "resume": Part(gpu_job.resume, 60, last=True),
+    "job": Part(job, 150, last=True),
 }
 
 
 class Run:
-    """A run of the parts, within a time.
+    """A run of the parts, within a time; what is found is written as soon as it is known.
 
     Args:
         seconds: in all.
-        rows: of the main experiment, for the projection.
+        recipe: of the main experiment, for the projection.
+        json_file, page: where the report goes, if anywhere.
     """
 
-    def __init__(self, seconds: float, recipe: Recipe) -> None:
-        self.ends = time.perf_counter() + seconds
+    def __init__(
+        self, seconds: float, recipe: Recipe, json_file: Path | None = None, page: Path | None = None
+    ) -> None:
+        self.began = time.perf_counter()
+        self.ends = self.began + seconds
         self.recipe, self.wrong = recipe, False
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
-        self.device = device
-        self.report: Result = {
-            "device": name,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-        self.report |= {library: version(library) for library in ("transformers", "peft")}
+        self._json, self._page = json_file, page
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        name = torch.cuda.get_device_name() if self.device == "cuda" else platform.processor()
+        about = {"device": name, "python": platform.python_version(), "torch": torch.__version__}
+        self.report: Result = about | {library: version(library) for library in ("transformers", "peft")}
 
-    def shapes(self, name: str, dtype: str, parts: Sequence[str], *, first: bool) -> None:
-        """Measure one model; ``first``: parts that only a small one is asked for are, too."""
-        own = [part for part in parts if first or not PARTS[part].small]
-        left = self.ends - time.perf_counter()
-        if not own or left < 0:
-            self._say(f"{name} {dtype}", {"skipped": "no time left"} if own else {})
+    def model(self, name: str, dtype: str, parts: Sequence[str]) -> None:
+        """Do the parts on one model."""
+        left, quick = self.ends - time.perf_counter(), name == "tiny"
+        if not parts:
             return
-        world = World(name, getattr(torch, dtype), self.device, quick=name == "tiny")
-        found = {part: self._part(world, part) for part in own}
-        for part, figures in found.items():
-            self._say(f"{name} {dtype} {part}", figures)
+        if left < (0 if quick else BUILDING):
+            self._say(f"{name} {dtype}", {"skipped": f"{left:.0f} s are left"})
+            return
+        world, found = World(name, getattr(torch, dtype), self.device, quick=quick), {}
+        for part in parts:
+            found[part] = self._part(world, part)
+            self._say(f"{name} {dtype} {part}", found[part])
         if "step" in found:
-            rows = rows_of(world)
-            self._say(f"{name} {dtype} main experiment, hours", projected(found, rows, self.recipe))
+            hours = projected(found, rows_of(world), self.recipe)
+            self._say(f"{name} {dtype} main experiment, hours", hours)
+        del world
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
 
     def _part(self, world: World, name: str) -> Result:
+        """Return what a part found, lacked or raised; one that fails does not take the others along."""
         part, left = PARTS[name], self.ends - time.perf_counter()
         wanted = 0.0 if world.quick else part.seconds
         if left < wanted:
             return {"skipped": f"{left:.0f} s are left, and some {wanted:.0f} s are wanted"}
-        started = time.perf_counter()
-        found = part.work(world)
+        started, found = time.perf_counter(), {}
+        try:
+            found = part.work(world)
+        except torch.OutOfMemoryError as error:
+            found["lacked"] = f"memory: {str(error).splitlines()[0]}"
+        except Exception as error:
+            found |= {"holds": False, "error": f"{type(error).__name__}: {error}"[:500]}
         self.wrong |= found.get("holds") is False
         return {**found, "seconds": time.perf_counter() - started}
 
     def _say(self, name: str, found: Result) -> None:
-        if found:
-            self.report[name] = found
-            print(f"{name}: {json.dumps(found)}", flush=True)
+        self.report |= {name: found, "seconds": round(time.perf_counter() - self.began, 1)}
+        print(f"{name}: {json.dumps(found)}", flush=True)
+        if self._json:
+            self._json.write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")
+        if self._page:
+            self._page.write_text(markdown(self.report), encoding="utf-8")
+
+
+def plan(shapes: Sequence[str], parts: Sequence[str], device: str) -> list[tuple[str, str, list[str]]]:
+    """Return models with what is found out of each, in the order of what it decides.
+
+    On a GPU float32 is for correctness alone, and for a training that is to come out the same to the bit.
+    """
+    narrow = "bfloat16" if device == "cuda" else "float32"
+    each = [part for part in parts if not PARTS[part].last]
+    last = [part for part in parts if PARTS[part].last]
+    found = []
+    for name in shapes:
+        if device == "cuda" and name not in LARGE:
+            found.append((name, "float32", [part for part in each if part == "correctness"]))
+        found.append((name, narrow, each))
+    return [*found, (shapes[0], "bfloat16" if shapes[0] in LARGE else "float32", last)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts; returns 1 where a result is wrong."""
-    started = time.perf_counter()
     parser = argparse.ArgumentParser(description="this package on a GPU", allow_abbrev=False)
-    large = ["llama2-7b", "qwen2.5-7b"]
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smollm2-135m", *large])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smollm2-135m", *LARGE])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--seconds", type=float, default=600, help="that all may take (600)")
+    parser.add_argument("--seconds", type=float, default=540, help="that all may take (540)")
     parser.add_argument("--paper_rows", type=int, default=Recipe().rows, help="of the main experiment")
     parser.add_argument("--json", type=Path, help="write the report into this file too")
     parser.add_argument("--markdown", type=Path, help="write it as a page")
     options = parser.parse_args(arguments)
-    run = Run(options.seconds, Recipe(rows=options.paper_rows))
-    both = ["float32", "bfloat16"] if run.device == "cuda" else ["float32"]
-    first = True
-    for name in options.shapes:
-        for dtype in both[-1:] if name in large else both:
-            run.shapes(name, dtype, options.parts, first=first)
-            first = False
-    run.report["seconds"] = round(time.perf_counter() - started, 1)
-    if options.json:
-        options.json.write_text(json.dumps(run.report, indent=2) + "\n", encoding="utf-8")
-    if options.markdown:
-        options.markdown.write_text(markdown(run.report), encoding="utf-8")
+    run = Run(options.seconds, Recipe(rows=options.paper_rows), options.json, options.markdown)
+    for name, dtype, parts in plan(options.shapes, options.parts, run.device):
+        run.model(name, dtype, parts)
     return int(run.wrong)
 
 

@@ -45,22 +45,26 @@ class Clock:
 
     def __init__(self, processes: Processes) -> None:
         self.processes, self.exchanged = processes, 0.0
-        add = processes.add
+        for name in ("add", "gather"):
+            setattr(processes, name, self._timed(getattr(processes, name)))
 
-        def timed(values: torch.Tensor) -> None:
+    def _timed(self, exchange: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def timed(value: Any) -> Any:
             started = time.perf_counter()
-            add(values)
+            found = exchange(value)
             self.exchanged += time.perf_counter() - started
+            return found
 
-        processes.add = timed  # type: ignore[method-assign]
+        return timed
 
     def __call__(self, act: Callable[[], object]) -> tuple[float, float]:
         """Return the seconds of ``act`` in all processes, and of its exchanges in this one."""
         self.processes.wait()
         self.exchanged, started = 0.0, time.perf_counter()
         act()
+        exchanged = self.exchanged
         self.processes.wait()
-        return time.perf_counter() - started, self.exchanged
+        return time.perf_counter() - started, exchanged
 
 
 def stage(model: DynamicPO, name: str, titles: int, clock: Clock) -> dict[str, float]:

@@ -30,6 +30,7 @@ import dense
 import evaluate
 import floor
 import host
+import host_tries
 import naive
 import overhead
 import parallel
@@ -341,3 +342,16 @@ def test_ways_of_the_host_that_disagree_fail(
     monkeypatch.setattr(host.World, "by", wrong)
     assert host.main([*arguments, "--quick"]) == 1
     assert "the ways disagree" in capsys.readouterr().err
+
+
+def test_what_else_was_tried_computes_the_same(arguments: list[str]) -> None:
+    assert host_tries.main(["--json", "figures.json", "--quick"]) == 0
+    assert len(figures()["ways"]) == 5
+    assert all(line["gradient_difference"] < 1e-5 for line in figures()["ways"].values())
+
+
+def test_a_wrong_joint_product_is_told(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = host_tries._Joint.forward
+    wrong = staticmethod(lambda ctx, x, weight, scale, *pairs: forward(ctx, x, weight, 2 * scale, *pairs))
+    monkeypatch.setattr(host_tries._Joint, "forward", wrong)
+    assert host_tries.main(["--quick"]) == 1

@@ -9,8 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+
+from recbole_dynamicpo.language_model.packed import block_mask, pack
+from recbole_dynamicpo.language_model.tree import tree_mask
+from recbole_dynamicpo.title_trie.title_layout import lay_out
+from recbole_dynamicpo.title_trie.trunk import pack_whole
 
 from ..conftest import small_settings, write_dataset
 
@@ -18,6 +24,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import gpu  # noqa: E402
+import gpu_attention  # noqa: E402
 import gpu_job  # noqa: E402
 import gpu_report  # noqa: E402
 from gpu_world import World  # noqa: E402
@@ -57,6 +64,9 @@ def test_all_parts_run_dry_without_recbole(tmp_path: Path) -> None:
     assert found["resume"]["same_bits"]
     assert (found["resume"]["killed_after"], found["resume"]["gone_on_from"]) == (5, 4)
     assert found["memory"]["lacked"] == found["gaps"]["lacked"] == found["job"]["lacked"] == "a GPU"
+    for line in (found["attention"]["rows, K = 15"], found["attention"]["a whole catalogue"]):
+        assert line["difference"] < 1e-5
+    assert found["attention"]["lacked"].startswith("a GPU")
     assert found["four_bits"]["lacked"].startswith("a GPU")
     assert found["main experiment, hours"]["hours_by_steps"] > 0
     text = page.read_text()
@@ -64,24 +74,77 @@ def test_all_parts_run_dry_without_recbole(tmp_path: Path) -> None:
     assert "| K = 15, loss_difference |" in text
 
 
-def test_a_part_that_would_not_end_in_time_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+class Large:
+    """Stands for a model of which nothing is built."""
+
+    name, quick = "llama2-7b", False
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the models that were asked for."""
+    names: list[str] = []
+    monkeypatch.setattr(gpu, "World", lambda name, *rest, **more: names.append(name) or Large())
+    return names
+
+
+def test_a_part_that_would_not_end_in_time_is_left_out(
+    made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And so are models for which no time is left; nothing of them is built."""
     run = gpu.Run(30, gpu_report.Recipe())
-    made: list[str] = []
-
-    class Large:
-        name, quick = "llama2-7b", False
-
-    monkeypatch.setattr(gpu, "World", lambda name, *rest, **more: made.append(name) or Large())
     monkeypatch.setitem(gpu.PARTS, "use", gpu.Part(lambda world: {"figure": 1}, 10))
-    run.shapes("llama2-7b", "bfloat16", ["four_bits", "use", "job"], first=False)
+    run.model("llama2-7b", "bfloat16", ["four_bits", "use"])
     assert run.report["llama2-7b bfloat16 four_bits"]["skipped"].endswith("some 40 s are wanted")
     assert run.report["llama2-7b bfloat16 use"]["figure"] == 1
-    assert "llama2-7b bfloat16 job" not in run.report  # of the smallest shapes alone
-    run.ends = 0
-    run.shapes("qwen2.5-7b", "bfloat16", ["use"], first=False)
-    assert run.report["qwen2.5-7b bfloat16"] == {"skipped": "no time left"}
+    run.ends -= 25
+    run.model("qwen2.5-7b", "bfloat16", ["use"])
+    assert run.report["qwen2.5-7b bfloat16"]["skipped"].endswith("s are left")
     assert made == ["llama2-7b"]
+    assert not run.wrong
+
+
+def test_a_part_that_fails_does_not_take_the_others_along(
+    made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found before it is written already."""
+    report = tmp_path / "report.json"
+    run = gpu.Run(600, gpu_report.Recipe(), report)
+    seen: list[int] = []
+
+    def short(world: Any) -> dict[str, Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried\nand failed")
+
+    def broken(world: Any) -> dict[str, Any]:
+        seen.append(len(json.loads(report.read_text())))
+        raise RuntimeError("no such kernel")
+
+    for name, work in (("use", short), ("gaps", broken), ("memory", lambda world: {"figure": 1})):
+        monkeypatch.setitem(gpu.PARTS, name, gpu.Part(work, 1))
+    run.model("llama2-7b", "bfloat16", ["use", "gaps", "memory"])
+    found = json.loads(report.read_text())
+    assert found["llama2-7b bfloat16 use"]["lacked"] == "memory: CUDA out of memory. Tried"
+    assert found["llama2-7b bfloat16 gaps"]["error"] == "RuntimeError: no such kernel"
+    assert found["llama2-7b bfloat16 memory"]["figure"] == 1
+    assert seen[0] < len(found)
+    assert run.wrong
+
+
+def test_what_decides_most_comes_first() -> None:
+    every = list(gpu.PARTS)
+    found = gpu.plan(["smollm2-135m", "llama2-7b"], every, "cuda")
+    each = [part for part in every if part not in ("resume", "job")]
+    assert found == [
+        ("smollm2-135m", "float32", ["correctness"]),
+        ("smollm2-135m", "bfloat16", each),
+        ("llama2-7b", "bfloat16", each),
+        ("smollm2-135m", "float32", ["resume", "job"]),
+    ]
+    assert gpu.plan(["tiny"], every, "cpu") == [
+        ("tiny", "float32", each),
+        ("tiny", "float32", ["resume", "job"]),
+    ]
+    assert gpu.plan(["llama2-7b"], ["job"], "cuda")[-1] == ("llama2-7b", "bfloat16", ["job"])
 
 
 @pytest.mark.parametrize("wrong", ["mask", "gradient"])
@@ -176,3 +239,29 @@ def test_the_default_job_is_killed_and_goes_on(tmp_path: Path, tiny_backbone: Pa
     assert 2 <= found["killed_after_steps"] < found["steps"]
     late = gpu_job.job(["--dataset=toy", *flags], 0.01)
     assert late["lacked"].startswith("time: ")
+
+
+def test_one_way_to_say_both_masks() -> None:
+    """For every pair of places but padding's, which nobody reads, of rows with titles and of token trees."""
+    world = World("tiny", torch.float32, "cpu", quick=True)
+    batch = world.batch(4, 5)
+    batch = batch._replace(prompt_length=torch.tensor([12, 1, 7, 3]))
+    batch.completion_length[1, 2] = 0
+    packed = pack(batch)
+    whole = pack_whole(world.prompts(2), lay_out(world.trie(), np.arange(30)[None]))
+    place = torch.arange(whole.end.shape[1])
+    everywhere = torch.ones(whole.end.shape, dtype=torch.bool)
+    cases = [
+        (gpu_attention.ends(packed.segment), block_mask(packed.segment), packed.segment >= 0),
+        (whole.end, tree_mask(place, place, whole.end)[:, None], everywhere),
+    ]
+    for end, mask, present in cases:
+        longer = gpu_attention.padded(end)
+        width, asked, size = longer.shape[1], gpu_attention.visible(longer), end.shape[1]
+        assert width % gpu_attention.BUCKET == 0
+        places = torch.arange(width)
+        row, query, key = torch.meshgrid(torch.arange(len(end)), places, places, indexing="ij")
+        found = asked(row, torch.tensor(0), query, key)
+        assert torch.equal(found[:, :size, :size][present], mask[:, 0][present])
+        padding = ~torch.cat([present, torch.zeros(len(end), width - size, dtype=torch.bool)], dim=1)
+        assert torch.equal(found[padding], torch.eye(width, dtype=torch.bool).expand_as(found)[padding])
