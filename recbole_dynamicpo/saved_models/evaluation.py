@@ -28,7 +28,7 @@ from ..training.evaluating import rank_by_popularity, rank_candidates, row_names
 from ..training.reporting import segments_of
 from .plain_adapter import plain_recommender, settings_files
 from .rows import EvaluationRows, check_lists, read_test_rows, settings_of, with_lists
-from .scores import SavedScores
+from .scores import SavedScores, rank_by_counting_among_all
 
 ANSWERS_FILE = "answers.jsonl"
 
@@ -121,21 +121,12 @@ def _evaluate(
     figures: dict[str, Any] = {"likelihood": summarize(contestant)}
     notes = [*about, *rows.notes, *saved.notes]
     if asked.protocol == "likelihood":
-        counted = {POPULARITY: rank_by_popularity(rows.data), **rank_by_counting(rows.whole, rows.data)}
-        lines = [*(Contestant(name, found.ranks) for name, found in counted.items()), contestant]
+        lines = _among_candidates(rows, contestant, figures, ranked.row_ids)
         text = render(lines, chance=ranked.chance, seconds={}, notes=[] if saved.ranks_all else notes)
-        parts = segments_of(rows.whole, ranked.row_ids, lines, VIEWS["candidates"])
-        figures["contestants"], figures["segments"] = (
-            [summarize(line) for line in lines],
-            {"candidates": parts},
-        )
         if saved.ranks_all:
-            view, everything = VIEWS["all"], Contestant(asked.name, np.array(saved.ranks_all))
-            figures[view.key] = [summarize(everything, view)]
-            figures["segments"]["all"] = segments_of(rows.whole, ranked.row_ids, [everything], view)
-            figures[KEY] = [beyond_accuracy(asked.name, saved.shown, saved.titles.taken())]
-            more, chance = list(beyond_lines(figures[KEY])), 1 / saved.titles.count
-            table = render([everything], chance=chance, seconds={}, notes=notes, view=view, more=more)
+            everything, more = _among_all(saved, rows, asked, figures, ranked.row_ids)
+            view, chance = VIEWS["all"], 1 / saved.titles.count
+            table = render(everything, chance=chance, seconds={}, notes=notes, view=view, more=more)
             text = f"among {VIEWS['candidates'].among}\n{text}\namong {view.among}\n{table}"
     else:
         answers, found = _generate(recommender, rows, scores, asked)
@@ -151,6 +142,33 @@ def _evaluate(
             write_ranks(out / ALL_RANKS_FILE, *names, np.array(saved.ranks_all), digests)
         write_json(out / REPORT_FILE, {"seconds": {}, "notes": notes, **figures})
     return text, figures
+
+
+def _among_candidates(
+    rows: EvaluationRows, contestant: Contestant, figures: dict[str, Any], row_ids: Any
+) -> list[Contestant]:
+    """Return who ranked the candidates, the model last, and add their figures."""
+    counted = {POPULARITY: rank_by_popularity(rows.data), **rank_by_counting(rows.whole, rows.data)}
+    lines, view = [Contestant(name, found.ranks) for name, found in counted.items()], VIEWS["candidates"]
+    lines.append(contestant)
+    figures["contestants"] = [summarize(line) for line in lines]
+    figures["segments"] = {"candidates": segments_of(rows.whole, row_ids, lines, view)}
+    return lines
+
+
+def _among_all(
+    saved: SavedScores, rows: EvaluationRows, asked: Asked, figures: dict[str, Any], row_ids: Any
+) -> tuple[list[Contestant], list[str]]:
+    """Return who ranked among all titles, and a table of what the first of them show; add their figures."""
+    counted, view = rank_by_counting_among_all(rows, saved.titles), VIEWS["all"]
+    lines = [Contestant(name, found.ranks) for name, found in counted.items()]
+    lines.append(Contestant(asked.name, np.array(saved.ranks_all)))
+    shown = {**{name: found.shown for name, found in counted.items()}, asked.name: saved.shown}
+    taken = saved.titles.taken()
+    figures[view.key] = [summarize(line, view) for line in lines]
+    figures[KEY] = [beyond_accuracy(name, found, taken) for name, found in shown.items()]
+    figures["segments"]["all"] = segments_of(rows.whole, row_ids, lines, view)
+    return lines, list(beyond_lines(figures[KEY]))
 
 
 def _lines(figures: Mapping[str, Any], asked: Asked) -> dict[str, tuple[int, int]]:

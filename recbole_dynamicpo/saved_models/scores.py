@@ -12,11 +12,36 @@ from tqdm import tqdm
 
 from ..dataset.columns import CANDIDATE_IDS
 from ..dataset.sampling import IntArray
+from ..evaluation.exposure import Exposure
 from ..language_model.policy import POLICY
 from ..parallel import here
 from ..serving.recommender import Recommender
+from ..training.contestants import all_by_counting
 from ..training.whole_catalogue import WholeCatalogue
 from .rows import EvaluationRows
+
+
+def rank_by_counting_among_all(rows: EvaluationRows, titles: WholeCatalogue) -> dict[str, Counted]:
+    """Return name -> what counting models are found to rank among all titles.
+
+    Args:
+        rows: to rank.
+        titles: all of them.
+    """
+    found, data = {}, rows.data.inter_feat
+    batches = [data[start : start + rows.rows_at_once] for start in range(0, len(data), rows.rows_at_once)]
+    for name, scores in all_by_counting(titles):
+        shown = titles.exposure()
+        ranks = [titles.judge(batch, scores(batch), 1, shown)[0] for batch in batches]
+        found[name] = Counted(torch.cat(ranks).numpy(), shown)
+    return found
+
+
+class Counted(NamedTuple):
+    """What a counting model is found to rank among all titles: n ranks, and what its first titles show."""
+
+    ranks: np.ndarray[Any, Any]
+    shown: Exposure
 
 
 class _Part(NamedTuple):
