@@ -21,6 +21,7 @@ from .setting_types import (
     Flag,
     HistoryOrder,
     Likelihood,
+    Mapped,
     NegativeSource,
     Number,
     Objective,
@@ -65,10 +66,15 @@ class Settings:
         decides="sft",
     )
     catalogue_prior: Priors = setting(
-        (), "cheap models below the catalogue likelihood, each with a trained weight", decides="sft"
+        (), "below the catalogue likelihood: models that count, RecBole's as recbole:<model>", decides="sft"
     )
     lm_scale: Number = setting(1.0, "the language model's weight to begin with", decides="sft")
     prior_weight: PerhapsNumber = setting(None, "each prior's, to begin with; none: fitted", decides="sft")
+    retriever_epochs: Whole = setting(10, "of RecBole's models among the priors", decides="sft", ge=1)
+    retriever_folds: Whole = setting(
+        2, "of users: a training row's prior is a retriever that saw none of its fold", decides="sft", ge=2
+    )
+    retriever_settings: Mapped = setting({}, "RecBole's own settings of them, name: value", decides="sft")
     centre: Flag = setting(False, "take the untrained model's mean opinion of every title out", decides="sft")
 
     # dense rows

@@ -25,18 +25,19 @@ NAME = PACKAGE.name
 GROUND = "errors names settings setting_types ingredients storage interrupt parallel version"
 PILLARS = "data language_model objectives evaluation"
 
-BELOW_HOST = f"{PILLARS} scoring title_trie dataset likelihoods serving tracking training"
+BELOW_HOST = f"{PILLARS} scoring title_trie dataset retrievers likelihoods serving tracking training"
 
 # What a package may import beside itself and the ground; a place is a package or one module of it.
 MAY_IMPORT = {
     **dict.fromkeys(f"{GROUND} {PILLARS}".split(), ""),
     "scoring": "language_model",
     "title_trie": "language_model scoring",
-    "serving": "data language_model scoring title_trie",
+    "retrievers": "data dataset language_model.embedded",
+    "serving": "data language_model scoring title_trie retrievers.retriever",
     "tracking": "serving evaluation objectives.boundary",
     "dataset": "data evaluation scoring",
-    "likelihoods": "data language_model objectives scoring title_trie dataset serving",
-    "training": f"{PILLARS} scoring title_trie dataset likelihoods serving tracking.run_folder "
+    "likelihoods": "data language_model objectives scoring title_trie dataset retrievers serving",
+    "training": f"{PILLARS} scoring title_trie dataset retrievers likelihoods serving tracking.run_folder "
     "tracking.record tracking.journal tracking.system tracking.live",
     "host": BELOW_HOST,
     "stage_results": "training.checkpoint serving.folder",
@@ -54,10 +55,10 @@ KNOWS_FLOWS = "commands.bootstrap"
 # Where a library may be imported; one that is not here may be imported nowhere.
 EMBASSIES = {
     "torch": "parallel language_model objectives scoring title_trie evaluation.scores serving "
-    "tracking.system dataset likelihoods training host",
+    "tracking.system dataset retrievers likelihoods training host",
     "transformers": "language_model",
     "peft": "language_model",
-    "recbole": "dataset likelihoods training host",
+    "recbole": "dataset retrievers.training likelihoods training host",
     "mlflow": "serving.mlflow_store serving.pyfunc tracking.client tracking.sync",
     "pydantic": "settings setting_types serving.requests",
     "scipy": "data.counting data.give_away data.global_order evaluation.statistics",
@@ -66,12 +67,13 @@ EMBASSIES = {
     "psutil": "tracking.system",
     "pyarrow": "data.sequences evaluation.ranks serving.batch",
     "huggingface_hub": "data.download language_model.backbone",
-    "safetensors": "language_model.adapter_folder serving.priors training.checkpoint",
+    "safetensors": "language_model.adapter_folder retrievers.scorers serving.priors training.checkpoint",
     "filelock": "storage",
     "packaging": "serving.packaging",
     "sqlalchemy": "serving.mlflow_uri",
     "gradio": "serving.demo",
-    "numpy": "data evaluation scoring title_trie dataset likelihoods serving tracking.figures tracking.shown "
+    "numpy": "data evaluation scoring title_trie dataset retrievers likelihoods serving tracking.figures "
+    "tracking.shown "
     "training host study.comparisons study.results",
     "tqdm": "data scoring serving.batch training host",
     "yaml": "scoring.prompt_lengths dataset.data_files host.config study.grid",

@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from ..errors import SettingsError, nearest
-from ..names import MODEL_NAMES
+from ..names import MODEL_NAMES, RETRIEVER, is_prior
 from ..parallel import is_one_of_several, join
 from ..settings import Settings, fields_of_settings, properties_folder, read_dataset_defaults
 from .recbole_rules import evaluation_problems, problems
@@ -92,9 +92,24 @@ def check_settings(config: Any, *, stock: bool = False) -> None:
     found = problems(values, given, defaults)
     if stock:
         found = [*training_problems(values), *evaluation_problems(values, given)]
+    found = [*found, *_retriever_problems(values)]
     listed = [name for names in config.parameters.values() for name in names]
     known = [*listed, *defaults, *USED, *REFUSED, *NOT_READ]
     Settings.from_mapping(values, given=given, known=known, problems=found)
+
+
+def _retriever_problems(values: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the models of RecBole's that are named as priors, a line each."""
+    priors, more = values.get("catalogue_prior") or [], values.get("retriever_settings") or {}
+    named = [priors] if isinstance(priors, str) else priors
+    if not isinstance(named, list | tuple) or not isinstance(more, dict):
+        return []  # the type is what is wrong
+    chosen = [str(name) for name in named if str(name).startswith(RETRIEVER)]
+    if not chosen or not all(map(is_prior, chosen)):
+        return []
+    from ..retrievers.training import problems as problems_of_models  # only now: RecBole is being imported
+
+    return problems_of_models([name.removeprefix(RETRIEVER) for name in chosen], more)
 
 
 def check_stock_settings(config: Any) -> None:

@@ -18,6 +18,8 @@ from ..language_model.adapter_folder import SCALARS_FILE, stored_scalars
 from ..language_model.packed import on_device
 from ..language_model.policy import Policy
 from ..parallel import here
+from ..retrievers.fitted import fit_retrievers
+from ..retrievers.training import Host
 from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
 from ..scoring.token_budget import TokenBudget
@@ -61,7 +63,12 @@ class CatalogueLikelihood:
         settings: Settings,
     ) -> None:
         self.dataset, self.collator = dataset, collator
-        self.priors = Priors.count(settings.catalogue_prior, title_sequences(dataset))
+        taken = title_sequences(dataset)
+        # The item that stands for each distinct title, where models of RecBole's know items.
+        first = {title: item for item, title in reversed([*enumerate(dataset.catalogue.titles, start=1)])}
+        items = np.array([first[title] for title in dataset.catalogue.distinct_titles])
+        retrievers = fit_retrievers(taken, items, Host(dataset.config, dataset), settings)
+        self.priors = Priors.count(settings.catalogue_prior, taken, retrievers)
         self.voices = Voices(policy, [1.0] * len(self.priors.names))
         policy.train_beside(Mixture(settings.lm_scale, [1.0] * len(self.priors.names)))
         self.scorer = CatalogueScorer(

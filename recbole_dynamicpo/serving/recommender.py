@@ -37,6 +37,7 @@ from .folder import (
     RECOMMENDER_FILE,
     TEMPLATES_FILE,
     Card,
+    check_retrievers,
     load_card_backbone,
     read_card,
     read_json,
@@ -289,7 +290,9 @@ def load_recommender(
         if card.likelihood == "catalogue":
             centre = stored_scalars(folder).get("centre")
             policy.train_beside(Mixture(1.0, [1.0] * len(card.priors), centre))
-            priors = Priors.load(folder, card.priors, np.array(catalogue.title_counts()))
+            check_retrievers(folder, card)
+            counts = np.array(catalogue.title_counts())
+            priors = Priors.load(folder, card.priors, counts, len(catalogue.titles))
         policy.load(folder)
         if adapter_digest(folder) != card.adapter_sha256:
             weights = folder / WEIGHTS_FILE
