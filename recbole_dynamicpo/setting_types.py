@@ -167,16 +167,16 @@ Texts = Annotated[
     _wanted("a list of texts", _are_texts, _texts),
     WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
 ]
-Mapped = Annotated[
-    dict[str, Any],
+PerhapsMapped = Annotated[
+    dict[str, Any] | None,
     _wanted(
         "name: value pairs",
         lambda value: (
             _absent(value) is None or (isinstance(value, dict) and all(isinstance(k, str) for k in value))
         ),
-        lambda value: dict(_absent(value) or {}),
+        lambda value: dict(value) if _absent(value) else None,
     ),
-    WithJsonSchema({"type": "object"}),
+    WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "null"}]}),
 ]
 PerhapsNumber = Annotated[Number | None, BeforeValidator(_absent)]
 PerhapsWhole = Annotated[Whole | None, BeforeValidator(_absent)]
@@ -221,6 +221,8 @@ def contradictions(settings: Any) -> list[str]:
         problems.append("negatives: wanted uniform, as there is no catalogue_prior")
     if settings.catalogue_prior and settings.likelihood != "catalogue":
         problems.append("catalogue_prior: wanted none, as likelihood is not catalogue")
+    if settings.first_stage and not settings.catalogue_prior:
+        problems.append("first_stage: wanted 0, as there is no catalogue_prior")
     if "all" in settings.rank_among and settings.likelihood != "catalogue":
         problems.append("rank_among: wanted candidates alone, as likelihood is not catalogue")
     if (

@@ -21,11 +21,11 @@ from .setting_types import (
     Flag,
     HistoryOrder,
     Likelihood,
-    Mapped,
     NegativeSource,
     Number,
     Objective,
     Perhaps,
+    PerhapsMapped,
     PerhapsNumber,
     PerhapsWhole,
     Positions,
@@ -74,7 +74,7 @@ class Settings:
     retriever_folds: Whole = setting(
         2, "of users: a training row's prior is a retriever that saw none of its fold", decides="sft", ge=2
     )
-    retriever_settings: Mapped = setting({}, "RecBole's own settings of them, name: value", decides="sft")
+    retriever_settings: PerhapsMapped = setting(None, "RecBole's own settings of them", decides="sft")
     centre: Flag = setting(False, "take the untrained model's mean opinion of every title out", decides="sft")
 
     # dense rows
@@ -195,6 +195,9 @@ class Settings:
         ("candidates",),
         "what is ranked: a row's candidates, all titles of the catalogue, or both",
         decides="evaluate",
+    )
+    first_stage: Whole = setting(
+        0, "titles that priors choose of the catalogue to be ranked; 0: all", decides="preference", ge=0
     )
     exclude_history: Flag = setting(
         True, "leave the history out of all titles, but for the item chosen", decides="evaluate"

@@ -32,6 +32,13 @@ def add(commands: Any) -> None:
         help="two more columns, which sum to the score: what the prior says alone, and what the language "
         "model adds to it or takes (models with a prior)",
     )
+    parser.add_argument(
+        "--among-top",
+        type=int,
+        metavar="N",
+        help="where no candidates are given, rank the N titles that the priors find likeliest; 0: all "
+        "(default: as the model was made, setting first_stage)",
+    )
     parser.add_argument("-k", type=int, default=10, help="how many titles a history (10)")
 
 
@@ -46,7 +53,8 @@ def _run(options: argparse.Namespace) -> None:
 
 def _rank_file(options: argparse.Namespace) -> None:
     from ..serving.batch import rank_file
-    from ..serving.recommender import default_device, load_recommender
+    from ..serving.folder import default_device
+    from ..serving.recommender import load_recommender
 
     if options.out is None:
         raise SettingsError("rank --input: wanted --out, a folder for the parts")
@@ -54,8 +62,8 @@ def _rank_file(options: argparse.Namespace) -> None:
         raise SettingsError("rank --input: takes neither --candidates nor --explain, which go with --history")
     processes = join()
     found = rank_file(
-        load_recommender(options.model, device=default_device()), options.input, options.out, k=options.k,
-        exclude_history=not options.keep_history,
+        load_recommender(options.model, device=default_device(), first_stage=options.among_top),
+        options.input, options.out, k=options.k, exclude_history=not options.keep_history,
     )  # fmt: skip
     if processes.first:
         parts = f"{found.parts} part{'' if found.parts == 1 else 's'}"
@@ -68,12 +76,14 @@ def _rank_one(options: argparse.Namespace) -> None:
 
     candidates = options.candidates.split("|") if options.candidates is not None else None
     history = options.history.split("|") if options.history else []
-    found = load_recommender(options.model).ranking(
+    recommender = load_recommender(options.model, first_stage=options.among_top)
+    found = recommender.ranking(
         history, candidates, options.k, exclude_history=not options.keep_history, explain=options.explain
     )
     if found.source == "catalogue":
         kept = "" if options.keep_history else " that are not in the history"
-        print(f"candidates: all {found.num_candidates} titles of the catalogue{kept}")
+        every = "the priors' first" if recommender.card.first_stage else "all"
+        print(f"candidates: {every} {found.num_candidates} titles of the catalogue{kept}")
     if found.source == "popular":
         print(f"candidates: the {found.num_candidates} most popular titles that are not in the history")
     width = max(len(item.title) for item in found.ranked)

@@ -26,11 +26,13 @@ from ..language_model.policy import POLICY
 from ..parallel import here, join
 from ..scoring.answers import write_answers
 from ..scoring.batches import PromptRow
+from ..serving.folder import default_device
 from ..serving.mlflow_store import opened_recommender
 from ..serving.packaging import SETTINGS_FILE
-from ..serving.recommender import Recommender, default_device, load_recommender
+from ..serving.recommender import Recommender, load_recommender
 from ..settings import fields_of_settings
 from ..storage import atomic_file, load_json, write_json
+from ..title_trie.two_stages import in_two_stages
 from ..tracking.record import RECORD_FILE
 from ..training.contestants import rank_by_counting
 from ..training.evaluating import rank_by_popularity, rank_candidates, row_names, rows_to_rank, settled
@@ -96,18 +98,14 @@ def read_test_rows(
     _, _, test = data_preparation(config, whole)
     data = rows_to_rank(test, whole.settings.seed)._dataset
     used, total = whole.subsampled()["test"]
-    return EvaluationRows(
-        whole=whole,
-        data=data,
-        prompts=data.prompt_rows(data.inter_feat, data.inter_feat[CANDIDATE_IDS].numpy()),
-        notes=[*whole.notes, f"test rows: {used} of {total}"],
-        rows_at_once=data.settings.eval_batch_size,
-    )
+    prompts = data.prompt_rows(data.inter_feat, data.inter_feat[CANDIDATE_IDS].numpy())
+    notes = [*whole.notes, f"test rows: {used} of {total}"]
+    return EvaluationRows(whole, data, prompts, notes, data.settings.eval_batch_size)
 
 
 def _shapes_rows(name: str) -> bool:
     """Say whether the rows of an evaluation, or the batches that they are scored in, depend on a setting."""
-    return decides(name) == "prepare" or name in ("eval_rows", "eval_batch_size")
+    return decides(name) == "prepare" or name in ("eval_rows", "eval_batch_size", "first_stage")
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -267,19 +265,20 @@ class _Saved:
 
     def _among_all(self, part: slice) -> _Part:
         assert self.catalogue is not None
-        found = self.catalogue.all_in_voices(self.rows.prompts[part], [POLICY])[POLICY]
-        ranks, _ = WholeCatalogue(self.rows.whole).judge(self.rows.data.inter_feat[part], found, 1)
-        numbers = torch.from_numpy(self._numbers(part))
-        own = found.gather(1, numbers.clamp(min=0)).masked_fill(numbers < 0, -torch.inf)
-        return _Part(own, ranks.tolist())
+        prompts, rows = self.rows.prompts[part], self.rows.data.inter_feat[part]
+        everything, count = WholeCatalogue(self.rows.whole), self.rows.whole.settings.first_stage
+        if count:
+            found = in_two_stages(self.catalogue, prompts, [POLICY], count, everything.left_out(rows))[POLICY]
+            own = self._by_catalogue(part).scores
+        else:
+            found = self.catalogue.all_in_voices(prompts, [POLICY])[POLICY]
+            numbers = torch.from_numpy(self._numbers(part))
+            own = found.gather(1, numbers.clamp(min=0)).masked_fill(numbers < 0, -torch.inf)
+        return _Part(own, everything.judge(rows, found, 1)[0].tolist())
 
 
 def _generate(
-    recommender: Recommender,
-    rows: EvaluationRows,
-    scores: Tensor,
-    batch_size: int,
-    progress: bool,
+    recommender: Recommender, rows: EvaluationRows, scores: Tensor, batch_size: int, progress: bool
 ) -> tuple[list[str], Protocols]:
     scorer, titles = recommender.scorer, rows.titles()
     final = settled(rows.data, rows.data.inter_feat, scores).numpy()

@@ -24,7 +24,7 @@ from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
 from ..scoring.token_budget import TokenBudget
 from ..serving.catalogue_ranking import Voices
-from ..serving.priors import Priors
+from ..serving.priors import Priors, RetrieverPrior
 from ..settings import Settings
 from ..title_trie.catalogue_likelihood import Mixture
 from ..title_trie.catalogue_scorer import CatalogueScorer
@@ -172,6 +172,12 @@ class CatalogueLikelihood:
     def all_in_voices(self, rows: Interaction, voices: Sequence[str]) -> dict[str, Tensor]:
         """Return each voice's (B, Y) log-probabilities of all distinct titles, nats."""
         return self.scorer.all_in_voices(self.prompt_rows(rows), voices)
+
+    def retrieved(self, name: str, rows: Interaction) -> Tensor:
+        """Return (B, Y) what one of the retrievers among the priors gives all distinct titles; sums to 1."""
+        source = self.scorer.priors[self.priors.names.index(name)]
+        assert isinstance(source, RetrieverPrior)
+        return torch.from_numpy(source.likelihoods(self.scorer.histories(self.prompt_rows(rows))))
 
     def keys(self, rows: Interaction, items: IntArray) -> list[str]:
         """See ``Likelihood``."""

@@ -56,7 +56,7 @@ def fit_retrievers(
 
 def _fit(name: str, of_user: Mapping[int, IntArray], host: Host, settings: Settings) -> Retriever:
     model, folds, users = name.removeprefix(RETRIEVER), settings.retriever_folds, sorted(of_user)
-    asked = Asked(model, settings.retriever_epochs, settings.seed, settings.retriever_settings)
+    asked = Asked(model, settings.retriever_epochs, settings.seed, settings.retriever_settings or {})
     fold_of = deal_users(users, folds, row_generator(settings.seed, 43))
     seen = [[user for user in users if fold_of[user] != fold] for fold in range(folds)]
     *parts, whole = (_made(asked, {user: of_user[user] for user in part}, host) for part in (*seen, users))

@@ -25,6 +25,7 @@ MODEL_CARD_FILE = "README.md"  # for people; no digest holds it
 FINAL_FILE = "final.json"  # of a run: which stage's adapter is its result
 # Where the packaged recommender lies in a logged model, and what MLflow calls it.
 ARTIFACT, ARTIFACT_FOLDER = "recommender", "artifacts/recommender"
+_MAY_BE_ZERO = {"first_stage"}
 _MAY_BE_EMPTY = {"trie_sha256", "quantization"}
 
 
@@ -48,6 +49,7 @@ class Card:
         trie_sha256: of the catalogue's title trie, which all scores depend on; empty without one.
         quantization: of the backbone's weights when it was trained: ``nf4``, or empty.
         retrievers: SHA-256 of the file of each prior that is one.
+        first_stage: titles that the priors choose of the whole catalogue to be ranked; 0: all.
     """
 
     backbone: str
@@ -65,6 +67,7 @@ class Card:
     trie_sha256: str = ""
     quantization: str = ""
     retrievers: dict[str, str] = dataclasses.field(default_factory=dict)
+    first_stage: int = 0
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -105,7 +108,7 @@ def read_card(folder: Path) -> Card:
         value = getattr(card, field.name)
         valid = {
             "str": isinstance(value, str) and (bool(value) or field.name in _MAY_BE_EMPTY),
-            "int": type(value) is int and value >= 1,
+            "int": type(value) is int and value >= (field.name not in _MAY_BE_ZERO),
             "dict[str, str]": isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
             "list[str]": isinstance(value, list)
             and all(isinstance(name, str) and value.count(name) == 1 and is_prior(name) for name in value),
@@ -174,6 +177,11 @@ def final_stage(folder: Path) -> str | None:
     if stage not in STAGES:
         raise AdapterError(f"{path}: stage is {short(stage)}, wanted one of {', '.join(STAGES)}")
     return str(stage)
+
+
+def default_device() -> str:
+    """Return where a command computes that is not told: on a GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_card_backbone(

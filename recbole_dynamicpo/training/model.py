@@ -106,7 +106,7 @@ class DynamicPO(SequentialRecommender):
         self.stage = "preference"
         self.voice, self.final_voice = "policy", "policy"
         self.target_logps: Tensor | None = None
-        self.answers = Answers(self.likelihood)
+        self.answers = Answers(self.likelihood, dataset)
         self.diagnostics: Diagnostics | None = None
         self.beta_counts = torch.zeros(BETA_BINS)
 
@@ -199,6 +199,7 @@ class DynamicPO(SequentialRecommender):
             priors=list(self.settings.catalogue_prior),
             trie_sha256=self.likelihood.digest,
             quantization=backbone.quantization,
+            first_stage=self.settings.first_stage,
         )
 
     def voices(self) -> dict[str, str]:
