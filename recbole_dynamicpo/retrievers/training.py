@@ -18,6 +18,7 @@ from recbole.config import Config
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.sampler import RepeatableSampler
+from recbole.trainer import trainer as recbole_trainer
 from recbole.utils import InputType, ModelType, get_model, get_trainer, init_seed
 from torch import Tensor, nn
 
@@ -116,7 +117,7 @@ def _config_of(asked: Asked, config: Any) -> Any:
     own = copy.copy(config)
     own.final_config_dict = {
         **config.final_config_dict, **values, "model": asked.model, "epochs": asked.epochs,
-        "seed": asked.seed, "MODEL_TYPE": model.type, "MODEL_INPUT_TYPE": kind,
+        "seed": asked.seed, "log_wandb": False, "MODEL_TYPE": model.type, "MODEL_INPUT_TYPE": kind,
         "train_neg_sample_args": sampling if kind == InputType.PAIRWISE else _NO_SAMPLING,
     }  # fmt: skip
     return own
@@ -136,7 +137,7 @@ def train(asked: Asked, sequences: Mapping[int, IntArray], host: Host) -> Scorer
     config, wanted = _config_of(asked, host.config), f"catalogue_prior: recbole:{asked.model}"
     data = host.data.built["train"].copy(_rows(sequences, host.data, config[_LENGTH]))
     data.config = config
-    with _own_draws(asked.seed):
+    with _by_itself(asked.seed):
         try:
             model = get_model(asked.model)(config, data).to(config["device"])
             if model.type == ModelType.SEQUENTIAL:
@@ -185,15 +186,27 @@ def _rows(sequences: Mapping[int, IntArray], data: Any, length: int) -> Interact
     return Interaction({name: torch.from_numpy(values) for name, values in columns.items()})
 
 
+class _NoBoard:
+    """Stands in for TensorBoard, where the run that this is a part of writes."""
+
+    def add_scalar(self, *args: Any) -> None:
+        """Do nothing."""
+
+    def add_hparams(self, *args: Any) -> None:
+        """Do nothing."""
+
+
 @contextmanager
-def _own_draws(seed: int) -> Iterator[None]:
-    """Let RecBole draw by a seed inside the block, and leave everybody else's generators as they were."""
-    kept = random.getstate(), np.random.get_state()
+def _by_itself(seed: int) -> Iterator[None]:
+    """Let RecBole draw by a seed inside the block, and leave generators and logs of others as they were."""
+    kept, board = (random.getstate(), np.random.get_state()), recbole_trainer.get_tensorboard
     try:
+        recbole_trainer.get_tensorboard = lambda logger: _NoBoard()
         with torch.random.fork_rng(), torch.enable_grad():
             init_seed(seed, reproducibility=True)
             yield
     finally:
+        recbole_trainer.get_tensorboard = board
         random.setstate(kept[0])
         np.random.set_state(kept[1])
 

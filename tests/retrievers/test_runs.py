@@ -134,9 +134,7 @@ def test_a_saved_model_ranks_in_two_stages(
     assert main([*words, f"--input={users}", f"--out={out}", "-k=100"]) == 0
     table = pd.read_parquet(out / "part-00000.parquet")
     assert table["title"].tolist() == [one.title for one in few.ranked]
-    assert (
-        main([*words[:2], f"--input={users}", f"--out={out}", "-k=100"]) == 2
-    )  # the folder of another batch
+    assert main([*words[:2], f"--input={users}", f"--out={out}", "-k=100"]) == 2
     capsys.readouterr()
     assert main([*words, f"--history={'|'.join(history)}", "-k=3"]) == 0
     assert "candidates: the priors' first 7 titles of the catalogue" in capsys.readouterr().out
