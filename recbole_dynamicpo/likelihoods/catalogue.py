@@ -174,7 +174,7 @@ class CatalogueLikelihood:
         return self.scorer.all_in_voices(self.prompt_rows(rows), voices)
 
     def retrieved(self, name: str, rows: Interaction) -> Tensor:
-        """Return (B, Y) what one of the retrievers among the priors gives all distinct titles; sums to 1."""
+        """Return (B, Y) what one of the retrievers among the priors gives all distinct titles."""
         source = self.scorer.priors[self.priors.names.index(name)]
         assert isinstance(source, RetrieverPrior)
         return torch.from_numpy(source.likelihoods(self.scorer.histories(self.prompt_rows(rows))))

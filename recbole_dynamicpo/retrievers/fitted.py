@@ -61,6 +61,8 @@ def _fit(name: str, of_user: Mapping[int, IntArray], host: Host, settings: Setti
     seen = [[user for user in users if fold_of[user] != fold] for fold in range(folds)]
     *parts, whole = (_made(asked, {user: of_user[user] for user in part}, host) for part in (*seen, users))
     found = Retriever(whole, 1.0, tuple(parts), fold_of)
+    if not whole.logits:
+        return found
     return replace(found, sharpness=here().decide(lambda: _sharpness(found, of_user, host, settings.seed)))
 
 

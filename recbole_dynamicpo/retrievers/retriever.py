@@ -28,7 +28,7 @@ class Retriever:
 
     Attributes:
         whole: trained on all users.
-        sharpness: what scores are multiplied with before their softmax; fitted to users not trained on.
+        sharpness: what logits are multiplied with before their softmax; fitted to users not trained on.
         folds: each trained on all users but those of its fold; none in a saved recommender.
         fold_of: user -> fold.
     """
@@ -54,10 +54,18 @@ class Retriever:
         return found
 
     def likelihoods(self, histories: Sequence[IntArray], users: IntArray) -> FloatArray:
-        """Return (B, N) a softmax of scores; 0 for item 0, which is none."""
-        scores = torch.from_numpy(self.scores(histories, users)[:, 1:])
-        found: FloatArray = np.zeros((len(scores), self.whole.items))
-        found[:, 1:] = (self.sharpness * scores).softmax(dim=1).numpy()
+        """Return (B, N) likelihoods that sum to 1; 0 throughout where nothing is known, and for item 0.
+
+        They are a softmax of logits; of other scores the shares, those below 0 left out.
+        """
+        scores = self.scores(histories, users)
+        found: FloatArray = np.zeros_like(scores)
+        if self.whole.logits:
+            found[:, 1:] = (self.sharpness * torch.from_numpy(scores[:, 1:])).softmax(dim=1).numpy()
+        else:
+            found[:, 1:] = scores[:, 1:].clip(min=0.0)
+            found /= np.maximum(found.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        found[np.array([len(history) == 0 for history in histories], dtype=bool)] = 0.0
         return found
 
     def content(self) -> bytes:
@@ -81,11 +89,11 @@ def deal_users(users: Sequence[int], folds: int, draw: np.random.Generator) -> d
 def fit_sharpness(scores: FloatArray, targets: IntArray) -> float:
     """Return the factor of scores under whose softmax the targets are likeliest.
 
-    Scores of item-item models are no logits. The likelihood is concave in the factor, so that halving finds
-    where its slope is 0; scores that say nothing of the targets get a factor near 0.
+    A model trained for many epochs is too sure of itself. The likelihood is concave in the factor, so
+    that halving finds where its slope is 0; scores that say nothing of the targets get a factor near 0.
 
     Args:
-        scores: (B, N); item 0 is none.
+        scores: (B, N) logits; item 0 is none.
         targets: (B,) items.
     """
     table = torch.from_numpy(scores[:, 1:])

@@ -29,6 +29,7 @@ class Scorer(Protocol):
     """Scores all items behind histories; any order of magnitude, higher is likelier."""
 
     items: int  # N
+    logits: bool  # whether scores are those of a softmax; else sums over the history, as counting models have
 
     def scores(self, histories: Sequence[IntArray]) -> Tensor:
         """Return (B, N) float32 scores; item 0's mean nothing. Histories are items, oldest first."""
@@ -46,6 +47,8 @@ class HistoryEncoder:
         length: L; older items are left out.
         items: N.
     """
+
+    logits = True
 
     def __init__(self, nodes: list[Node], tensors: Mapping[str, Tensor], length: int, items: int) -> None:
         self.nodes, self.tensors, self.length, self.items = nodes, dict(tensors), length, items
@@ -79,6 +82,8 @@ class ItemMatrix:
         weights: (N, N) float32, the row of an item of the history.
         constant: (N,) float32, whatever the history.
     """
+
+    logits = False
 
     def __init__(self, weights: Tensor, constant: Tensor) -> None:
         self.weights, self.constant, self.items = weights, constant, len(constant)

@@ -92,7 +92,7 @@ class CountedPrior:
 
 
 class RetrieverPrior:
-    """A share of popularity, and the rest by a retriever; all by popularity behind an empty history."""
+    """A share of popularity, and the rest by a retriever; all by popularity where that knows nothing."""
 
     def __init__(self, popularity: PopularityPrior, retriever: Retriever) -> None:
         self.popularity, self.retriever = popularity, retriever
@@ -104,13 +104,12 @@ class RetrieverPrior:
         share, row, title, own = self.popularity.parts(histories)
         background = share[:, None] * self.popularity.counts
         np.add.at(background, (row, title), own)
-        empty = np.array([len(one) == 0 for one in histories.titles])
-        weight = np.where(empty, 1.0, BACKGROUND_SHARE)[:, None]
         found = self.likelihoods(histories)
+        weight = np.where(found.any(axis=1, keepdims=True), BACKGROUND_SHARE, 1.0)
         return DensePrior(self.popularity.trie, weight * background + (1.0 - weight) * found)
 
     def likelihoods(self, histories: Histories) -> Floats:
-        """Return (B, Y) what the retriever alone gives distinct titles; they sum to 1."""
+        """Return (B, Y) what the retriever alone gives distinct titles: 1 in all, or 0 throughout."""
         trie = self.popularity.trie
         taken = [self._first[titles] for titles in histories.titles]
         found = self.retriever.likelihoods(taken, histories.users)[:, 1:]

@@ -38,6 +38,8 @@ OURS = {
 class Memory:
     """Knows the next item of every history that it was trained on, and nothing else; remembers its users."""
 
+    logits = True
+
     def __init__(self, sequences: Mapping[int, IntArray], items: int) -> None:
         self.items = items
         self.users = sorted(sequences)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, log
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from recbole_dynamicpo.retrievers.scorers import IntArray, ItemMatrix
 class Constant:
     """Scores every item with one number."""
 
-    items = 4
+    items, logits = 4, True
 
     def __init__(self, value: float) -> None:
         self.value, self.asked = value, 0
@@ -49,10 +49,24 @@ def test_a_training_row_is_scored_by_the_fold_that_has_not_seen_its_user() -> No
     assert (folds[0].asked, folds[1].asked, whole.asked) == (1, 2, 2)
 
 
-def test_likelihoods_are_a_softmax_of_sharpened_scores() -> None:
-    scorer = ItemMatrix(torch.zeros(4, 4), torch.tensor([7.0, 0.0, log(2.0), log(3.0)]))
-    found = Retriever(scorer, 2.0).likelihoods([np.array([1])], np.array([-1]))
+class Logits(ItemMatrix):
+    """A matrix whose scores are taken for logits."""
+
+    logits = True
+
+
+def test_likelihoods_are_a_softmax_of_sharpened_logits() -> None:
+    scorer = Logits(torch.zeros(4, 4), torch.tensor([7.0, 0.0, log(2.0), log(3.0)]))
+    found = Retriever(scorer, 2.0).likelihoods([np.array([1]), np.array([], np.int64)], np.array([-1, -1]))
     assert found[0].tolist() == pytest.approx([0.0, 1 / 14, 4 / 14, 9 / 14], rel=1e-6)
+    assert found[1].tolist() == [0.0] * 4  # nothing is known of who took nothing
+
+
+def test_likelihoods_of_sums_are_their_shares() -> None:
+    weights = torch.tensor([[9.0] * 4, [5.0, 1.0, -2.0, 3.0], [0.0] * 4, [0.0, -1.0, -1.0, -1.0]])
+    scorer, asked = ItemMatrix(weights, torch.zeros(4)), [np.array([1]), np.array([2]), np.array([3, 1])]
+    found = Retriever(scorer).likelihoods(asked, np.full(3, -1))
+    assert found.tolist() == [[0.0, 0.25, 0.0, 0.75], [0.0] * 4, [0.0, 0.0, 0.0, 1.0]]
 
 
 def test_users_are_dealt_evenly_and_by_the_seed() -> None:
@@ -80,17 +94,15 @@ def test_scores_that_say_nothing_are_not_listened_to() -> None:
 
 def test_a_saved_retriever_is_the_whole_one(tmp_path: Path) -> None:
     matrix = ItemMatrix(torch.eye(4), torch.arange(4.0))
-    found = Retriever(matrix, 0.75, (Constant(0.0), Constant(1.0)), {1: 0, 2: 1})
+    found = Retriever(matrix, 1.0, (Constant(0.0), Constant(1.0)), {1: 0, 2: 1})
     path = tmp_path / file_of("recbole:EASE")
     path.write_bytes(found.content())
     again, asked = load_retriever(path, 4), [np.array([2, 3])]
     assert path.name == "retriever-EASE.safetensors"
-    assert (again.sharpness, again.folds, dict(again.fold_of)) == (0.75, (), {})
+    assert (again.sharpness, again.folds, dict(again.fold_of)) == (1.0, (), {})
     nobody = np.array([-1])
     assert again.likelihoods(asked, nobody).tolist() == found.likelihoods(asked, nobody).tolist()
-    assert again.likelihoods(asked, nobody)[0, 1] == pytest.approx(
-        exp(0.75) / (exp(0.75) + exp(2.25) + exp(3.0)), rel=1e-6
-    )
+    assert again.likelihoods(asked, nobody)[0].tolist() == pytest.approx([0, 1 / 8, 3 / 8, 4 / 8])
     with pytest.raises(AdapterError, match=r"nowhere: cannot be read .*wanted a retriever"):
         load_retriever(tmp_path / "nowhere", 4)
 
