@@ -47,7 +47,7 @@ def measure(settings: dict[str, Any], models: list[str]) -> list[dict[str, Any]]
         models: RecBole's names.
     """
     names = [*COUNTS, *(f"recbole:{model}" for model in models)]
-    own = {"catalogue_prior": names, "valid_rows": 0, "eval_rows": 0, **settings}
+    own = {**settings, "catalogue_prior": names, "valid_rows": 0, "eval_rows": 0}
     config = PlainConfig("DynamicPO", str(own.pop("dataset", "ml-100k")), [], own)
     data = DynamicPODataset(config)
     data_preparation(config, data)

@@ -12,6 +12,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from ..data.counting import Sequences
+from ..dataset.columns import ROW_ID
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import IntArray, row_generator
 from ..language_model.adapter_folder import SCALARS_FILE, stored_scalars
@@ -182,11 +183,15 @@ class CatalogueLikelihood:
     def keys(self, rows: Interaction, items: IntArray) -> list[str]:
         """See ``Likelihood``."""
         shortened = self.collator.truncated_rows
-        prompts = self.scorer.prompts(self.prompt_rows(rows))
+        asked = self.prompt_rows(rows)
+        prompts = self.scorer.prompts(asked)
         self.collator.truncated_rows = shortened
-        owns = self.numbers[items].tolist()
-        return [row_hash([*self.identity, prompt, own]) for prompt, own in zip(prompts, owns, strict=True)]
+        parts = zip(prompts, (row.user for row in asked), self.numbers[items].tolist(), strict=True)
+        return [row_hash([*self.identity, *part]) for part in parts]
 
     def prompt_rows(self, rows: Interaction) -> list[PromptRow]:
-        """Return the rows' prompts."""
-        return self.dataset.prompt_rows(rows, np.zeros((len(rows), 0), np.int64))
+        """Return the rows' prompts; those of training name their user, whose own part priors leave out."""
+        training = rows[ROW_ID] < len(self.dataset.built["train"].inter_feat)
+        users = torch.where(training, rows[self.dataset.uid_field], -1).tolist()
+        found = self.dataset.prompt_rows(rows, np.zeros((len(rows), 0), np.int64))
+        return [row._replace(user=user) for row, user in zip(found, users, strict=True)]

@@ -142,10 +142,13 @@ def test_a_training_row_is_never_scored_by_who_has_seen_its_user(
     assert (seen > 0).all()
 
 
+@pytest.mark.parametrize("positions", ["all", "last"])
 def test_every_way_into_training_asks_with_the_user(
-    settings: dict[str, Any], memory: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    positions: str, settings: dict[str, Any], memory: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fitted weights, windows, negatives and references of a run; only evaluation asks the whole one."""
+    """Fitted weights, rows, negatives and references of a run; only evaluation asks the whole one."""
+    if positions == "last":
+        settings = {**settings, "positions": "last", "negatives": "uniform"}
     answered: list[tuple[Any, int, tuple[int, ...]]] = []
     really = fitted.Retriever.scores
 
