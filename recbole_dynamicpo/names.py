@@ -1,5 +1,7 @@
 """Names of models, stages and objectives, for those who must not import what they name."""
 
+import re
+
 STAGES = ("sft", "preference")  # that train
 RECORDED = ("prepare", *STAGES, "evaluate")
 DECIDES = (*RECORDED, "nothing")  # the first stage whose result depends on a setting
@@ -14,8 +16,14 @@ NEGATIVE_SOURCES = ("uniform", "prior", "moving", "own")
 FROM_POLICY = ("moving", "own")  # those of them that the policy's own scores decide
 REDRAWS = ("epoch", "never")
 PRIORS = ("popularity", "transitions", "cooccurrence")
+RETRIEVER = "recbole:"  # how a prior begins that is a model of RecBole's
 MODEL_NAMES = ("DynamicPO", "SFTRec", "DMPO", "MPPO", "SDPO")
 
 OBJECTIVES = ("dmpo", "mppo", "sdpo", "listwise", "recpo", "simpo")
 REFERENCE_FREE = ("mppo", "listwise", "simpo")  # those of them that no reference is computed for
 NEEDS = ("ratings", "times", "lengths")  # what an objective may ask for beside log-probabilities
+
+
+def is_prior(name: str) -> bool:
+    """Say whether a name is one of ``PRIORS``, or that of a retriever."""
+    return name in PRIORS or re.fullmatch(rf"{RETRIEVER}[A-Za-z]\w*", name, re.ASCII) is not None

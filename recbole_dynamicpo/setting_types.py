@@ -24,7 +24,9 @@ from .names import (
     RANKED_AMONG,
     REDRAWS,
     REFERENCE_FREE,
+    RETRIEVER,
     TIME_TIES,
+    is_prior,
 )
 
 _Value = TypeVar("_Value")
@@ -108,6 +110,22 @@ def _some_of(choices: tuple[str, ...], least: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _priors() -> BeforeValidator:
+    """Return a check that takes a list of priors, each once: of ``PRIORS``, or models of RecBole's."""
+    wanted = f"a list of some of {', '.join(PRIORS)} and {RETRIEVER}<model of RecBole's>, each once"
+
+    def check(value: Any) -> tuple[str, ...]:
+        value = [] if _absent(value) is None else value
+        if not (isinstance(value, str | list | tuple) and all(isinstance(name, str) for name in value)):
+            raise ValueError(wanted)
+        listed = _texts(value)
+        if len(set(listed)) < len(listed) or not all(map(is_prior, listed)):
+            raise ValueError(wanted)
+        return listed
+
+    return BeforeValidator(check)
+
+
 AUTO = "auto"  # what a device or a measurement decides
 DTYPES = (AUTO, "float32", "bfloat16", "float64")
 
@@ -128,7 +146,11 @@ Distribution = Annotated[str, _one_of(CANDIDATE_DISTRIBUTIONS), _schema(CANDIDAT
 HistoryOrder = Annotated[str, _one_of(HISTORY_ORDERS), _schema(HISTORY_ORDERS)]
 Likelihood = Annotated[str, _one_of(LIKELIHOODS), _schema(LIKELIHOODS)]
 RankedAmong = Annotated[tuple[str, ...], _some_of(RANKED_AMONG, 1), _list_schema(RANKED_AMONG)]
-Priors = Annotated[tuple[str, ...], _some_of(PRIORS, 0), _list_schema(PRIORS)]
+Priors = Annotated[
+    tuple[str, ...],
+    _priors(),
+    WithJsonSchema({"type": "array", "items": {"type": "string"}, "uniqueItems": True}),
+]
 Positions = Annotated[str, _one_of(POSITIONS), _schema(POSITIONS)]
 NegativeSource = Annotated[str, _one_of(NEGATIVE_SOURCES), _schema(NEGATIVE_SOURCES)]
 Redraw = Annotated[str, _one_of(REDRAWS), _schema(REDRAWS)]
@@ -152,6 +174,17 @@ Texts = Annotated[
     tuple[str, ...],
     _wanted("a list of texts", _are_texts, _texts),
     WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
+]
+PerhapsMapped = Annotated[
+    dict[str, Any] | None,
+    _wanted(
+        "name: value pairs",
+        lambda value: (
+            _absent(value) is None or (isinstance(value, dict) and all(isinstance(k, str) for k in value))
+        ),
+        lambda value: dict(value) if _absent(value) else None,
+    ),
+    WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "null"}]}),
 ]
 PerhapsNumber = Annotated[Number | None, BeforeValidator(_absent)]
 PerhapsWhole = Annotated[Whole | None, BeforeValidator(_absent)]
@@ -196,6 +229,8 @@ def contradictions(settings: Any) -> list[str]:
         problems.append("negatives: wanted uniform, as there is no catalogue_prior")
     if settings.catalogue_prior and settings.likelihood != "catalogue":
         problems.append("catalogue_prior: wanted none, as likelihood is not catalogue")
+    if settings.first_stage and not settings.catalogue_prior:
+        problems.append("first_stage: wanted 0, as there is no catalogue_prior")
     if "all" in settings.rank_among and settings.likelihood != "catalogue":
         problems.append("rank_among: wanted candidates alone, as likelihood is not catalogue")
     if (

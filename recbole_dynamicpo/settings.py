@@ -27,6 +27,7 @@ from .setting_types import (
     Number,
     Objective,
     Perhaps,
+    PerhapsMapped,
     PerhapsNumber,
     PerhapsWhole,
     Positions,
@@ -67,10 +68,15 @@ class Settings:
         decides="sft",
     )
     catalogue_prior: Priors = setting(
-        (), "cheap models below the catalogue likelihood, each with a trained weight", decides="sft"
+        (), "below the catalogue likelihood: models that count, RecBole's as recbole:<model>", decides="sft"
     )
     lm_scale: Number = setting(1.0, "the language model's weight to begin with", decides="sft")
     prior_weight: PerhapsNumber = setting(None, "each prior's, to begin with; none: fitted", decides="sft")
+    retriever_epochs: Whole = setting(10, "of RecBole's models among the priors", decides="sft", ge=1)
+    retriever_folds: Whole = setting(
+        2, "of users: a training row's prior is a retriever that saw none of its fold", decides="sft", ge=2
+    )
+    retriever_settings: PerhapsMapped = setting(None, "RecBole's own settings of them", decides="sft")
     centre: Flag = setting(False, "take the untrained model's mean opinion of every title out", decides="sft")
 
     # dense rows
@@ -196,6 +202,9 @@ class Settings:
         "what is ranked: a row's candidates, all titles of the catalogue, or both",
         decides="evaluate",
     )
+    first_stage: Whole = setting(
+        0, "titles that priors choose of the catalogue to be ranked; 0: all", decides="preference", ge=0
+    )
     exclude_history: Flag = setting(
         True, "leave the history out of all titles, but for the item chosen", decides="evaluate"
     )
@@ -279,13 +288,6 @@ def properties_folder() -> Path:
     """Return the folder of shipped settings and templates, in an installed package as in a checkout."""
     inside = package_folder() / "properties"
     return inside if inside.is_dir() else package_folder().parent / "properties"
-
-
-def read_dataset_defaults(config: Any, dataset: str) -> None:
-    """Let a RecBole Config read our file of a data set, if there is one, behind what it has read so far."""
-    path = properties_folder() / "dataset" / f"{dataset}.yaml"
-    if path.is_file():
-        config._update_internal_config_dict(str(path))
 
 
 def read_settings(config: Any) -> Settings:

@@ -25,20 +25,21 @@ NAME = PACKAGE.name
 GROUND = "errors hub names settings setting_types ingredients storage interrupt parallel version"
 PILLARS = "data language_model objectives evaluation"
 
-BELOW_HOST = f"{PILLARS} scoring title_trie dataset likelihoods steps serving tracking training"
+BELOW_HOST = f"{PILLARS} scoring title_trie dataset retrievers likelihoods steps serving tracking training"
 
 # What a package may import beside itself and the ground; a place is a package or one module of it.
 MAY_IMPORT = {
     **dict.fromkeys(f"{GROUND} {PILLARS}".split(), ""),
     "scoring": "language_model",
     "title_trie": "language_model scoring",
-    "serving": "data language_model scoring title_trie",
+    "retrievers": "data dataset language_model.embedded",
+    "serving": "data language_model scoring title_trie retrievers.retriever",
     "tracking": "serving evaluation objectives.boundary",
     "dataset": "data evaluation scoring",
-    "likelihoods": "data language_model objectives scoring title_trie dataset serving",
+    "likelihoods": "data language_model objectives scoring title_trie dataset retrievers serving",
     "steps": "language_model objectives scoring dataset likelihoods",
-    "training": f"{PILLARS} scoring title_trie dataset likelihoods steps serving tracking.run_folder "
-    "tracking.record tracking.journal tracking.system tracking.live",
+    "training": f"{PILLARS} scoring title_trie dataset retrievers likelihoods steps serving "
+    "tracking.run_folder tracking.record tracking.journal tracking.system tracking.live",
     "host": BELOW_HOST,
     "saved_models": f"{BELOW_HOST} host",
     "stage_results": "training.checkpoint serving.folder",
@@ -56,10 +57,10 @@ KNOWS_FLOWS = "commands.bootstrap"
 # Where a library may be imported; one that is not here may be imported nowhere.
 EMBASSIES = {
     "torch": "parallel language_model objectives scoring title_trie evaluation.scores serving "
-    "tracking.system dataset likelihoods steps training host saved_models",
+    "tracking.system dataset retrievers likelihoods steps training host saved_models",
     "transformers": "language_model",
     "peft": "language_model",
-    "recbole": "dataset likelihoods steps training host saved_models",
+    "recbole": "dataset retrievers.training likelihoods steps training host saved_models",
     "mlflow": "serving.mlflow_store serving.pyfunc tracking.client tracking.sync",
     "pydantic": "settings setting_types serving.requests",
     "scipy": "data.counting data.give_away data.global_order evaluation.statistics",
@@ -68,13 +69,13 @@ EMBASSIES = {
     "psutil": "tracking.system",
     "pyarrow": "data.sequences evaluation.ranks serving.batch",
     "huggingface_hub": "data.download hub language_model.backbone",
-    "safetensors": "language_model.adapter_folder serving.priors training.checkpoint",
+    "safetensors": "language_model.adapter_folder retrievers.scorers serving.priors training.checkpoint",
     "filelock": "storage",
     "packaging": "serving.packaging",
     "sqlalchemy": "serving.mlflow_uri",
     "gradio": "serving.demo",
-    "numpy": "data evaluation scoring title_trie dataset likelihoods serving tracking.figures tracking.shown "
-    "steps.numbers training host saved_models study.comparisons study.results",
+    "numpy": "data evaluation scoring title_trie dataset retrievers likelihoods serving tracking.figures "
+    "tracking.shown steps.numbers training host saved_models study.comparisons study.results",
     "tqdm": "data scoring serving.batch training saved_models",
     "yaml": "scoring.prompt_lengths dataset.data_files host.config study.grid",
 }

@@ -33,6 +33,13 @@ def add(commands: Any) -> None:
         help="two more columns, which sum to the score: what the prior says alone, and what the language "
         "model adds to it or takes (models with a prior)",
     )
+    parser.add_argument(
+        "--among-top",
+        type=int,
+        metavar="N",
+        help="where no candidates are given, rank the N titles that the priors find likeliest; 0: all "
+        "(default: as the model was made, setting first_stage)",
+    )
     parser.add_argument("-k", type=int, default=10, help="how many titles a history (10)")
 
 
@@ -56,10 +63,12 @@ def _recommender(options: argparse.Namespace) -> Any:
     if options.settings or options.config_files or options.data_path:
         more = options.settings[0] if options.settings else "settings"
         raise SettingsError(f"rank: got {more}, but settings are for a plain adapter, with --dataset")
-    from ..serving.recommender import default_device, load_recommender
+    from ..serving.folder import default_device
+    from ..serving.recommender import load_recommender
 
     # One history takes less time than to bring a model to a GPU.
-    return load_recommender(options.model, device=default_device() if options.input else "cpu")
+    device = default_device() if options.input else "cpu"
+    return load_recommender(options.model, device=device, first_stage=options.among_top)
 
 
 def _rank_file(options: argparse.Namespace) -> None:
@@ -83,12 +92,14 @@ def _rank_file(options: argparse.Namespace) -> None:
 def _rank_one(options: argparse.Namespace) -> None:
     candidates = options.candidates.split("|") if options.candidates is not None else None
     history = options.history.split("|") if options.history else []
-    found = _recommender(options).ranking(
+    recommender = _recommender(options)
+    found = recommender.ranking(
         history, candidates, options.k, exclude_history=not options.keep_history, explain=options.explain
     )
     if found.source == "catalogue":
         kept = "" if options.keep_history else " that are not in the history"
-        print(f"candidates: all {found.num_candidates} titles of the catalogue{kept}")
+        every = "the priors' first" if recommender.card.first_stage else "all"
+        print(f"candidates: {every} {found.num_candidates} titles of the catalogue{kept}")
     if found.source == "popular":
         print(f"candidates: the {found.num_candidates} most popular titles that are not in the history")
     width = max(len(item.title) for item in found.ranked)

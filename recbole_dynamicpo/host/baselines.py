@@ -25,7 +25,7 @@ from ..evaluation.exposure import KEY, beyond_lines
 from ..evaluation.ranks import write_ranks
 from ..evaluation.report import REPORT_FILE, VIEWS, Contestant, render, summarize
 from ..names import MODEL_NAMES
-from ..settings import properties_folder, read_dataset_defaults
+from ..settings import properties_folder
 from ..storage import write_json
 from ..training.contestants import all_by_counting, rank_by_counting
 from ..training.evaluating import (
@@ -39,7 +39,7 @@ from ..training.evaluating import (
 from ..training.reporting import beyond_of, segments_of
 from ..training.whole_catalogue import Scores, WholeCatalogue
 from .config import PlainConfig, check_model, refuse_pickles
-from .defaults import check_settings
+from .defaults import check_settings, read_dataset_defaults
 from .registration import register
 from .stock_histories import fit_histories
 

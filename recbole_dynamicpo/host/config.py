@@ -17,8 +17,7 @@ from ..data.download import check_name
 from ..dataset.data_files import require_data
 from ..errors import DataError, SettingsError, nearest
 from ..names import MODEL_NAMES
-from ..settings import read_dataset_defaults
-from .defaults import check_stock_settings, lineage, read_byte_order_marks
+from .defaults import check_stock_settings, lineage, read_byte_order_marks, read_dataset_defaults
 from .registration import register
 
 _TEACHERS = ("CrossNet", "CIN")  # of RecBole's KD_DAGFM, which evaluates the name

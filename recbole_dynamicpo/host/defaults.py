@@ -13,9 +13,9 @@ import os
 from typing import Any
 
 from ..errors import SettingsError, nearest
-from ..names import MODEL_NAMES
+from ..names import MODEL_NAMES, RETRIEVER, is_prior
 from ..parallel import is_one_of_several, join
-from ..settings import Settings, fields_of_settings, properties_folder, read_dataset_defaults
+from ..settings import Settings, fields_of_settings, properties_folder
 from .recbole_rules import evaluation_problems, problems
 from .recbole_settings import NOT_READ, REFUSED, USED
 from .stock_rules import stock_problems, training_problems
@@ -31,6 +31,13 @@ def lineage(model_class: type) -> list[str]:
     """Return the names of our models that a class is or is made from, the most general first."""
     ours = [base.__name__ for base in model_class.__mro__ if base.__module__ == HOME]
     return [name for name in reversed(ours) if name in MODEL_NAMES]
+
+
+def read_dataset_defaults(config: Any, dataset: str) -> None:
+    """Let a RecBole Config read our file of a data set, if there is one, behind what it has read so far."""
+    path = properties_folder() / "dataset" / f"{dataset}.yaml"
+    if path.is_file():
+        config._update_internal_config_dict(str(path))
 
 
 def read_our_defaults(config_class: Any) -> None:
@@ -92,9 +99,24 @@ def check_settings(config: Any, *, stock: bool = False) -> None:
     found = problems(values, given, defaults)
     if stock:
         found = [*training_problems(values), *evaluation_problems(values, given)]
+    found = [*found, *_retriever_problems(values)]
     listed = [name for names in config.parameters.values() for name in names]
     known = [*listed, *defaults, *USED, *REFUSED, *NOT_READ]
     Settings.from_mapping(values, given=given, known=known, problems=found)
+
+
+def _retriever_problems(values: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the models of RecBole's that are named as priors, a line each."""
+    priors, more = values.get("catalogue_prior") or [], values.get("retriever_settings") or {}
+    named = [priors] if isinstance(priors, str) else priors
+    if not isinstance(named, list | tuple) or not isinstance(more, dict):
+        return []  # the type is what is wrong
+    chosen = [str(name) for name in named if str(name).startswith(RETRIEVER)]
+    if not chosen or not all(map(is_prior, chosen)):
+        return []
+    from ..retrievers.training import problems as problems_of_models  # only now: RecBole is being imported
+
+    return problems_of_models([name.removeprefix(RETRIEVER) for name in chosen], more)
 
 
 def check_stock_settings(config: Any) -> None:

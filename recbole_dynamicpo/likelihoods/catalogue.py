@@ -11,17 +11,20 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from ..data.counting import Sequences
+from ..dataset.columns import ROW_ID
 from ..dataset.dataset import DynamicPODataset
 from ..dataset.sampling import IntArray, row_generator
 from ..hub import find_adapter
 from ..language_model.adapter_folder import SCALARS_FILE, stored_scalars
 from ..language_model.policy import Policy
 from ..parallel import here
+from ..retrievers.fitted import fit_retrievers
+from ..retrievers.training import Host
 from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
 from ..scoring.token_budget import TokenBudget
 from ..serving.catalogue_ranking import Voices
-from ..serving.priors import Priors
+from ..serving.priors import Priors, RetrieverPrior
 from ..settings import Settings
 from ..title_trie.catalogue_likelihood import Mixture
 from ..title_trie.catalogue_scorer import CatalogueScorer
@@ -60,7 +63,12 @@ class CatalogueLikelihood:
         settings: Settings,
     ) -> None:
         self.dataset, self.collator = dataset, collator
-        self.priors = Priors.count(settings.catalogue_prior, title_sequences(dataset))
+        taken = title_sequences(dataset)
+        # The item that stands for each distinct title, where models of RecBole's know items.
+        first = {title: item for item, title in reversed([*enumerate(dataset.catalogue.titles, start=1)])}
+        items = np.array([first[title] for title in dataset.catalogue.distinct_titles])
+        retrievers = fit_retrievers(taken, items, Host(dataset.config, dataset), settings)
+        self.priors = Priors.count(settings.catalogue_prior, taken, retrievers)
         self.voices = Voices(policy, [1.0] * len(self.priors.names))
         policy.train_beside(Mixture(settings.lm_scale, [1.0] * len(self.priors.names)))
         self.scorer = CatalogueScorer(
@@ -160,14 +168,24 @@ class CatalogueLikelihood:
         """Return each voice's (B, Y) log-probabilities of all distinct titles, nats."""
         return self.scorer.all_in_voices(self.prompt_rows(rows), voices)
 
+    def retrieved(self, name: str, rows: Interaction) -> Tensor:
+        """Return (B, Y) what one of the retrievers among the priors gives all distinct titles."""
+        source = self.scorer.priors[self.priors.names.index(name)]
+        assert isinstance(source, RetrieverPrior)
+        return torch.from_numpy(source.likelihoods(self.scorer.histories(self.prompt_rows(rows))))
+
     def keys(self, rows: Interaction, items: IntArray) -> list[str]:
         """See ``Likelihood``."""
         shortened = self.collator.truncated_rows
-        prompts = self.scorer.prompts(self.prompt_rows(rows))
+        asked = self.prompt_rows(rows)
+        prompts = self.scorer.prompts(asked)
         self.collator.truncated_rows = shortened
-        owns = self.numbers[items].tolist()
-        return [row_hash([*self.identity, prompt, own]) for prompt, own in zip(prompts, owns, strict=True)]
+        parts = zip(prompts, (row.user for row in asked), self.numbers[items].tolist(), strict=True)
+        return [row_hash([*self.identity, *part]) for part in parts]
 
     def prompt_rows(self, rows: Interaction) -> list[PromptRow]:
-        """Return the rows' prompts."""
-        return self.dataset.prompt_rows(rows, np.zeros((len(rows), 0), np.int64))
+        """Return the rows' prompts; those of training name their user, whose own part priors leave out."""
+        training = rows[ROW_ID] < len(self.dataset.built["train"].inter_feat)
+        users = torch.where(training, rows[self.dataset.uid_field], -1).tolist()
+        found = self.dataset.prompt_rows(rows, np.zeros((len(rows), 0), np.int64))
+        return [row._replace(user=user) for row, user in zip(found, users, strict=True)]

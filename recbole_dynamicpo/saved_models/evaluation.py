@@ -19,9 +19,9 @@ from ..evaluation.report import REPORT_FILE, VIEWS, Contestant, render, summariz
 from ..evaluation.side_by_side import side_by_side
 from ..parallel import join
 from ..scoring.answers import write_answers
-from ..serving.folder import is_plain_adapter
+from ..serving.folder import default_device, is_plain_adapter
 from ..serving.mlflow_store import opened_model
-from ..serving.recommender import Recommender, default_device, load_recommender
+from ..serving.recommender import Recommender, load_recommender
 from ..storage import atomic_file, write_json
 from ..training.contestants import rank_by_counting
 from ..training.evaluating import rank_by_popularity, rank_candidates, row_names, settled

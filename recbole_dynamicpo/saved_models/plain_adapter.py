@@ -23,9 +23,9 @@ from ..language_model.adapter_folder import (
 from ..language_model.backbone import Backbone, check_backbone, load_backbone
 from ..language_model.policy import Policy
 from ..scoring.prompts import load_templates
-from ..serving.folder import Card, is_plain_adapter
+from ..serving.folder import Card, default_device, is_plain_adapter
 from ..serving.mlflow_store import opened_model
-from ..serving.recommender import Recommender, default_device
+from ..serving.recommender import Recommender
 from ..settings import Settings, properties_folder
 from .rows import read_test_rows
 

@@ -94,7 +94,7 @@ def read_test_rows(
 
 def _shapes_rows(name: str) -> bool:
     """Say whether the rows of an evaluation, or the batches that they are scored in, depend on a setting."""
-    return decides(name) == "prepare" or name in ("eval_rows", "eval_batch_size")
+    return decides(name) == "prepare" or name in ("eval_rows", "eval_batch_size", "first_stage")
 
 
 def settings_of(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..evaluation.exposure import Exposure
 from ..language_model.policy import POLICY
 from ..parallel import here
 from ..serving.recommender import Recommender
+from ..title_trie.two_stages import in_two_stages
 from ..training.contestants import all_by_counting
 from ..training.whole_catalogue import WholeCatalogue
 from .rows import EvaluationRows
@@ -117,8 +118,13 @@ class SavedScores:
 
     def _among_all(self, part: slice) -> _Part:
         assert self.catalogue is not None
-        found = self.catalogue.all_in_voices(self.rows.prompts[part], [POLICY])[POLICY]
-        ranks, _ = self.titles.judge(self.rows.data.inter_feat[part], found, 1, self.shown)
-        numbers = torch.from_numpy(self._numbers(part))
-        own = found.gather(1, numbers.clamp(min=0)).masked_fill(numbers < 0, -torch.inf)
-        return _Part(own, ranks.tolist())
+        prompts, rows = self.rows.prompts[part], self.rows.data.inter_feat[part]
+        if count := self.rows.whole.settings.first_stage:
+            left_out = self.titles.left_out(rows)
+            found = in_two_stages(self.catalogue, prompts, [POLICY], count, left_out)[POLICY]
+            own = self._by_catalogue(part).scores
+        else:
+            found = self.catalogue.all_in_voices(prompts, [POLICY])[POLICY]
+            numbers = torch.from_numpy(self._numbers(part))
+            own = found.gather(1, numbers.clamp(min=0)).masked_fill(numbers < 0, -torch.inf)
+        return _Part(own, self.titles.judge(rows, found, 1, self.shown)[0].tolist())

@@ -15,10 +15,12 @@ from ..language_model.policy import POLICY, REFERENCE, Policy
 from ..scoring.batches import PromptRow
 from ..scoring.collate import Collator
 from ..scoring.token_budget import TokenBudget
-from ..title_trie.catalogue_likelihood import Mixture, catalogue_logps
+from ..title_trie.catalogue_likelihood import Mixture
 from ..title_trie.catalogue_scorer import CatalogueScorer
 from ..title_trie.catalogue_search import CatalogueSearch
 from ..title_trie.title_layout import lay_out
+from ..title_trie.two_stages import first_stage, prior_logps
+from .folder import Card
 from .priors import Priors
 from .ranking import Question, Ranked
 
@@ -73,12 +75,19 @@ class CatalogueRanker:
         catalogue: known items.
         priors: of its titles.
         budget: of one pass.
+        among_top: titles that the priors choose of the whole catalogue to be ranked; 0: all.
     """
 
     def __init__(
-        self, policy: Policy, collator: Collator, catalogue: Catalogue, priors: Priors, budget: TokenBudget
+        self,
+        policy: Policy,
+        collator: Collator,
+        catalogue: Catalogue,
+        priors: Priors,
+        budget: TokenBudget,
+        among_top: int = 0,
     ) -> None:
-        self.titles = catalogue.distinct_titles
+        self.titles, self.among_top = catalogue.distinct_titles, among_top
         self.scorer = CatalogueScorer(
             policy,
             collator,
@@ -96,6 +105,23 @@ class CatalogueRanker:
     def knows(self, titles: Sequence[str]) -> bool:
         """Say whether all titles are in the catalogue."""
         return all(title in self.scorer.number for title in titles)
+
+    def narrowed(self, questions: Sequence[Question]) -> list[Question]:
+        """Return questions, where those for the whole catalogue show what the priors choose of it."""
+        found = list(questions)
+        whole = [place for place, question in enumerate(questions) if not question.shown]
+        if not self.among_top or not whole:
+            return found
+        left_out = torch.zeros(len(whole), len(self.titles), dtype=torch.bool)
+        for row, place in enumerate(whole):
+            known = [self.scorer.number[t] for t in questions[place].left_out if t in self.scorer.number]
+            left_out[row, known] = True
+        rows = [_row(questions[place]) for place in whole]
+        chosen = first_stage(self.scorer, rows, self.among_top, left_out)
+        for place, numbers in zip(whole, chosen, strict=True):
+            shown = [self.titles[number] for number in numbers.tolist() if number >= 0]
+            found[place] = replace(questions[place], shown=shown)
+        return found
 
     def scores(self, questions: Sequence[Question]) -> list[dict[str, float]]:
         """Return title -> log-probability in nats: of the titles shown, or of the catalogue's best."""
@@ -123,7 +149,6 @@ class CatalogueRanker:
         """Return (B, Y) log-probabilities of all distinct titles, nats."""
         return self.scorer.all_in_voices([_row(question) for question in questions], [POLICY])[POLICY]
 
-    @torch.no_grad()
     def explained(self, question: Question, ranked: Sequence[Ranked]) -> list[Ranked]:
         """Return ranked titles with their scores in two parts, of priors and language model.
 
@@ -131,12 +156,8 @@ class CatalogueRanker:
         1 over the catalogue too. It is a float32 number, as scores are, so that the difference of the two in
         Python's floats loses nothing.
         """
-        scorer = self.scorer
-        layout = lay_out(scorer.trie, scorer.numbers([[item.title for item in ranked]]))
-        ratios = scorer.log_ratios(layout.edges, scorer.histories([_row(question)]), many=False)
-        silent = Mixture(0.0, scorer.mixtures[POLICY].weights.tolist())
-        logits = silent.logits(torch.zeros(ratios.shape[-1], dtype=ratios.dtype), ratios, layout.edges.edge)
-        priors = catalogue_logps(logits, layout)[0].float().tolist()
+        layout = lay_out(self.scorer.trie, self.scorer.numbers([[item.title for item in ranked]]))
+        priors = prior_logps(self.scorer, [_row(question)], layout)[0].float().tolist()
         return [
             replace(item, prior=prior, language_model=item.score - prior)
             for item, prior in zip(ranked, priors, strict=True)
@@ -157,6 +178,26 @@ class CatalogueRanker:
             self.titles[title]: logp
             for title, logp in zip(best.titles.tolist(), best.logps.tolist(), strict=True)
         }
+
+
+def in_stages(card: Card, first_stage: int | None) -> Card:
+    """Return the card of a model that ranks as asked: so many titles of its priors' choice.
+
+    Args:
+        card: of the model.
+        first_stage: titles; 0: all; None: as the card says.
+
+    Raises:
+        DataError: it has no prior, or fewer than one title would be ranked.
+    """
+    card = card if first_stage is None else replace(card, first_stage=first_stage)
+    if card.first_stage < 0 or (card.first_stage and not card.priors):
+        has = ", ".join(card.priors) or "none"
+        raise DataError(
+            f"first_stage: got {card.first_stage}, wanted at least 1, and a model with a prior below it "
+            f"(setting catalogue_prior); priors of this one: {has}"
+        )
+    return card
 
 
 def check_prior(ranker: CatalogueRanker | None, question: Question) -> None:

@@ -13,7 +13,8 @@ import torch
 from ..errors import AdapterError, BackboneError, short
 from ..language_model.adapter_folder import CONFIG_FILE, adapter_digest
 from ..language_model.backbone import DTYPES, NF4, Backbone, load_backbone, quantized_fingerprint
-from ..names import LIKELIHOODS, PRIORS, STAGES
+from ..names import LIKELIHOODS, RETRIEVER, STAGES, is_prior
+from ..retrievers.retriever import file_of
 from ..storage import load_json, sha256_file, sha256_json, write_json
 
 # Names the backbone, a folder or a hub id, where that of the card is not to be had under its name.
@@ -24,6 +25,7 @@ MODEL_CARD_FILE = "README.md"  # for people; no digest holds it
 FINAL_FILE = "final.json"  # of a run: which stage's adapter is its result
 # Where the packaged recommender lies in a logged model, and what MLflow calls it.
 ARTIFACT, ARTIFACT_FOLDER = "recommender", "artifacts/recommender"
+_MAY_BE_ZERO = {"first_stage"}
 _MAY_BE_EMPTY = {"trie_sha256", "quantization"}
 
 
@@ -46,6 +48,8 @@ class Card:
         priors: below a catalogue likelihood, as setting ``catalogue_prior`` calls them.
         trie_sha256: of the catalogue's title trie, which all scores depend on; empty without one.
         quantization: of the backbone's weights when it was trained: ``nf4``, or empty.
+        retrievers: SHA-256 of the file of each prior that is one.
+        first_stage: titles that the priors choose of the whole catalogue to be ranked; 0: all.
     """
 
     backbone: str
@@ -62,11 +66,31 @@ class Card:
     priors: list[str] = dataclasses.field(default_factory=list)
     trie_sha256: str = ""
     quantization: str = ""
+    retrievers: dict[str, str] = dataclasses.field(default_factory=dict)
+    first_stage: int = 0
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write the card of the recommender whose adapter lies in ``folder``, with the adapter's hash."""
-    write_json(folder / RECOMMENDER_FILE, asdict(replace(card, adapter_sha256=adapter_digest(folder))))
+    """Write the card of the recommender whose adapter and retrievers lie in ``folder``, with their hashes."""
+    files = {name: sha256_file(folder / file_of(name)) for name in card.priors if name.startswith(RETRIEVER)}
+    whole = replace(card, adapter_sha256=adapter_digest(folder), retrievers=files)
+    write_json(folder / RECOMMENDER_FILE, asdict(whole))
+
+
+def check_retrievers(folder: Path, card: Card) -> None:
+    """See that the retrievers that a card names are there, as they were when it was written.
+
+    Raises:
+        AdapterError: a file is missing, or another one.
+    """
+    for name in card.priors:
+        if not name.startswith(RETRIEVER):
+            continue
+        path = folder / file_of(name)
+        if not path.is_file():
+            raise AdapterError(f"{path}: missing; {RECOMMENDER_FILE} names the prior {name}, which it holds")
+        if sha256_file(path) != card.retrievers.get(name):
+            raise AdapterError(f"{path}: not the file that {RECOMMENDER_FILE} was written for")
 
 
 def read_card(folder: Path) -> Card:
@@ -84,10 +108,10 @@ def read_card(folder: Path) -> Card:
         value = getattr(card, field.name)
         valid = {
             "str": isinstance(value, str) and (bool(value) or field.name in _MAY_BE_EMPTY),
-            "int": type(value) is int and value >= 1,
+            "int": type(value) is int and value >= (field.name not in _MAY_BE_ZERO),
             "dict[str, str]": isinstance(value, dict) and all(isinstance(v, str) for v in value.values()),
             "list[str]": isinstance(value, list)
-            and all(value.count(name) == 1 and name in PRIORS for name in value),
+            and all(isinstance(name, str) and value.count(name) == 1 and is_prior(name) for name in value),
         }[str(field.type)]
         if not valid:
             raise AdapterError(f"{path}: {field.name} is {short(value)}, wanted {field.type}")
@@ -164,6 +188,11 @@ def final_stage(folder: Path) -> str | None:
     if stage not in STAGES:
         raise AdapterError(f"{path}: stage is {short(stage)}, wanted one of {', '.join(STAGES)}")
     return str(stage)
+
+
+def default_device() -> str:
+    """Return where a command computes that is not told: on a GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_card_backbone(

@@ -127,7 +127,8 @@ def _what_it_is(folder: Path, card: Card) -> list[str]:
         shown = f"with {card.num_candidates} candidates in a prompt"
         return [*lines, f"- scores: log-probability of a title's tokens, {shown}"]
     lines.append("- scores: log-probability of a title among all of the catalogue")
-    return [*lines, *(f"- below the language model: {name}, {_PRIORS[name]}" for name in card.priors)]
+    said = {name: _PRIORS.get(name, "trained by RecBole on the training rows") for name in card.priors}
+    return [*lines, *(f"- below the language model: {name}, {words}" for name, words in said.items())]
 
 
 def _data(folder: Path, card: Card) -> list[str]:

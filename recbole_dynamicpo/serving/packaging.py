@@ -15,9 +15,10 @@ from ..data.catalogue import Catalogue
 from ..errors import AdapterError
 from ..language_model.adapter_folder import CONFIG_FILE, SCALARS_FILE, WEIGHTS_FILE
 from ..language_model.embedded import EMBEDDED
+from ..retrievers.retriever import file_of
 from ..settings import package_folder, properties_folder
 from ..storage import write_json
-from .folder import CATALOGUE_FILE, MODEL_CARD_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_json
+from .folder import CATALOGUE_FILE, MODEL_CARD_FILE, RECOMMENDER_FILE, TEMPLATES_FILE, read_card, read_json
 from .priors import PRIORS_FILE
 
 SETTINGS_FILE = "settings.json"
@@ -45,7 +46,9 @@ def package_recommender(folder: Path, target: Path, settings: Mapping[str, Any])
     """
     target.mkdir(parents=True)
     beside = [name for name in (SCALARS_FILE, PRIORS_FILE, MODEL_CARD_FILE) if (folder / name).is_file()]
-    for name in (WEIGHTS_FILE, *beside, CATALOGUE_FILE, TEMPLATES_FILE):
+    card = read_card(folder)
+    retrievers = [file_of(name) for name in card.retrievers]
+    for name in (WEIGHTS_FILE, *beside, *retrievers, CATALOGUE_FILE, TEMPLATES_FILE):
         try:
             shutil.copyfile(folder / name, target / name)
         except OSError as error:

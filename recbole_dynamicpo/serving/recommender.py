@@ -31,12 +31,13 @@ from ..scoring.scorer import Scorer
 from ..scoring.token_budget import TokenBudget, beside_on
 from ..storage import atomic_folder, write_json
 from ..title_trie.catalogue_likelihood import Mixture
-from .catalogue_ranking import CatalogueRanker, check_prior
+from .catalogue_ranking import CatalogueRanker, check_prior, in_stages
 from .folder import (
     CATALOGUE_FILE,
     RECOMMENDER_FILE,
     TEMPLATES_FILE,
     Card,
+    check_retrievers,
     load_card_backbone,
     read_card,
     read_json,
@@ -84,7 +85,8 @@ class Recommender:
         budget = TokenBudget(card.tokens_per_batch, beside=beside_on(policy.device))
         self.ranker: CatalogueRanker | None = None
         if priors is not None:
-            self.ranker = CatalogueRanker(policy, collator, catalogue, priors, budget)
+            parts = (policy, collator, catalogue, priors, budget)
+            self.ranker = CatalogueRanker(*parts, among_top=card.first_stage)
             if card.trie_sha256 and card.trie_sha256 != self.ranker.scorer.trie.digest:
                 raise AdapterError(
                     f"{RECOMMENDER_FILE}: its trie_sha256 is {card.trie_sha256[:12]}..., but the catalogue's "
@@ -179,6 +181,8 @@ class Recommender:
         Raises:
             DataError: titles that are too long for a prompt.
         """
+        if self.ranker is not None:
+            questions = self.ranker.narrowed(questions)
         by_catalogue = [place for place, question in enumerate(questions) if self._is_shares(question)]
         by_words = [place for place in range(len(questions)) if place not in set(by_catalogue)]
         scores: dict[int, Mapping[str, float]] = {}
@@ -222,9 +226,7 @@ class Recommender:
         ranked = [Ranked(title, self.catalogue.items(title), scores[title]) for title in best]
         if question.explain and self.ranker is not None:
             ranked = self.ranker.explained(question, ranked)
-        compared = len(question.shown)
-        if question.source == "catalogue":
-            compared = len(set(self.catalogue.distinct_titles) - question.left_out)
+        compared = len(question.shown) or len(set(self.catalogue.distinct_titles) - question.left_out)
         likelihood = "catalogue" if self._is_shares(question) else "vocabulary"
         return Ranking(ranked, question.source, compared, likelihood)
 
@@ -248,11 +250,6 @@ def save_recommender(
         write_model_card(work)
 
 
-def default_device() -> str:
-    """Return where a command computes that is not told: on a GPU, if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def load_recommender(
     source: str | Path,
     *,
@@ -260,6 +257,7 @@ def load_recommender(
     dtype: str | None = None,
     tracking_uri: str | None = None,
     load_in_4bit: bool | None = None,
+    first_stage: int | None = None,
 ) -> Recommender:
     """Load a recommender.
 
@@ -273,14 +271,16 @@ def load_recommender(
             ``mlflow.db`` of this folder.
         load_in_4bit: whether to cut the backbone's weights to 4 bits; None: as in training. False ranks with
             the whole weights of a model that was trained on cut ones, where these cannot be had.
+        first_stage: titles of the catalogue that the priors choose to be ranked; 0: all; None: as saved.
 
     Raises:
         AdapterError: no recommender there, a damaged one, or the backbone's weights are others than
             those the adapter was trained on.
         BackboneError: the backbone cannot be loaded.
+        DataError: two stages are asked for, but there is no prior.
     """
     with opened_recommender(source, tracking_uri) as folder:
-        card = read_card(folder)
+        card = in_stages(read_card(folder), first_stage)
         shape = read_lora_shape(folder)
         templates = Templates(read_json(folder / TEMPLATES_FILE), str(folder / TEMPLATES_FILE))
         catalogue = Catalogue.load(folder / CATALOGUE_FILE)
@@ -290,7 +290,9 @@ def load_recommender(
         if card.likelihood == "catalogue":
             centre = stored_scalars(folder).get("centre")
             policy.train_beside(Mixture(1.0, [1.0] * len(card.priors), centre))
-            priors = Priors.load(folder, card.priors, np.array(catalogue.title_counts()))
+            check_retrievers(folder, card)
+            counts = np.array(catalogue.title_counts())
+            priors = Priors.load(folder, card.priors, counts, len(catalogue.titles))
         policy.load(folder)
         if adapter_digest(folder) != card.adapter_sha256:
             weights = folder / WEIGHTS_FILE

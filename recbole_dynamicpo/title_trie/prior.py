@@ -8,9 +8,9 @@ and what each history adds on the few titles that it knows:
 
     p0_b(y) = share_b * background(y) + own_b(y)
 
-Nothing here has the size of a history times the catalogue. The numbers need not sum to 1. What a history
-adds may be negative, such as a user's own counts that are taken out of popularity; with counts as whole
-numbers (and halves) that is exact.
+Nothing of it has the size of a history times the catalogue; a prior that says something of every title of
+every history is a dense one. The numbers need not sum to 1. What a history adds may be negative, such as a
+user's own counts that are taken out of popularity; with counts as whole numbers (and halves) that is exact.
 """
 
 from __future__ import annotations
@@ -31,21 +31,12 @@ from .trie import Integers, Trie
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class Prior:
-    """Masses of one prior at the edges of a trie, for B histories; made by :func:`history_prior`.
+class Masses:
+    """What one prior makes of B histories: masses at the edges of a trie."""
 
-    Attributes:
-        background: (E,) masses of the background, of :func:`edge_masses`.
-        share: (B,) its factor in each history.
-        keys: (n,) history * E + edge where a history adds something, ascending.
-        added: (n,) what it adds to the mass.
-    """
-
-    background: Floats
-    share: Floats
-    keys: Integers
-    added: Floats
+    def _at(self, history: Integers, edge: Integers) -> Floats:
+        """Return the masses below edges under histories, arrays of one shape."""
+        raise NotImplementedError
 
     def masses(self, history: Integers, edge: Integers) -> Floats:
         """Return the mass below an edge under a history, for arrays of both that broadcast.
@@ -53,12 +44,7 @@ class Prior:
         Raises:
             NumericsError: a mass is not a positive number.
         """
-        history, edge = np.broadcast_arrays(history, edge)
-        found = self.share[history] * self.background[edge]
-        if len(self.keys):
-            keys = history * len(self.background) + edge
-            place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-            found += np.where(self.keys[place] == keys, self.added[place], 0.0)
+        found = self._at(*np.broadcast_arrays(history, edge))
         if not (np.isfinite(found) & (found > 0)).all():
             raise NumericsError(
                 f"prior: got the mass {short(float(found.min()))} below a node, wanted positive masses; "
@@ -80,6 +66,53 @@ class Prior:
         return segment_log_softmax(logs, edges.source, len(edges.query))
 
 
+@dataclass(frozen=True, eq=False)
+class Prior(Masses):
+    """Masses of one prior that knows few titles of a history; made by :func:`history_prior`.
+
+    Attributes:
+        background: (E,) masses of the background, of :func:`edge_masses`.
+        share: (B,) its factor in each history.
+        keys: (n,) history * E + edge where a history adds something, ascending.
+        added: (n,) what it adds to the mass.
+    """
+
+    background: Floats
+    share: Floats
+    keys: Integers
+    added: Floats
+
+    def _at(self, history: Integers, edge: Integers) -> Floats:
+        found: Floats = self.share[history] * self.background[edge]
+        if len(self.keys):
+            keys = history * len(self.background) + edge
+            place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+            found += np.where(self.keys[place] == keys, self.added[place], 0.0)
+        return found
+
+
+class DensePrior(Masses):
+    """Masses of one prior that says something of every title of a history.
+
+    Args:
+        trie: of the catalogue.
+        p0: (B, Y) what it gives each distinct title.
+    """
+
+    def __init__(self, trie: Trie, p0: Floats) -> None:
+        owner, edge = trie.steps(np.arange(trie.num_titles))
+        order = np.argsort(edge, kind="stable")
+        start = np.searchsorted(edge[order], np.arange(len(trie.edge_node)))
+        below = owner[order]
+        self.table = np.zeros((len(p0), len(start)))
+        for row, shares in enumerate(p0 if len(start) else []):  # of few rows at once less is kept
+            self.table[row] = np.add.reduceat(shares[below], start)
+
+    def _at(self, history: Integers, edge: Integers) -> Floats:
+        found: Floats = self.table[history, edge]
+        return found
+
+
 class Histories(NamedTuple):
     """Whom priors are asked about: B histories."""
 
@@ -90,7 +123,7 @@ class Histories(NamedTuple):
 class PriorSource(Protocol):
     """Says what a prior makes of histories."""
 
-    def __call__(self, histories: Histories) -> Prior:
+    def __call__(self, histories: Histories) -> Masses:
         """Return the prior of these B histories."""
 
 

@@ -10,9 +10,12 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from ..dataset.columns import CANDIDATE_IDS, ROW_ID
+from ..dataset.dataset import DynamicPODataset
 from ..likelihoods.catalogue import CatalogueLikelihood
 from ..likelihoods.vocabulary import VocabularyLikelihood
 from ..parallel import here
+from ..title_trie.two_stages import in_two_stages
+from .whole_catalogue import WholeCatalogue
 
 Score = Callable[[Interaction, Sequence[str]], dict[str, Tensor]]
 
@@ -22,10 +25,13 @@ class Answers:
 
     Args:
         likelihood: scores rows in several voices at once.
+        data: the built data set that the rows are of.
     """
 
-    def __init__(self, likelihood: VocabularyLikelihood | CatalogueLikelihood) -> None:
-        self.likelihood = likelihood
+    def __init__(
+        self, likelihood: VocabularyLikelihood | CatalogueLikelihood, data: DynamicPODataset
+    ) -> None:
+        self.likelihood, self.data = likelihood, data
         self._voices: tuple[str, ...] = ()
         self._batches: list[Interaction] = []
         self._place: dict[tuple[int, ...], int] = {}  # of each batch among them
@@ -76,15 +82,19 @@ class Answers:
         return found.masked_fill(numbers < 0, -torch.inf)
 
     def titles(self, rows: Interaction, voice: str) -> Tensor:
-        """Return (B, Y) log-probabilities of all distinct titles, nats."""
+        """Return (B, Y) log-probabilities of all distinct titles, nats, or those of ``in_two_stages``."""
         return self._ask(rows, voice, self._of_titles)
 
     def _of_candidates(self, rows: Interaction, voices: Sequence[str]) -> dict[str, Tensor]:
         return self.likelihood.in_voices(rows, rows[CANDIDATE_IDS].cpu().numpy(), voices)
 
     def _of_titles(self, rows: Interaction, voices: Sequence[str]) -> dict[str, Tensor]:
-        assert isinstance(self.likelihood, CatalogueLikelihood)
-        return self.likelihood.all_in_voices(rows, voices)
+        likelihood, count = self.likelihood, self.data.settings.first_stage
+        assert isinstance(likelihood, CatalogueLikelihood)
+        if not count:
+            return likelihood.all_in_voices(rows, voices)
+        left_out = WholeCatalogue(self.data).left_out(rows)
+        return in_two_stages(likelihood.scorer, likelihood.prompt_rows(rows), voices, count, left_out)
 
     def _ask(self, rows: Interaction, voice: str, score: Score) -> Tensor:
         known = (voice, _key(rows))

@@ -18,6 +18,8 @@ from ..data.rules import CompanyRule, FloatArray, OrderRule, PlaceRule, Rows
 from ..dataset.columns import CANDIDATE_IDS
 from ..dataset.dataset import DynamicPODataset
 from ..evaluation.ranks import POPULARITY
+from ..likelihoods.catalogue import CatalogueLikelihood
+from ..names import RETRIEVER
 from ..parallel import here
 from .evaluating import Ranked, RankingTrainer, rank_candidates
 from .whole_catalogue import Scores, WholeCatalogue, as_scores
@@ -26,6 +28,8 @@ from .whole_catalogue import Scores, WholeCatalogue, as_scores
 POPULARITY_SHARE = 0.05
 # Items up to which EASE's matrix is inverted: some seconds and 8 bytes a pair.
 MOST_FOR_EASE = 6000
+# Rows that a retriever is asked about together.
+AT_ONCE = 256
 # Scores of all titles that are kept to rank the candidates by too: 1 GB.
 MOST_KEPT = 1 << 28
 
@@ -47,7 +51,8 @@ def rank_all(
     among = model.settings.rank_among
     scores = len(rows._dataset.inter_feat) * len(spoken) * model.dataset.item_num
     ways = {"candidates": _among_candidates, "all": _among_all}
-    with model.answers.together(spoken, _batches(rows), whole=len(among) > 1 and scores <= MOST_KEPT):
+    keeps = len(among) > 1 and scores <= MOST_KEPT and not model.settings.first_stage
+    with model.answers.together(spoken, _batches(rows), whole=keeps):
         if here().first:
             return {name: dict(ways[name](trainer, rows, show_progress)) for name in among}
         model.answers.help_out(among)
@@ -91,6 +96,7 @@ def _among_candidates(
             yield name, trainer.rank_rows(rows, show_progress)
         if voice == POPULARITY:
             yield from rank_by_counting(model.dataset, rows._dataset).items()
+            yield from rank_by_retrieving(model.likelihood, rows._dataset).items()
 
 
 def _among_all(
@@ -103,7 +109,7 @@ def _among_all(
             with model.speaking_as(voice):
                 yield name, trainer.rank_among_all(rows, catalogue, model.title_scores)
             continue
-        for counted, scores in all_by_counting(catalogue):
+        for counted, scores in [*all_by_counting(catalogue), *_by_retrieving(model.likelihood).items()]:
             yield counted, trainer.rank_among_all(rows, catalogue, scores)
 
 
@@ -131,6 +137,33 @@ def rank_by_counting(whole: DynamicPODataset, data: DynamicPODataset) -> dict[st
     for name, scores in _scores(whole, rows):
         table = torch.from_numpy(np.where(rows.candidates > 0, scores, -np.inf))
         ranked[name] = rank_candidates(data, table)
+    return ranked
+
+
+def _by_retrieving(likelihood: object) -> dict[str, Scores]:
+    """Return name -> what a retriever below a likelihood gives all distinct titles."""
+    if not isinstance(likelihood, CatalogueLikelihood):
+        return {}
+    return {
+        f"retriever {name.removeprefix(RETRIEVER)}": partial(likelihood.retrieved, name)
+        for name in likelihood.priors.retrievers
+    }
+
+
+def rank_by_retrieving(likelihood: object, data: DynamicPODataset) -> dict[str, Ranked]:
+    """Return name -> ranks that the retrievers below a likelihood give to the rows of ``data`` by themselves.
+
+    Args:
+        likelihood: of a model.
+        data: n rows with their candidates.
+    """
+    rows, ranked = data.inter_feat, {}
+    for name, scores in _by_retrieving(likelihood).items():
+        assert isinstance(likelihood, CatalogueLikelihood)
+        numbers = torch.from_numpy(likelihood.numbers[rows[CANDIDATE_IDS].numpy()])
+        parts = [scores(rows[start : start + AT_ONCE]) for start in range(0, len(rows), AT_ONCE)]
+        found = torch.cat(parts).gather(1, numbers.clamp(min=0)).masked_fill(numbers < 0, -torch.inf)
+        ranked[name] = rank_candidates(data, found)
     return ranked
 
 

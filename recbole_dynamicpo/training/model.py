@@ -84,8 +84,7 @@ class DynamicPO(SequentialRecommender):
                 "recbole.data.create_dataset(config) makes for this model"
             )
         self.settings: Settings = dataset.settings
-        if self.settings.threads:
-            torch.set_num_threads(self.settings.threads)
+        torch.set_num_threads(self.settings.threads or torch.get_num_threads())
         self.dataset = dataset
         self.popularity = torch.from_numpy(dataset.popularity())
         known = dataset.catalogue
@@ -113,7 +112,7 @@ class DynamicPO(SequentialRecommender):
         self.stage = "preference"
         self.voice, self.final_voice = "policy", "policy"
         self.target_logps: Tensor | None = None
-        self.answers = Answers(self.likelihood)
+        self.answers = Answers(self.likelihood, dataset)
         self.diagnostics: Diagnostics | None = None
         self.beta_counts = torch.zeros(BETA_BINS)
 
@@ -206,6 +205,7 @@ class DynamicPO(SequentialRecommender):
             priors=list(self.settings.catalogue_prior),
             trie_sha256=self.likelihood.digest,
             quantization=backbone.quantization,
+            first_stage=self.settings.first_stage,
         )
 
     def voices(self) -> dict[str, str]:

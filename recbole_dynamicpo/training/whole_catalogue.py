@@ -69,11 +69,7 @@ class WholeCatalogue:
         chosen = rows[self.data.iid_field].cpu()
         target = self.number[chosen]
         draws, bearer = self._bearers(rows, chosen, target)
-        left_out = torch.zeros(scores.shape, dtype=torch.bool)
-        if self.exclude_history:
-            for row, history in enumerate(self.data.history(rows)):
-                left_out[row, self.number[torch.from_numpy(history)]] = True
-            left_out[torch.arange(len(target)), target] = False
+        left_out = self.left_out(rows)
         ranks = rank_of_titles(scores, draws, target, left_out)
         best = best_of_titles(scores, draws, left_out, min(max(most, shown.depth), self.count))
         table = torch.full((len(scores), self.data.item_num), -torch.inf)
@@ -86,6 +82,16 @@ class WholeCatalogue:
         lengths = rows[self.data.item_list_length_field].cpu().numpy()
         shown.add(best.masked_fill(~there, -1).numpy(), lengths)
         return ranks, table
+
+    def left_out(self, rows: Interaction) -> Tensor:
+        """Return (B, Y) which titles rows are not ranked among: those of the history, but the one chosen."""
+        target = self.number[rows[self.data.iid_field].cpu()]
+        found = torch.zeros(len(target), self.count, dtype=torch.bool)
+        if self.exclude_history:
+            for row, history in enumerate(self.data.history(rows)):
+                found[row, self.number[torch.from_numpy(history)]] = True
+            found[torch.arange(len(target)), target] = False
+        return found
 
     def _bearers(self, rows: Interaction, chosen: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return (B, Y) the draw of each title, and (B, Y) the item that stands for it.

@@ -34,6 +34,7 @@ import host_tries
 import naive
 import overhead
 import parallel
+import retriever
 import start
 import step
 import workload
@@ -355,3 +356,20 @@ def test_a_wrong_joint_product_is_told(arguments: list[str], monkeypatch: pytest
     wrong = staticmethod(lambda ctx, x, weight, scale, *pairs: forward(ctx, x, weight, 2 * scale, *pairs))
     monkeypatch.setattr(host_tries._Joint, "forward", wrong)
     assert host_tries.main(["--quick"]) == 1
+
+
+def test_retrievers_are_measured_beside_counts(toy_settings: dict[str, Any]) -> None:
+    """Each set of priors on both splits; fitted together they fit their training titles no worse than one."""
+    own = {**toy_settings, "dataset": "toy", "likelihood": "catalogue", "prompt": "sequence"}
+    lines = retriever.measure({**own, "show_progress": False}, ["EASE"])
+    assert [(line["priors"], line["rows"]) for line in lines] == [
+        (priors, rows)
+        for priors in (["transitions"], ["popularity"], ["recbole:EASE"], retriever.COUNTS,
+                       [*retriever.COUNTS, "recbole:EASE"])
+        for rows in ("valid", "test")
+    ]  # fmt: skip
+    for line in lines:
+        assert len(line["weights"]) == len(line["priors"])
+        assert 0 <= line["hr1_of_20"] <= 1
+        assert line["mrr_of_all"] <= line["found_among_200"] == 1  # of 38 titles
+        assert line["nll"] > 0

@@ -45,6 +45,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "dense": {**jobs.DENSE, "dtype": "float64", "eval_rows": 7, "eval_batch_size": 2},
     # Negatives that the policy's scores decide.
     "moving": {**jobs.DENSE, "dtype": "float64", "eval_rows": 7, "negatives": "moving", "hard_pool": 8},
+    # A prior that RecBole trains, in float32.
+    "retriever": {
+        **jobs.DENSE,
+        "dtype": "float64",
+        "eval_rows": 7,
+        "catalogue_prior": "['popularity','recbole:SASRec']",
+        "retriever_epochs": 2,
+        "retriever_settings": "{'hidden_size': 8, 'inner_size': 8, 'n_layers': 1}",
+    },
 }
 
 
@@ -166,12 +175,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.mark.parametrize(
     ("kind", "number"),
     [
-        *(("list", 2), ("list", 4), ("dense", 4)),
+        *(("list", 2), ("list", 4), ("dense", 4), ("retriever", 2)),
         *(pytest.param(*case, marks=LONG) for case in (("dense", 2), ("moving", 2), ("moving", 4))),
     ],
 )
 def test_any_number_of_processes_gives_one_result(world: World, kind: str, number: int) -> None:
-    check_equal(world.undisturbed(kind, number), world.undisturbed(kind, 0), exact=kind != "list")
+    check_equal(
+        world.undisturbed(kind, number), world.undisturbed(kind, 0), exact=kind not in ("list", "retriever")
+    )
+
+
+def test_one_process_trains_the_retrievers_of_all(world: World) -> None:
+    """Two folds and all users, to the last bit those of a process that is alone."""
+    found = []
+    for number in (0, 2):
+        cache = world.undisturbed("retriever", number).parent.parent / "cache" / "retrievers"
+        found.append({path.name: path.read_bytes() for path in cache.iterdir()})
+    assert found[0] == found[1]
+    assert len(found[0]) == 3
 
 
 def test_what_is_left_is_the_first_ones(world: World) -> None:
