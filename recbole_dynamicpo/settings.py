@@ -107,9 +107,7 @@ class Settings:
     item_file_id_field: Perhaps = setting(
         None, "id column of the .item file, where it differs", decides="prepare"
     )
-    data_note: Perhaps = setting(
-        None, "what a reader of figures on the data set has to know", decides="evaluate"
-    )
+    data_note: Perhaps = setting(None, "what readers of figures have to know", decides="evaluate")
     data_source: Perhaps = setting(
         None,
         "folder, file or hub that the flows prepare a data set from where it is not there yet",
