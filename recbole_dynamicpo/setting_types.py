@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from .errors import nearest
 from .names import (
+    AUTO,
     CANDIDATE_DISTRIBUTIONS,
     CANDIDATE_SOURCES,
     DECIDES,
@@ -108,7 +109,6 @@ def _some_of(choices: tuple[str, ...], least: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-AUTO = "auto"  # what a device or a measurement decides
 DTYPES = (AUTO, "float32", "bfloat16", "float64")
 
 
