@@ -15,6 +15,7 @@ POSITIONS = ("last", "all")
 NEGATIVE_SOURCES = ("uniform", "prior", "moving", "own")
 FROM_POLICY = ("moving", "own")  # those of them that the policy's own scores decide
 REDRAWS = ("epoch", "never")
+AUTO = "auto"  # what a device or a measurement decides
 PRIORS = ("popularity", "transitions", "cooccurrence")
 RETRIEVER = "recbole:"  # how a prior begins that is a model of RecBole's
 MODEL_NAMES = ("DynamicPO", "SFTRec", "DMPO", "MPPO", "SDPO")

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from .errors import nearest
 from .names import (
+    AUTO,
     CANDIDATE_DISTRIBUTIONS,
     CANDIDATE_SOURCES,
     DECIDES,
@@ -126,7 +127,6 @@ def _priors() -> BeforeValidator:
     return BeforeValidator(check)
 
 
-AUTO = "auto"  # what a device or a measurement decides
 DTYPES = (AUTO, "float32", "bfloat16", "float64")
 
 

@@ -14,8 +14,8 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from .errors import SettingsError, nearest
+from .names import AUTO
 from .setting_types import (
-    AUTO,
     Automatic,
     CandidateSource,
     Distribution,

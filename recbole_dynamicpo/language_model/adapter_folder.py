@@ -8,14 +8,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import AdapterError, NumericsError
-from ..settings import Settings
 from ..storage import load_json, named, sha256_file, sha256_json, write_json
+
+if TYPE_CHECKING:
+    from ..settings import Settings
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 SCALARS_FILE = "scalars.json"  # what is trained beside the adapter, where there is such a thing

@@ -35,11 +35,12 @@ def test_all_parts_run_dry_without_recbole(tmp_path: Path) -> None:
     report, page = tmp_path / "report.json", tmp_path / "report.md"
     code = (
         "import runpy, sys; sys.path.insert(0, sys.argv[1]); place = sys.argv[2]; "
+        "absent = ['recbole', 'mlflow', 'prefect', 'pydantic', 'scipy', 'pandas', 'pyarrow', 'matplotlib']; "
+        "sys.modules.update(dict.fromkeys(absent)); "  # so that none of them can be imported
         "sys.argv = [place, '--shapes', 'tiny', '--json', sys.argv[3], '--markdown', sys.argv[4]]; "
         "kept = {}\n"
         "try: runpy.run_path(place, run_name='__main__')\n"
         "except SystemExit as end: kept['status'] = end.code\n"
-        "assert not {'recbole', 'mlflow', 'prefect'} & set(sys.modules)\n"
         "raise SystemExit(kept['status'])"
     )
     files = [str(BENCHMARKS), str(BENCHMARKS / "gpu.py"), str(report), str(page)]
