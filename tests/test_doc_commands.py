@@ -43,7 +43,7 @@ EXCEPTIONS = {
     ),
     "tests": (r"pytest ", "would run this test"),
     "servers": (
-        r"prefect |recbole-dynamicpo bootstrap|mlflow |curl |export AWS_|docker[ /]",
+        r"prefect |recbole-dynamicpo (bootstrap|demo)|mlflow |curl |export AWS_|docker[ /]",
         "needs servers: tests marked servers start Prefect's, MLflow's, a worker and a served model",
     ),
     "processes": (
