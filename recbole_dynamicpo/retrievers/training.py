@@ -255,7 +255,7 @@ def _matrix(model: Any, name: str) -> Scorer:
     items = int(model.n_items)
     if name == CONSTANT:
         constant = (model.item_cnt / model.max_cnt).float().flatten().cpu()
-        return ItemMatrix(torch.zeros(items, 0) @ torch.zeros(0, items), constant)
+        return ItemMatrix(torch.zeros(items, items), constant)
     if items**2 > _MOST_PAIRS:
         raise SettingsError(
             f"catalogue_prior: recbole:{name} keeps a number for every pair of {items - 1} items, wanted at "
@@ -265,4 +265,4 @@ def _matrix(model: Any, name: str) -> Scorer:
         raise SettingsError("retriever_settings: knn_method: got user, wanted item, as users have no history")
     found = getattr(model, MATRICES[name])
     dense = found.toarray() if hasattr(found, "toarray") else np.asarray(found)
-    return ItemMatrix(torch.from_numpy(dense.astype(np.float32)), torch.zeros(items))
+    return ItemMatrix(torch.from_numpy(np.ascontiguousarray(dense, np.float32)), torch.zeros(items))

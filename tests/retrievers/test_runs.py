@@ -17,7 +17,11 @@ from recbole_dynamicpo.evaluation.ranks import ALL_RANKS_FILE, read_ranks
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import load, run
 from recbole_dynamicpo.host.saved_evaluation import evaluate_saved
+from recbole_dynamicpo.job import Job
+from recbole_dynamicpo.language_model.adapter_folder import adapter_digest
 from recbole_dynamicpo.likelihoods.catalogue import CatalogueLikelihood
+from recbole_dynamicpo.pipeline import evaluate, prepare, train
+from recbole_dynamicpo.retrievers import fitted
 from recbole_dynamicpo.serving.packaging import package_recommender
 from recbole_dynamicpo.serving.recommender import load_recommender
 from recbole_dynamicpo.serving.requests import answer as answer_requests
@@ -174,6 +178,37 @@ def test_two_stages_want_a_prior(settings: dict[str, Any]) -> None:
         load_recommender(folder, first_stage=5)
     with pytest.raises(DataError, match="first_stage: got -1"):
         load_recommender(folder, first_stage=-1)
+
+
+def test_stages_of_a_job_read_what_the_first_one_trained(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And end as a run in one go; its settings decide the training's key, not that of the data."""
+    common = {**settings, "rank_among": ["candidates", "all"], "first_stage": 9}
+    whole = Path(run("DynamicPO", "toy", overrides=common)["run_folder"])
+    for path in (tmp_path / "cache" / "retrievers").iterdir():
+        path.unlink()
+    more = {name: value for name, value in common.items() if name != "checkpoint_dir"}
+    job = Job("DynamicPO", "toy", overrides=more, store=str(tmp_path / "store"))
+    prepared, trained = prepare(job), []
+    really = fitted.train
+    monkeypatch.setattr(fitted, "train", lambda *given: trained.append(1) or really(*given))
+    for stage in ("sft", "preference"):
+        found = Path(train(job, stage, prepared).outputs["adapter"])
+        assert adapter_digest(found) == adapter_digest(whole / stage)
+        names = [path.name for path in (whole / stage).iterdir() if path.suffix == ".safetensors"]
+        assert "retriever-EASE.safetensors" in names
+        assert all((found / name).read_bytes() == (whole / stage / name).read_bytes() for name in names)
+    assert len(trained) == 3
+    said = evaluate(job, prepared).outputs["contestants"]
+    assert len(trained) == 3
+    assert said == load_json(whole / "report.json")["contestants"]
+    other = Job(
+        "DynamicPO", "toy", overrides={**more, "retriever_settings": {"reg_weight": 6.0}}, store=job.store
+    )
+    keys = [prepare(one).outputs["places"] for one in (job, other)]
+    assert keys[0]["prepare"] == keys[1]["prepare"]
+    assert keys[0]["sft"] != keys[1]["sft"]
 
 
 def test_a_retriever_needs_no_language_models_vocabulary(settings: dict[str, Any]) -> None:

@@ -85,6 +85,17 @@ def test_the_rows_are_all_places_behind_a_first_item(host: Host) -> None:
     assert rows["item_length"].tolist() == [1, 2, 2]
 
 
+@pytest.mark.parametrize(("model", "settings"), [("EASE", {}), ("ItemKNN", {"k": 3}), ("Pop", {})])
+def test_what_is_kept_of_an_item_item_model_scores_as_it_did(
+    model: str, settings: dict[str, Any], host: Host
+) -> None:
+    made = train(asked(model, **settings), sequences_of(host), host)
+    again, _ = from_bytes(to_bytes(made, {}), host.data.item_num, model)
+    histories = [np.array([1, 2, 3]), np.array([7])]
+    assert torch.equal(again.scores(histories), made.scores(histories))
+    assert made.scores(histories).any()
+
+
 def test_ease_is_the_closed_form(host: Host) -> None:
     """Ours of the counting models, of the same users and another ridge."""
     taken = sequences_of(host)
