@@ -16,12 +16,12 @@ from recbole_dynamicpo.errors import AdapterError, DataError, SettingsError
 from recbole_dynamicpo.evaluation.ranks import ALL_RANKS_FILE, read_ranks
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import load, run
-from recbole_dynamicpo.host.saved_evaluation import evaluate_saved
 from recbole_dynamicpo.job import Job
 from recbole_dynamicpo.language_model.adapter_folder import adapter_digest
 from recbole_dynamicpo.likelihoods.catalogue import CatalogueLikelihood
 from recbole_dynamicpo.pipeline import evaluate, prepare, train
 from recbole_dynamicpo.retrievers import fitted
+from recbole_dynamicpo.saved_models.evaluation import evaluate_saved
 from recbole_dynamicpo.serving.packaging import package_recommender
 from recbole_dynamicpo.serving.recommender import load_recommender
 from recbole_dynamicpo.serving.requests import answer as answer_requests
