@@ -335,7 +335,7 @@ class Run:
         for part in parts:
             found[part] = self._part(world, part)
             self._say(f"{name} {dtype} {part}", found[part])
-        if "step" in found:
+        if "step" in found and name in LARGE:  # the paper's sizes
             hours = projected(found, rows_of(world), self.recipe)
             self._say(f"{name} {dtype} main experiment, hours", hours)
         del world
