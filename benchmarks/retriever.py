@@ -99,7 +99,7 @@ def figures(data: DynamicPODataset, catalogue: WholeCatalogue, numbers: Any, fou
     target = torch.from_numpy(numbers[rows[data.iid_field].numpy()])[:, None]
     shown = torch.from_numpy(numbers[rows[CANDIDATE_IDS].numpy()])
     among = rank_candidates(data, found.gather(1, shown)).ranks
-    ranks, _ = catalogue.judge(rows, found, 10)
+    ranks, _ = catalogue.judge(rows, found, 10, catalogue.exposure())
     every = ranks.double()
     return {
         "nll": -found.gather(1, target).mean().item(), "hr1_of_20": float((among == 1).mean()),
