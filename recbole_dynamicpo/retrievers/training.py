@@ -82,8 +82,13 @@ def problems(names: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
 
 def _problem(name: str) -> str | None:
     places = [f"recbole.model.{kind}_recommender.{name.lower()}" for kind in _KINDS]
-    model = next((getattr(import_module(place), name, None) for place in places if find_spec(place)), None)
-    if model is None:
+    try:
+        model = next(
+            (getattr(import_module(place), name, None) for place in places if find_spec(place)), None
+        )
+    except ImportError as error:  # of what a model of RecBole's needs beside it
+        return f"catalogue_prior: got recbole:{name}, which cannot be imported ({error}); {WANTED}"
+    if model is None or not model.__module__.startswith("recbole."):  # ours are found there, too
         return f"catalogue_prior: got recbole:{name}, which is no model of RecBole's; {WANTED}"
     if model.type == ModelType.SEQUENTIAL or name in (*MATRICES, CONSTANT):
         return None
@@ -148,14 +153,7 @@ def train(asked: Asked, sequences: Mapping[int, IntArray], host: Host) -> Scorer
             loader = TrainDataLoader(config, data, sampler, shuffle=True)
             trainer = get_trainer(model.type, asked.model)(config, model)
             trainer.fit(loader, saved=False, show_progress=bool(config["show_progress"]))
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-            NotImplementedError,
-            AssertionError,
-        ) as error:
+        except _LEADS_TO as error:
             said = str(error).partition("\n")[0][:200]
             raise SettingsError(
                 f"{wanted}: RecBole cannot train it with these settings and data "

@@ -152,6 +152,8 @@ def test_training_draws_from_nobody_elses_generators_and_by_the_seed(host: Host)
     ("model", "complaint"),
     [("BPR", "recbole:BPR, which scores users by their ids"),
      ("LightGCN", "recbole:LightGCN, which scores users by their ids"),
+     ("DynamicPO", "recbole:DynamicPO, which is no model of RecBole's"),
+     ("sasrec", "recbole:sasrec, which is no model of RecBole's"),
      ("SASRek", "recbole:SASRek, which is no model of RecBole's"),
      ("MultiVAE", "recbole:MultiVAE, which scores users by their ids")],
 )  # fmt: skip
