@@ -33,13 +33,14 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="the SVG file to write")
     parser.add_argument("--title", default="", help="of the window")
     parser.add_argument("--last", type=int, default=40, help="lines that are shown (40)")
+    parser.add_argument("--leave", type=int, default=0, help="lines at the end that are left out (0)")
     parser.add_argument("--width", type=int, default=120, help="columns (120)")
     options = parser.parse_args()
     lines = shown(options.session.read_text(encoding="utf-8")).copy()
     while lines and not lines[-1].strip():
         lines.pop()
     console = Console(record=True, width=options.width, file=io.StringIO(), force_terminal=True)
-    for line in lines[-options.last :]:
+    for line in lines[: len(lines) - options.leave][-options.last :]:
         console.print(Text.from_ansi(line), crop=True, no_wrap=True, overflow="crop")
     console.save_svg(str(options.picture), title=options.title, code_format=FORMAT)
 

@@ -91,9 +91,10 @@ def _among_candidates(
     trainer: RankingTrainer, rows: FullSortEvalDataLoader, show_progress: bool
 ) -> Iterator[tuple[str, Ranked]]:
     model = trainer.model
+    asked = next(voice for voice in model.voices() if voice != POPULARITY)  # all are then answered at once
     for voice, name in model.voices().items():
         with model.speaking_as(voice):
-            yield name, trainer.rank_rows(rows, show_progress)
+            yield name, trainer.rank_rows(rows, show_progress and voice == asked)
         if voice == POPULARITY:
             yield from rank_by_counting(model.dataset, rows._dataset).items()
             yield from rank_by_retrieving(model.likelihood, rows._dataset).items()
