@@ -309,6 +309,7 @@ def test_windows_against_listed_rows(arguments: list[str]) -> None:
     assert min(speed["low"] for speed in found["rows_per_second"].values()) > 0
 
 
+@pytest.mark.long
 def test_several_processes_against_one(arguments: list[str]) -> None:
     sizes = ["--num_candidates=6", "--num_negatives=4", "--num_clusters=2", "--rounds=1"]
     assert parallel.main([*arguments, *sizes, "--quick"]) == 0

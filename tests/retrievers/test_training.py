@@ -53,11 +53,15 @@ def asked(model: str, **settings: Any) -> Asked:
 
 @pytest.mark.parametrize(
     ("model", "settings"),
-    [("SASRec", SMALL), ("GRU4Rec", {"embedding_size": 8, "hidden_size": 8}), ("NARM", {"embedding_size": 8}),
-     ("SASRec", {**SMALL, "loss_type": "BPR"}), ("LightSANs", {**SMALL, "k_interests": 2}),
-     ("STAMP", {"embedding_size": 8})],
-    ids=["SASRec", "GRU4Rec", "NARM", "SASRec by pairs", "LightSANs", "STAMP"],
-)  # fmt: skip
+    [
+        pytest.param("SASRec", SMALL, id="SASRec"),
+        pytest.param("SASRec", {**SMALL, "loss_type": "BPR"}, id="SASRec by pairs"),
+        pytest.param("GRU4Rec", {"embedding_size": 8, "hidden_size": 8}, id="GRU4Rec"),
+        pytest.param("NARM", {"embedding_size": 8}, id="NARM", marks=pytest.mark.long),
+        pytest.param("LightSANs", {**SMALL, "k_interests": 2}, id="LightSANs", marks=pytest.mark.long),
+        pytest.param("STAMP", {"embedding_size": 8}, id="STAMP", marks=pytest.mark.long),
+    ],
+)
 def test_what_is_kept_of_a_sequential_model_scores_as_recbole_does(
     model: str, settings: dict[str, Any], host: Host, trained: list[Any]
 ) -> None:

@@ -65,6 +65,7 @@ def spark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @ONLY_ON_311
 @pytest.mark.servers
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 def test_users_are_ranked_by_spark(
     store: Store, recommender: Any, spark: Any, monkeypatch: pytest.MonkeyPatch

@@ -208,6 +208,7 @@ def test_a_run_that_goes_on(
     assert runs_of(server.uri, folder)["sft"].info.run_id == before["sft"].info.run_id
 
 
+@pytest.mark.long
 def test_two_runs_at_once(settings: dict[str, Any], server: Server, tmp_path: Path) -> None:
     script = "import json, sys; from recbole_dynamicpo.host.run import run; "
     script += "run('DynamicPO', 'toy', overrides=json.loads(sys.argv[1]))"
