@@ -238,7 +238,7 @@ def test_the_page_of_files_lists_what_a_run_leaves(made: Path) -> None:
     listed = {}
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         cells = re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
-        # Names with a blank are of files that runs of other settings leave.
+        # Names with a <placeholder> are of files that runs of other settings leave.
         listed[section.partition("\n")[0]] = {
             name for cell in cells for name in re.findall(r"`([^`]+)`", cell) if "<" not in name
         }
