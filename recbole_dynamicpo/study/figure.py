@@ -49,6 +49,8 @@ def draw(results: Results, dataset: str) -> Figure:
         for axis, objective in zip(axes, objectives, strict=True):
             _panel(axis, [found for found in results if found["objective"] == objective], row)
         axes[0].set_ylabel(row.label)
+        if row.from_zero:  # when all is drawn, for a limit that is set stays
+            axes[0].set_ylim(bottom=0)
     for axis, objective in zip(grid[0], objectives, strict=True):
         axis.set_title(objective, fontsize=11)
     for axis in grid[-1]:
@@ -79,8 +81,6 @@ def _panel(axis: Axes, results: Results, row: _Row) -> None:
         label = kind_of(dynamic)
         axis.plot([k + shift for k in order], means, color=colour, marker=marker, markersize=5, label=label)
     axis.set_xticks(widths)
-    if row.from_zero:
-        axis.set_ylim(bottom=0)
     axis.grid(color="#DDDDDD", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
 

@@ -54,3 +54,13 @@ def test_what_is_not_known_is_left_out() -> None:
     """A stage of no steps has neither loss nor shares."""
     figure = draw([result(Cell("dmpo", False, 3, 1), training_loss=None, violated=None)], "toy")
     assert [len(axis.containers) for axis in figure.axes] == [1, 1, 0, 0]
+
+
+def test_no_panel_of_a_row_is_cut_by_the_limits_of_the_first() -> None:
+    grid = {"objective": ["dmpo", "sdpo"], "dynamic": [False], "num_negatives": [1, 5], "seed": [1]}
+    larger = {"dmpo": {}, "sdpo": {"hr_at_1": 0.6, "hr_at_1_high": 0.7, "violated": 0.9}}
+    figure = draw([result(cell, **larger[cell.objective]) for cell in cells(grid)], "toy")
+    limits = [axis.get_ylim() for axis in figure.axes[1::2]]
+    assert [limits[row][0] for row in (0, 1, 3)] == [0, 0, 0]
+    assert limits[0][1] > 0.7
+    assert limits[3][1] > 0.9
