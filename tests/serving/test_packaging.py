@@ -100,7 +100,8 @@ def test_a_model_ranks_where_nothing_can_be_imported_that_it_does_not_name(
     """Outside the project, whose code comes from the model alone."""
     store = make_store(tmp_path / "store", tiny_backbone, priors)
     hidden = not_named()
-    assert {"recbole", "prefect", "ray", "matplotlib", "sqlalchemy", "pyarrow", "pytest"} <= hidden
+    there = {"ray"} if sys.version_info < (3, 12) else set()  # what RecBole brings along only there
+    assert {"recbole", "prefect", "matplotlib", "sqlalchemy", "pyarrow", "pytest", *there} <= hidden
     assert not {"torch", "mlflow", "peft", "scipy"} & hidden
     (tmp_path / "elsewhere").mkdir()
     environment = {**os.environ, "RECBOLE_DYNAMICPO_BACKBONE": str(store.backbone)}
