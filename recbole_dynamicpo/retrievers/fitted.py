@@ -50,6 +50,8 @@ def fit_retrievers(
         SettingsError: a model cannot be trained with these settings, or not be kept.
     """
     names = [name for name in settings.catalogue_prior if name.startswith(RETRIEVER)]
+    if not names:
+        return {}
     of_user = {user: first_items[titles - 1] for user, titles in data.of_user.items()}
     return {name: _fit(name, of_user, host, settings) for name in names}
 

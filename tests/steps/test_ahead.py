@@ -23,6 +23,7 @@ from recbole_dynamicpo.training.checkpoint import load_progress
 from recbole_dynamicpo.training.model import DynamicPO
 from recbole_dynamicpo.training.trainer import DynamicPOTrainer
 
+from ..helpers.broken_losses import break_losses
 from ..training.test_checkpoint import outcome
 from .test_step import Stage, settings_of
 
@@ -162,13 +163,7 @@ def test_what_is_not_finite_is_in_no_checkpoint(
     toy_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It shows one step later, when the weights are spoilt already; the checkpoint before holds."""
-    losses, calls = DynamicPO.losses_of, []
-
-    def broken(self: DynamicPO, laid_out: Any) -> torch.Tensor:
-        calls.append(1)
-        return losses(self, laid_out) * (float("nan") if len(calls) == 5 else 1.0)
-
-    monkeypatch.setattr(DynamicPO, "losses_of", broken)
+    calls = break_losses(monkeypatch, at=5)
     own, home = own_settings(toy_settings, "broken")
     with pytest.raises(Exception, match=r"stage sft, step 5: loss nan"):
         run("SFTRec", "toy", overrides={**own, "checkpoint_every": 2})

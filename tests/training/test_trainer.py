@@ -16,9 +16,10 @@ from recbole_dynamicpo.host.config import plain_config
 from recbole_dynamicpo.host.run import load, run
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.training.evaluating import Ranked
-from recbole_dynamicpo.training.model import DynamicPO
 from recbole_dynamicpo.training.plan import plan_stages
 from recbole_dynamicpo.training.trainer import DynamicPOTrainer
+
+from ..helpers.broken_losses import break_losses
 
 
 @pytest.fixture
@@ -109,13 +110,7 @@ def test_early_stopping_ends_a_stage_only(settings: dict[str, Any], monkeypatch:
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses, calls = DynamicPO.losses_of, []
-
-    def broken(self: DynamicPO, laid_out: Any) -> torch.Tensor:
-        calls.append(1)
-        return losses(self, laid_out) * (float("nan") if len(calls) == 3 else 1.0)
-
-    monkeypatch.setattr(DynamicPO, "losses_of", broken)
+    break_losses(monkeypatch, at=3)
     with pytest.raises(NumericsError, match=r"stage sft, step 3: loss nan.*rows \[\d+"):
         run("DynamicPO", "toy", overrides={**settings, "checkpoint_every": 1})
     state = json.loads((folder_of(settings) / "checkpoint" / "state.json").read_text())
