@@ -297,6 +297,10 @@ def test_old_ways_of_recbole_do_not_fill_the_output(toy_settings: dict[str, Any]
     [
         (["--history", "a", "-k", "0"], "-k: got 0, wanted at least 1"),
         ([], "rank: wanted either --history or --input"),
+        (
+            ["--history", "a", "--dataset", "toy", "--among-top", "5"],
+            "rank: got --among-top, but a plain adapter has no priors to choose titles",
+        ),
     ],
 )
 def test_rank_names_the_argument_that_is_wrong(

@@ -57,6 +57,8 @@ def _run(options: argparse.Namespace) -> None:
 def _recommender(options: argparse.Namespace) -> Any:
     """Return the saved recommender, or the plain adapter with the titles of a data set."""
     if options.dataset is not None:
+        if options.among_top is not None:
+            raise SettingsError("rank: got --among-top, but a plain adapter has no priors to choose titles")
         from ..saved_models.plain_adapter import rank_plainly
 
         return rank_plainly(options.model, options.dataset, *settings_of(options))
