@@ -35,6 +35,8 @@ import torch  # isort: skip
 from beams import allowed, beam_titles  # isort: skip
 from gpu_report import Recipe, markdown, projected  # isort: skip
 
+from recbole_dynamicpo.errors import BackboneError
+from recbole_dynamicpo.language_model.decoder import compile_layers, decoder_layers
 from recbole_dynamicpo.language_model.logps import separate_logps
 from recbole_dynamicpo.language_model.packed import TokenBatch, on_device
 from recbole_dynamicpo.language_model.policy import REFERENCE
@@ -248,6 +250,28 @@ def gaps(world: World) -> Result:
     return {"longest": longest, "sum_s": busy, "step_s": (end - spans[0][0]) / 1e6, "operations": len(spans)}
 
 
+def compiled(world: World) -> Result:
+    """Each layer in one compiled call: seconds until the first step ends, and of a step."""
+    batch = world.batch(rows_of(world), 15)
+    work = partial(preference_step, world, batch)
+    plain = work().item()
+    found: Result = {"plain_s": clock(world, work)}
+    model = world.policy.peft.get_base_model()
+    compile_layers(model)
+    try:
+        started = time.perf_counter()
+        difference = abs(work().item() - plain)
+        found["first_s"] = time.perf_counter() - started
+        found |= {"compiled_s": clock(world, work), "loss_difference": difference}
+    except BackboneError as error:
+        return found | {"lacked": str(error)}
+    finally:
+        for layer in decoder_layers(model):
+            del layer.forward
+    found["speedup"] = found["plain_s"] / found["compiled_s"]
+    return found | {"holds": difference <= TOLERANCE[world.dtype]}
+
+
 def four_bits(world: World) -> Result:
     """Weights of 4 bits against those of 16: bytes, seconds of a step of 8 rows, log-probabilities."""
     there = {"a GPU": world.device != "cpu", "bitsandbytes": find_spec("bitsandbytes") is not None}
@@ -295,6 +319,7 @@ PARTS = {
     "ranking": Part(ranking, 20),
     "memory": Part(memory, 10),
     "gaps": Part(gaps, 10),
+    "compiled": Part(compiled, 60),
     "attention": Part(gpu_attention.attention, 40),
     "four_bits": Part(four_bits, 40),
     "resume": Part(gpu_job.resume, 60, last=True),

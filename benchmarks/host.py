@@ -6,7 +6,8 @@ On a GPU the host must stay ahead of the device. Here 32 layers of width 32 carr
 each, 224 in all, so that nearly all of a pass is the host's work. Peft's general forward is timed against
 ours in turns on the same layers, the bare decoder beside them, and peft's switch of adapters against ours.
 Times are the processor's. Beside ours stands the same with a gradient of its own, an ``autograd.Function`` of
-the fewest operations.
+the fewest operations, and the same with each layer compiled (setting ``compile_layers``), which takes a
+compiler and a minute before the first pass.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import Backbone
+from recbole_dynamicpo.language_model.decoder import compile_layers, decoder_layers
 from recbole_dynamicpo.language_model.policy import POLICY, REFERENCE, Policy
 
 LAYERS, WIDTH, HEADS, TOKENS, VOCABULARY = 32, 32, 4, 8, 257
@@ -92,6 +94,8 @@ class World:
         theirs = ours.__mro__[2]
         own_gradient = type("OwnGradient", (_OwnGradient, theirs), {})
         self.classes = {"ours": ours, "peft": theirs, "own gradient": own_gradient}
+        compile_layers(model)
+        self.compiled_layers = [(layer, layer.__dict__.pop("forward")) for layer in decoder_layers(model)]
 
     def states(self) -> Tensor:
         """Return (1, T, D) states of one pass."""
@@ -114,6 +118,14 @@ class World:
         work()
         for layer in self.policy.adapters.layers:
             layer.__class__ = self.classes["ours"]
+
+    def compiled(self, work: Callable[[], object]) -> None:
+        """Do something while each layer is one compiled call."""
+        for layer, forward in self.compiled_layers:
+            layer.forward = forward
+        work()
+        for layer, _ in self.compiled_layers:
+            del layer.forward
 
     def bare(self, work: Callable[[], object]) -> None:
         """Do something while no adapter is active."""
@@ -168,14 +180,17 @@ class World:
 
 
 def agree(world: World) -> float:
-    """Return how far both ways are apart, relative to the largest gradient."""
-    world.step()
-    ours = [leaf.grad.clone() for leaf in world.leaves if leaf.grad is not None]
+    """Return how far the ways are from peft's at most, relative to the largest gradient."""
+
+    def gradients() -> list[Tensor]:
+        return [leaf.grad.clone() for leaf in world.leaves if leaf.grad is not None]
+
     world.by("peft", world.step)
-    theirs = [leaf.grad for leaf in world.leaves if leaf.grad is not None]
-    largest = max(gradient.abs().max().item() for gradient in theirs)
-    apart = max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
-    return apart / largest
+    theirs, apart = gradients(), 0.0
+    for work in (world.step, partial(world.compiled, world.step)):
+        work()
+        apart = max(apart, *((a - b).abs().max().item() for a, b in zip(gradients(), theirs, strict=True)))
+    return apart / max(gradient.abs().max().item() for gradient in theirs)
 
 
 def processor_seconds(work: Callable[[], object]) -> float:
@@ -209,9 +224,10 @@ def measure(world: World, rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     times: dict[str, list[float]]
     turns: dict[str, Ways] = {name: {"peft": pair[0], "ours": pair[1]} for name, pair in pairs.items()}
+    turns["a preference step"]["compiled"] = partial(world.compiled, world.whole)
     for name, work in passes.items():
         turns[name] = {way: partial(world.by, way, work) for way in world.classes}
-        turns[name]["bare"] = partial(world.bare, work)
+        turns[name] |= {"compiled": partial(world.compiled, work), "bare": partial(world.bare, work)}
     for name, ways in turns.items():
         for way in ways.values():
             way()  # warm
@@ -220,7 +236,10 @@ def measure(world: World, rounds: int) -> dict[str, Any]:
             for way, run in ways.items():
                 times[way].append(processor_seconds(run))
         line = {way: common.Spread.of(values)._asdict() for way, values in times.items()}
-        found[name] = {**line, "ratio": common.ratios(times["ours"], times["peft"])._asdict()}
+        line["ratio"] = common.ratios(times["ours"], times["peft"])._asdict()
+        if "compiled" in times:
+            line["compiled ratio"] = common.ratios(times["compiled"], times["peft"])._asdict()
+        found[name] = line
     return found
 
 
@@ -231,15 +250,24 @@ def report(figures: dict[str, Any]) -> None:
     def milliseconds(found: dict[str, float]) -> common.Spread:
         return common.Spread(*(round(1e3 * found[name], 3) for name in common.Spread._fields))
 
-    ways = ("peft", "ours", "own gradient", "bare")
+    ways = ("peft", "ours", "own gradient", "compiled", "bare")
     rows = [
         [name, *(milliseconds(line[way]) if way in line else "" for way in ways),
-         common.Spread(**line["ratio"])]
+         *(common.Spread(**line[ratio]) if ratio in line else "" for ratio in ("ratio", "compiled ratio"))]
         for name, line in figures["times"].items()
     ]  # fmt: skip
     common.print_table(
         f"{figures['lora_layers']} LoRA layers, milliseconds of processor time; median (least..greatest)",
-        ["what", "peft", "ours", "with a gradient of its own", "without adapter", "ours over peft"],
+        [
+            "what",
+            "peft",
+            "ours",
+            "with a gradient of its own",
+            "compiled",
+            "without adapter",
+            "ours over peft",
+            "compiled over peft",
+        ],
         rows,
     )
 

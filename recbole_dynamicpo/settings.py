@@ -149,6 +149,7 @@ class Settings:
         "compute activations again in the backward pass; auto: once a GPU's memory is short",
         decides="sft",
     )
+    compile_layers: Flag = setting(False, "one compiled call a layer (GPU hosts)", decides="sft")
     lora_rank: Whole = setting(8, "r", decides="sft", ge=1)
     lora_alpha: Number = setting(32, "scale numerator", decides="sft", gt=0)
     lora_dropout: Number = setting(0.0, "on the adapter's input while training", decides="sft", ge=0, le=0.99)
@@ -157,9 +158,7 @@ class Settings:
         "linear layers that carry LoRA; all-linear for any architecture",
         decides="sft",
     )
-    lora_layers: Whole = setting(
-        0, "only the topmost this many layers carry LoRA; 0: all", decides="sft", ge=0
-    )
+    lora_layers: Whole = setting(0, "so many layers, the topmost, carry LoRA; 0: all", decides="sft", ge=0)
 
     # stages; RecBole's epochs, learning_rate and train_batch_size are the preference stage's
     sft_adapter: Perhaps = setting(

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from ..errors import BackboneError, nearest, short
-from ..storage import sha256_file, sha256_json
+from ..storage import sha256_json
 from .attention import use_short_attention
 from .configuration import check_causal, check_weights, look_back, not_loadable, position_limits
-from .decoder import ONE, recomputes
+from .decoder import ONE, compile_layers, recomputes
 from .embedded import EMBEDDED, EMBEDDED_SHA256, embedded_folder
 from .probe import find_abilities
 from .tokenizer import check_tokenizer
@@ -32,15 +32,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 NF4 = "nf4"  # what setting load_in_4bit makes of the weights
 # A gain in speed that is worth a line in the log.
 WORTH_SAYING = 1.2
-# The files that make a tokenizer, of every kind.
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-)
 
 
 @dataclass(frozen=True)
@@ -98,6 +89,7 @@ def load_backbone(
     device: torch.device | str = "cpu",
     load_in_4bit: bool = False,
     gradient_checkpointing: bool | str = False,
+    compiled: bool = False,
 ) -> Backbone:
     """Load ``name`` frozen onto ``device``.
 
@@ -107,6 +99,7 @@ def load_backbone(
         device: where the weights go.
         load_in_4bit: nf4 weights with bfloat16 compute; needs CUDA and bitsandbytes.
         gradient_checkpointing: compute activations again in the backward pass to save memory, or ``auto``.
+        compiled: make one compiled call of each layer; see ``compile_layers``.
 
     Raises:
         BackboneError: not found, not a causal language model, a tokenizer that does not fit, or 4-bit where
@@ -130,6 +123,8 @@ def load_backbone(
         )
     for kind, (size, entry) in look_back(model.config).items():
         logger.info("backbone '%s': layers of %s look back %d tokens (its %s)", name, kind, size, entry)
+    if compiled:
+        compile_layers(model)
     quantization = NF4 if load_in_4bit else ""
     return Backbone(
         model,
@@ -194,17 +189,6 @@ def backbone_fingerprint(place: str, name: str) -> str:
         with path.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()
-
-
-def tokenizer_digest(place: str) -> str:
-    """Return the SHA-256 over the tokenizer's files at ``place``, a folder or a hub id that was loaded."""
-    folder = Path(place)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(place, local_files_only=True, allow_patterns=list(_TOKENIZER_FILES)))
-    files = sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)})
-    return sha256_json({path.name: sha256_file(path) for path in files})
 
 
 def check_backbone(name: str) -> None:

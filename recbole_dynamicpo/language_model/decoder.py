@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import BackboneError
 from .configuration import look_back
 
 # How a decoder takes a mask: one for all layers, one for each kind of layer, or one in whose window all look.
@@ -112,6 +113,37 @@ def recompute_layers(model: Any, lowest: int) -> bool:
     for layer in layers:
         layer.forward = _recomputed(layer.forward)
     return bool(layers)
+
+
+def compile_layers(model: Any) -> None:
+    """Let torch make one compiled call of each layer, for a host that cannot stay ahead of its device.
+
+    What a pass of another number of tokens or rows, another voice, or one without a gradient asks is compiled
+    when it first comes; its sums may round otherwise. Passes with kept keys run as they are, since each layer
+    knows its place among these and would be compiled alone.
+    """
+    import torch._dynamo  # takes a second, and few ask for it
+
+    config: Any = torch._dynamo.config
+    # All layers are one code, of which voices, gradients and kinds of layers are variants.
+    config.recompile_limit = max(config.recompile_limit, 64)
+    for layer in decoder_layers(model):
+        layer.forward = _compiled(layer.forward)
+
+
+def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    quick = torch.compile(forward, dynamic=True)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("past_key_values") is not None:
+            return forward(*args, **kwargs)
+        try:
+            return quick(*args, **kwargs)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            said = str(error).strip().splitlines()[0]
+            raise BackboneError(f"compile_layers: torch cannot compile here: {said}; wanted False") from error
+
+    return run
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError, BackboneError, short
+from ..storage import sha256_file, sha256_json
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,15 @@ _TITLES = ("The Godfather (1972)", "2001: A Space Odyssey", "Élan", "X", "'Til 
 _ANCHOR = ":"
 # By which a folder is known to hold a tokenizer.
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+# What makes a tokenizer, of every kind.
+_ALL_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
 
 
 def load_tokenizer(place: str, name: str) -> Any:
@@ -41,6 +51,17 @@ def load_tokenizer(place: str, name: str) -> Any:
     except Exception as error:  # what a damaged file raises there is not documented
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BackboneError(f"backbone '{name}': its tokenizer cannot be loaded ({reason})") from error
+
+
+def tokenizer_digest(place: str) -> str:
+    """Return the SHA-256 over the tokenizer's files at ``place``, a folder or a hub id that was loaded."""
+    folder = Path(place)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(place, local_files_only=True, allow_patterns=list(_ALL_FILES)))
+    files = sorted({path for pattern in _ALL_FILES for path in folder.glob(pattern)})
+    return sha256_json({path.name: sha256_file(path) for path in files})
 
 
 def title_tokens(tokenizer: Any, title: str) -> list[int]:

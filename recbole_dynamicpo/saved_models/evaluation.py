@@ -23,12 +23,12 @@ from ..serving.folder import default_device, is_plain_adapter
 from ..serving.mlflow_store import opened_model
 from ..serving.recommender import Recommender, load_recommender
 from ..storage import atomic_file, write_json
-from ..training.contestants import rank_by_counting
+from ..training.contestants import rank_by_counting, rank_by_retrieving
 from ..training.evaluating import rank_by_popularity, rank_candidates, row_names, settled
 from ..training.reporting import segments_of
 from .plain_adapter import plain_recommender, settings_files
 from .rows import EvaluationRows, check_lists, read_test_rows, settings_of, with_lists
-from .scores import SavedScores, rank_by_counting_among_all
+from .scores import SavedScores, rank_others_among_all
 
 ANSWERS_FILE = "answers.jsonl"
 
@@ -121,7 +121,7 @@ def _evaluate(
     figures: dict[str, Any] = {"likelihood": summarize(contestant)}
     notes = [*about, *rows.notes, *saved.notes]
     if asked.protocol == "likelihood":
-        lines = _among_candidates(rows, contestant, figures, ranked.row_ids)
+        lines = _among_candidates(saved, contestant, figures, ranked.row_ids)
         text = render(lines, chance=ranked.chance, seconds={}, notes=[] if saved.ranks_all else notes)
         if saved.ranks_all:
             everything, more = _among_all(saved, rows, asked, figures, ranked.row_ids)
@@ -145,10 +145,12 @@ def _evaluate(
 
 
 def _among_candidates(
-    rows: EvaluationRows, contestant: Contestant, figures: dict[str, Any], row_ids: Any
+    saved: SavedScores, contestant: Contestant, figures: dict[str, Any], row_ids: Any
 ) -> list[Contestant]:
     """Return who ranked the candidates, the model last, and add their figures."""
+    rows = saved.rows
     counted = {POPULARITY: rank_by_popularity(rows.data), **rank_by_counting(rows.whole, rows.data)}
+    counted |= rank_by_retrieving(saved.retrieving(), rows.data)
     lines, view = [Contestant(name, found.ranks) for name, found in counted.items()], VIEWS["candidates"]
     lines.append(contestant)
     figures["contestants"] = [summarize(line) for line in lines]
@@ -160,7 +162,7 @@ def _among_all(
     saved: SavedScores, rows: EvaluationRows, asked: Asked, figures: dict[str, Any], row_ids: Any
 ) -> tuple[list[Contestant], list[str]]:
     """Return who ranked among all titles, and a table of what the first of them show; add their figures."""
-    counted, view = rank_by_counting_among_all(rows, saved.titles), VIEWS["all"]
+    counted, view = rank_others_among_all(rows, saved.titles, saved.retrieving()), VIEWS["all"]
     lines = [Contestant(name, found.ranks) for name, found in counted.items()]
     lines.append(Contestant(asked.name, np.array(saved.ranks_all)))
     shown = {**{name: found.shown for name, found in counted.items()}, asked.name: saved.shown}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,23 +17,28 @@ from ..dataset.sampling import IntArray
 from ..evaluation.exposure import Exposure
 from ..language_model.policy import POLICY
 from ..parallel import here
+from ..serving.priors import RetrieverPrior
 from ..serving.recommender import Recommender
+from ..title_trie.catalogue_scorer import CatalogueScorer
 from ..title_trie.two_stages import in_two_stages
-from ..training.contestants import all_by_counting
-from ..training.whole_catalogue import WholeCatalogue
+from ..training.contestants import all_by_counting, name_of_retriever
+from ..training.whole_catalogue import Scores, WholeCatalogue
 from .rows import EvaluationRows
 
 
-def rank_by_counting_among_all(rows: EvaluationRows, titles: WholeCatalogue) -> dict[str, Counted]:
-    """Return name -> what counting models are found to rank among all titles.
+def rank_others_among_all(
+    rows: EvaluationRows, titles: WholeCatalogue, retrieving: Mapping[str, Scores]
+) -> dict[str, Counted]:
+    """Return name -> what counting models, and retrievers, are found to rank among all titles.
 
     Args:
         rows: to rank.
         titles: all of them.
+        retrieving: what each retriever gives them.
     """
     found, data = {}, rows.data.inter_feat
     batches = [data[start : start + rows.rows_at_once] for start in range(0, len(data), rows.rows_at_once)]
-    for name, scores in all_by_counting(titles):
+    for name, scores in [*all_by_counting(titles), *retrieving.items()]:
         shown = titles.exposure()
         ranks = [titles.judge(batch, scores(batch), 1, shown)[0] for batch in batches]
         found[name] = Counted(torch.cat(ranks).numpy(), shown)
@@ -39,7 +46,12 @@ def rank_by_counting_among_all(rows: EvaluationRows, titles: WholeCatalogue) -> 
 
 
 class Counted(NamedTuple):
-    """What a counting model is found to rank among all titles: n ranks, and what its first titles show."""
+    """What a contestant without a language model is found to rank among all titles.
+
+    Attributes:
+        ranks: n.
+        shown: what its first titles show.
+    """
 
     ranks: np.ndarray[Any, Any]
     shown: Exposure
@@ -65,6 +77,7 @@ class SavedScores:
 
     def __init__(self, recommender: Recommender, rows: EvaluationRows, progress: bool) -> None:
         self.scorer, self.rows, self.progress = recommender.scorer, rows, progress
+        self._priors = recommender.card.priors
         self.notes: list[str] = []
         self.logps: np.ndarray[Any, Any] | None = None
         self.ranks_all: list[int] = []
@@ -104,6 +117,20 @@ class SavedScores:
             chosen = interaction[CANDIDATE_IDS] == interaction[self.rows.data.iid_field][:, None]
             self.logps = scores.gather(1, chosen.int().argmax(dim=1)[:, None])[:, 0].numpy()
         return scores
+
+    def retrieving(self) -> dict[str, Scores]:
+        """Return name -> what a retriever among the saved priors gives all titles behind some rows."""
+        if self.catalogue is None:
+            return {}
+        return {
+            name_of_retriever(name): partial(self._retrieved, self.catalogue, source)
+            for name, source in zip(self._priors, self.catalogue.priors, strict=True)
+            if isinstance(source, RetrieverPrior)
+        }
+
+    def _retrieved(self, catalogue: CatalogueScorer, source: RetrieverPrior, rows: Interaction) -> Tensor:
+        prompts = self.rows.data.prompt_rows(rows, np.zeros((len(rows), 0), np.int64))
+        return torch.from_numpy(source.likelihoods(catalogue.histories(prompts)))
 
     def _by_vocabulary(self, part: slice) -> _Part:
         return _Part(self.scorer(self.rows.prompts[part]))

@@ -97,7 +97,7 @@ def _among_candidates(
             yield name, trainer.rank_rows(rows, show_progress and voice == asked)
         if voice == POPULARITY:
             yield from rank_by_counting(model.dataset, rows._dataset).items()
-            yield from rank_by_retrieving(model.likelihood, rows._dataset).items()
+            yield from rank_by_retrieving(retrieving(model.likelihood), rows._dataset).items()
 
 
 def _among_all(
@@ -110,7 +110,7 @@ def _among_all(
             with model.speaking_as(voice):
                 yield name, trainer.rank_among_all(rows, catalogue, model.title_scores)
             continue
-        for counted, scores in [*all_by_counting(catalogue), *_by_retrieving(model.likelihood).items()]:
+        for counted, scores in [*all_by_counting(catalogue), *retrieving(model.likelihood).items()]:
             yield counted, trainer.rank_among_all(rows, catalogue, scores)
 
 
@@ -141,27 +141,30 @@ def rank_by_counting(whole: DynamicPODataset, data: DynamicPODataset) -> dict[st
     return ranked
 
 
-def _by_retrieving(likelihood: object) -> dict[str, Scores]:
+def retrieving(likelihood: object) -> dict[str, Scores]:
     """Return name -> what a retriever below a likelihood gives all distinct titles."""
     if not isinstance(likelihood, CatalogueLikelihood):
         return {}
     return {
-        f"retriever {name.removeprefix(RETRIEVER)}": partial(likelihood.retrieved, name)
-        for name in likelihood.priors.retrievers
+        name_of_retriever(name): partial(likelihood.retrieved, name) for name in likelihood.priors.retrievers
     }
 
 
-def rank_by_retrieving(likelihood: object, data: DynamicPODataset) -> dict[str, Ranked]:
-    """Return name -> ranks that the retrievers below a likelihood give to the rows of ``data`` by themselves.
+def name_of_retriever(prior: str) -> str:
+    """Return what tables call a retriever; ``prior`` as the setting calls it."""
+    return f"retriever {prior.removeprefix(RETRIEVER)}"
+
+
+def rank_by_retrieving(retrieving: Mapping[str, Scores], data: DynamicPODataset) -> dict[str, Ranked]:
+    """Return name -> ranks that retrievers give to the rows of ``data`` by themselves.
 
     Args:
-        likelihood: of a model.
+        retrieving: what each gives all distinct titles.
         data: n rows with their candidates.
     """
     rows, ranked = data.inter_feat, {}
-    for name, scores in _by_retrieving(likelihood).items():
-        assert isinstance(likelihood, CatalogueLikelihood)
-        numbers = torch.from_numpy(likelihood.numbers[rows[CANDIDATE_IDS].numpy()])
+    numbers = WholeCatalogue(data).number[rows[CANDIDATE_IDS]]
+    for name, scores in retrieving.items():
         parts = [scores(rows[start : start + AT_ONCE]) for start in range(0, len(rows), AT_ONCE)]
         found = torch.cat(parts).gather(1, numbers.clamp(min=0)).masked_fill(numbers < 0, -torch.inf)
         ranked[name] = rank_candidates(data, found)

@@ -124,9 +124,9 @@ class DynamicPO(SequentialRecommender):
             device=self.device,
             load_in_4bit=settings.load_in_4bit,
             gradient_checkpointing=settings.gradient_checkpointing,
+            compiled=settings.compile_layers,
         )
-        shape = LoraShape.of(settings)
-        policy = Policy(backbone, shape, settings.seed)
+        policy = Policy(backbone, LoraShape.of(settings), settings.seed)
         if settings.sft_adapter:
             folder = find_adapter(settings.sft_adapter)
             policy.load(folder)

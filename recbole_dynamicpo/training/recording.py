@@ -20,7 +20,8 @@ from ..hub import find_adapter
 from ..ingredients import Ingredients, flat_settings
 from ..language_model.adapter_folder import trained_digest
 from ..language_model.attention import kernel_name
-from ..language_model.backbone import backbone_fingerprint, resolve_backbone, resolve_dtype, tokenizer_digest
+from ..language_model.backbone import backbone_fingerprint, resolve_backbone, resolve_dtype
+from ..language_model.tokenizer import tokenizer_digest
 from ..objectives.strategies import source_digest
 from ..parallel import here
 from ..scoring.prompts import load_templates

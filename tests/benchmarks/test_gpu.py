@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._inductor.exc import InvalidCxxCompiler
 
 from recbole_dynamicpo.language_model.packed import block_mask, pack
 from recbole_dynamicpo.language_model.tree import tree_mask
@@ -37,6 +38,8 @@ def test_all_parts_run_dry_without_recbole(tmp_path: Path) -> None:
         "import runpy, sys; sys.path.insert(0, sys.argv[1]); place = sys.argv[2]; "
         "absent = ['recbole', 'mlflow', 'prefect', 'pydantic', 'scipy', 'pandas', 'pyarrow', 'matplotlib']; "
         "sys.modules.update(dict.fromkeys(absent)); "  # so that none of them can be imported
+        "import functools, torch; "  # machine code would take a minute more
+        "torch.compile = functools.partial(torch.compile, backend='aot_eager'); "
         "sys.argv = [place, '--shapes', 'tiny', '--json', sys.argv[3], '--markdown', sys.argv[4]]; "
         "kept = {}\n"
         "try: runpy.run_path(place, run_name='__main__')\n"
@@ -65,6 +68,8 @@ def test_all_parts_run_dry_without_recbole(tmp_path: Path) -> None:
     assert found["resume"]["same_bits"]
     assert (found["resume"]["killed_after"], found["resume"]["gone_on_from"]) == (5, 4)
     assert found["memory"]["lacked"] == found["gaps"]["lacked"] == found["job"]["lacked"] == "a GPU"
+    assert found["compiled"]["holds"]
+    assert found["compiled"]["loss_difference"] < 1e-5
     for line in (found["attention"]["rows, K = 15"], found["attention"]["a whole catalogue"]):
         assert line["difference"] < 1e-5
     assert found["attention"]["lacked"].startswith("a GPU")
@@ -73,6 +78,20 @@ def test_all_parts_run_dry_without_recbole(tmp_path: Path) -> None:
     text = page.read_text()
     assert all(f"## tiny float32 {part}" in text for part in gpu.PARTS)
     assert "| K = 15, loss_difference |" in text
+
+
+def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World("tiny", torch.float32, "cpu", quick=True)
+    compiler = torch.compile
+
+    def lacking(graph: Any, inputs: Any) -> Any:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(torch, "compile", lambda forward, **more: compiler(forward, backend=lacking, **more))
+    found = gpu.compiled(world)
+    assert "torch cannot compile here" in found["lacked"]
+    assert "holds" not in found
+    assert gpu.compiled(world)["plain_s"] > 0  # the layers are as they were
 
 
 class Large:

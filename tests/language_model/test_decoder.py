@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 
+from recbole_dynamicpo.errors import BackboneError
 from recbole_dynamicpo.host.run import run
+from recbole_dynamicpo.language_model.decoder import compile_layers, recompute_layers
 from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.scoring.batches import PromptRow
 from recbole_dynamicpo.scoring.collate import Collator
@@ -20,6 +24,8 @@ from recbole_dynamicpo.training.answers import Answers
 
 from .test_policy import disturb, make_policy
 
+# Torch's tracer looks at gradients behind a filter of its own, which an error would pass.
+traces = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 VOICES = ["backbone", "reference", "policy"]
 ROWS = [
     PromptRow(["Heat"], ["Alien", "Babe"], ["Alien", "Babe"]),
@@ -113,3 +119,111 @@ def test_a_run_reports_the_same_with_and_without(
     reports = [next((tmp_path / name).iterdir()) / "report.json" for name in "ab"]
     first, second = (json.loads(path.read_text())["contestants"] for path in reports)
     assert first == second
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let torch trace what it is to compile, and no more, which takes a minute less.
+
+    Returns:
+        the numbers of tokens that traced layers were called with.
+    """
+    torch._dynamo.reset()
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # pytest would keep every line
+    compiler = torch.compile
+
+    def traced(forward: Any, **options: Any) -> Any:
+        made = compiler(forward, backend="eager", **options)
+
+        def run(states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            sizes.append(states.shape[:2].numel())
+            return made(states, *args, **kwargs)
+
+        return run
+
+    sizes: list[Any] = []
+    monkeypatch.setattr(torch, "compile", traced)
+    return sizes
+
+
+def gradients(score: Scorer, rows: list[PromptRow]) -> list[torch.Tensor]:
+    """Return what one pass over the rows teaches."""
+    logps = score.policy.logps(score.collator(rows))
+    return list(torch.autograd.grad(logps.sum(), score.policy.trainable()))
+
+
+def check_compiled(layers: int) -> None:
+    """See that compiled layers say, teach and replay what plain ones do."""
+    plain, score = scorer(layers), scorer(layers)
+    model = score.policy.peft.get_base_model()
+    compile_layers(model)
+    for rows in (ROWS[:1], ROWS, ROWS[1:]):
+        for voice in VOICES:
+            torch.testing.assert_close(score(rows, voice), plain(rows, voice), rtol=1e-5, atol=1e-5)
+        for found, right in zip(gradients(score, rows), gradients(plain, rows), strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+    together = score.in_voices(ROWS, VOICES)
+    assert recompute_layers(model, score.policy.bare_layers)
+    for found, right in zip(gradients(score, ROWS), gradients(plain, ROWS), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+    for voice in VOICES:
+        torch.testing.assert_close(together[voice], plain(ROWS, voice), rtol=1e-5, atol=1e-5)
+
+
+@traces
+@pytest.mark.parametrize("layers", [1, 0])
+def test_compiled_layers_say_and_teach_the_same(layers: int, quick_compiler: list[Any]) -> None:
+    check_compiled(layers)
+    assert quick_compiler
+
+
+@traces
+@pytest.mark.long
+@pytest.mark.parametrize("layers", [1, 0])
+def test_layers_in_machine_code_say_and_teach_the_same(layers: int) -> None:
+    torch._dynamo.reset()
+    check_compiled(layers)
+
+
+@traces
+def test_passes_with_kept_keys_are_not_compiled(quick_compiler: list[Any]) -> None:
+    policy = scorer(0).policy
+    model = policy.peft.get_base_model()
+    ids = torch.tensor([[5, 6, 7]])
+    wanted = model(input_ids=ids, use_cache=True).logits
+    compile_layers(model)
+    assert torch.equal(model(input_ids=ids, use_cache=True).logits, wanted)
+    assert not quick_compiler
+    model(input_ids=ids, use_cache=False)
+    assert quick_compiler == [3] * 3
+
+
+def test_where_nothing_can_be_compiled_the_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    torch._dynamo.reset()
+    compiler = torch.compile
+
+    def lacking(graph: Any, inputs: Any) -> Any:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(torch, "compile", lambda forward, **more: compiler(forward, backend=lacking, **more))
+    model = scorer(0).policy.peft.get_base_model()
+    compile_layers(model)
+    with pytest.raises(BackboneError, match=r"compile_layers: torch cannot compile here: .*; wanted False"):
+        model(input_ids=torch.tensor([[5, 6]]), use_cache=False)
+
+
+@pytest.mark.long
+@traces
+def test_a_run_with_compiled_layers(
+    toy_settings: dict[str, Any], tmp_path: Any, quick_compiler: list[Any]
+) -> None:
+    own = {**toy_settings, "checkpoint_dir": str(tmp_path)}
+    plain = run("DynamicPO", "toy", overrides=own)
+    assert not quick_compiler
+    compiled = run("DynamicPO", "toy", overrides={**own, "compile_layers": True})
+    assert quick_compiler
+    assert compiled["test_result"].keys() == plain["test_result"].keys()
+    reports = [json.loads(path.read_text()) for path in tmp_path.glob("*/report.json")]
+    assert len(reports) == 2  # another folder: the setting may round otherwise

@@ -27,7 +27,7 @@ from recbole_dynamicpo.serving.recommender import load_recommender
 from recbole_dynamicpo.serving.requests import answer as answer_requests
 from recbole_dynamicpo.storage import load_json
 from recbole_dynamicpo.title_trie.prior import Histories
-from recbole_dynamicpo.training.contestants import rank_by_retrieving, rows_of
+from recbole_dynamicpo.training.contestants import rank_by_retrieving, retrieving, rows_of
 from recbole_dynamicpo.training.dense_rows import DenseRows
 from recbole_dynamicpo.training.plan import plan_stages
 
@@ -78,7 +78,7 @@ def test_the_retriever_is_a_contestant_in_both_tables(settings: dict[str, Any]) 
     own = shares[np.arange(12), rows.targets - 1]
     shown = np.take_along_axis(shares, rows.candidates - 1, axis=1)
     lines = {table: {line["name"]: line for line in report[table]} for table in ("contestants", "all")}
-    ranks = rank_by_retrieving(model.likelihood, data)["retriever EASE"].ranks
+    ranks = rank_by_retrieving(retrieving(model.likelihood), data)["retriever EASE"].ranks
     assert between((shown > own[:, None]).sum(axis=1), ranks - 1, (shown >= own[:, None]).sum(axis=1) - 1)
     assert lines["contestants"]["retriever EASE"]["mrr"] == pytest.approx((1 / ranks).mean())
     for row, history in enumerate(rows.histories):
@@ -86,6 +86,12 @@ def test_the_retriever_is_a_contestant_in_both_tables(settings: dict[str, Any]) 
     least, most = 1 + (shares > own[:, None]).sum(axis=1), (shares >= own[:, None]).sum(axis=1)
     assert (1 / most).mean() <= lines["all"]["retriever EASE"]["mrr"] <= (1 / least).mean()
     assert np.median(most - least) == 0
+    out = Path(found["run_folder"]).parent / "again"
+    evaluate_saved(found["run_folder"], "toy", "likelihood", overrides=more, out=out, progress=False)
+    again = load_json(out / "report.json")
+    for table in ("contestants", "all"):
+        line = next(line for line in again[table] if line["name"] == "retriever EASE")
+        assert line == lines[table]["retriever EASE"]  # the saved model's, on the same rows
 
 
 def between(least: Any, found: Any, most: Any) -> bool:
