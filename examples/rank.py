@@ -8,6 +8,8 @@ import sys
 
 from recbole_dynamicpo import load_recommender
 
+if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+    raise SystemExit(__doc__)
 recommender = load_recommender(sys.argv[1])
 history = ["Toy Story", "Heat", "Sabrina"]  # oldest first
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from .arguments import add_command
 
 # Bytes that the default job needs: on disk, and in memory.
-DISK, MEMORY = 2 << 30, 6 << 30
+DISK, MEMORY = 2 * 10**9, 6 * 10**9
 # Seconds that a server has to answer.
 PATIENCE = 3.0
 _BESIDE_RECBOLE = "pip install --no-deps recbole==1.2.1"

@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..settings import package_folder
 from .compat import prepare
 from .defaults import HOME, known_models, read_our_defaults
 from .stock_checkpoints import load_own_checkpoints
@@ -78,8 +80,25 @@ class _Patcher(MetaPathFinder):
         return spec
 
 
+class _FlowsFinder(MetaPathFinder):
+    """Finds the flows beside a checkout's package, which Python takes before the installed one that has them.
+
+    So it does wherever a script is run in a checkout that was installed from, and not with ``-e``.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, face = package_folder(), package_folder().parent / "flows" / "__init__.py"
+        if fullname != f"{package.name}.flows" or not face.is_file():
+            return None
+        return spec_from_file_location(fullname, face, submodule_search_locations=[str(face.parent)])
+
+
 def register() -> None:
     """Let RecBole find our models by name; may be called any number of times."""
+    if not any(isinstance(finder, _FlowsFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_FlowsFinder())
     if not any(isinstance(finder, _ModelFinder) for finder in sys.meta_path):
         sys.meta_path.append(_ModelFinder())
     if not any(isinstance(finder, _Patcher) for finder in sys.meta_path):

@@ -349,9 +349,13 @@ def test_ways_of_the_host_that_disagree_fail(
     own = host.World.by
 
     def wrong(world: Any, way: str, work: Any) -> None:
-        for layer in world.policy.adapters.layers:
+        layers = world.policy.adapters.layers
+        right = layers[0].scaling["policy"]
+        for layer in layers:
             layer.scaling["policy"] = 3.0
         own(world, way, work)
+        for layer in layers:
+            layer.scaling["policy"] = right
 
     monkeypatch.setattr(host.World, "by", wrong)
     assert host.main([*arguments, "--quick"]) == 1

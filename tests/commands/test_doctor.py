@@ -59,5 +59,5 @@ def test_each_lack_has_a_remedy(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert [line.split()[1] for line in marked] == ["recbole", "MLflow", "Prefect", "disk", "memory"]
     assert marked[0].endswith("not installed; pip install --no-deps recbole==1.2.1")
     assert f"{address} does not answer" in marked[1]
-    assert "1.1 GB free, the default job wants 2.1; make room" in marked[3]
+    assert "1.1 GB free, the default job wants 2.0; make room" in marked[3]
     assert "5 of 13 findings want something done" in said.err

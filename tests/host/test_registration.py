@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,15 @@ def test_a_name_with_code_is_refused() -> None:
     from recbole_dynamicpo.cli import run_recbole
 
     assert run_recbole(["--model=__import__('os')"]) == 2
+
+
+def test_flows_are_found_in_a_checkout_that_stands_before_an_installed_package(tmp_path: Path) -> None:
+    for name in ("recbole_dynamicpo", "flows"):
+        shutil.copytree(Path(__file__).parents[2] / name, tmp_path / name)
+    code = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]; "
+        "import recbole_dynamicpo.flows.parameters as found; print(found.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == tmp_path / "flows" / "parameters.py"
