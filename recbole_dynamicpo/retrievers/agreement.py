@@ -6,11 +6,12 @@ letting RecBole split the run's data set as it did then.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import get_model
 from torch import Tensor
@@ -150,37 +151,48 @@ def _check_rows(checkpoint: Checkpoint, asked: Asked, host: Host) -> None:
 
 
 def _rows_held_out(asked: Asked, host: Host) -> Iterator[str]:
-    """Yield what RecBole's own order and split put into training, and this run does not."""
+    """Yield what RecBole's own order and split put into training or validation, and this run behind them.
+
+    Validation counts too: RecBole keeps the model of the epoch that was best there.
+    """
     config, data = config_of(asked, host.config), host.data
     config.final_config_dict[LENGTH] = 2  # histories are not needed, but for who begins
-    train = SequentialDataset(config).build()[0]
+    parts = SequentialDataset(config).build()
     for field in (data.uid_field, data.iid_field):
-        if not np.array_equal(train.field2id_token[field], data.field2id_token[field]):
+        if not np.array_equal(parts[0].field2id_token[field], data.field2id_token[field]):
             yield f"{field}: RecBole numbers them otherwise than this run"
             return
-    rows, users = train.inter_feat, range(data.user_num)
-    begins = rows[data.item_list_length_field] == 1
-    lists = rows[data.iid_field + config["LIST_SUFFIX"]]
-    seen, times = _counted(
-        np.concatenate([rows[data.uid_field].numpy(), rows[data.uid_field][begins].numpy()]),
-        np.concatenate([rows[data.iid_field].numpy(), lists[begins][:, 0].numpy()]),
-        data.item_num,
-    )
-    taken = [data.taken(user) for user in users]
-    own, ours = _counted(np.repeat(users, [*map(len, taken)]), np.concatenate(taken), data.item_num)
-    known = np.zeros_like(times)
-    known[np.isin(seen, own)] = ours[np.isin(own, seen)]  # both are in order
-    held = seen[times > known]
-    if len(held):
-        user, item = divmod(int(held[0]), data.item_num)
-        names = data.id2token(data.uid_field, user), data.id2token(data.iid_field, item)
-        yield (
-            f"{len(held)} interactions that it was trained on are held out by this run, the first of user "
-            f"{names[0]} with item {names[1]}; {_AGREE}"
-        )
+    for phase, done in enumerate(("trained", "validated")):
+        seen, times = _counted(*_interactions(parts[: phase + 1]), data.item_num)
+        taken = [data.taken(user, phase) for user in range(data.user_num)]
+        users = np.repeat(np.arange(data.user_num), [len(items) for items in taken])
+        own, ours = _counted(users, np.concatenate(taken), data.item_num)
+        known = np.zeros_like(times)
+        known[np.isin(seen, own)] = ours[np.isin(own, seen)]  # both are in order
+        held = seen[times > known]
+        if len(held):
+            user, item = divmod(int(held[0]), data.item_num)
+            names = data.id2token(data.uid_field, user), data.id2token(data.iid_field, item)
+            yield (
+                f"{len(held)} interactions that it was {done} on are held out by this run, the first of user "
+                f"{names[0]} with item {names[1]}; {_AGREE}"
+            )
+            return
+
+
+def _interactions(parts: Sequence[Any]) -> tuple[IntArray, IntArray]:
+    """Return users and items of the interactions that rows of RecBole's were made of."""
+    users, items = [], []
+    for part in parts:
+        rows = part.inter_feat
+        begins = rows[part.item_list_length_field] == 1  # there is a row of each later item
+        history = rows[part.iid_field + part.config["LIST_SUFFIX"]]
+        users += [rows[part.uid_field], rows[part.uid_field][begins]]
+        items += [rows[part.iid_field], history[begins][:, 0]]
+    return torch.cat(users).numpy(), torch.cat(items).numpy()
 
 
 def _counted(users: IntArray, items: IntArray, item_num: int) -> tuple[IntArray, IntArray]:
     """Return pairs of user and item as one number each, and how often each is there."""
-    pairs, counts = np.unique(users.astype(np.int64) * item_num + items, return_counts=True)
+    pairs, counts = np.unique(users * item_num + items, return_counts=True)
     return pairs, counts

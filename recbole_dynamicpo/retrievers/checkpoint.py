@@ -216,7 +216,7 @@ class _Archive:
 def _read(path: Path, archive: _Archive) -> Checkpoint:
     saved = _Unpickler(archive.member("data.pkl"), path).load()
     config, state = saved["config"], saved["state_dict"]
-    if saved.get("other_parameter") is not None:
+    if saved.get("other_parameter"):
         raise ValueError("its model keeps more than tensors (other_parameter)")
     return Checkpoint(
         path,
