@@ -36,8 +36,9 @@ _OF_ORDER = ("time_ties", "history_order", "hidden_items")
 _OURS = "BaselineConfig"
 _AGREE = (
     "RecBole itself orders times that are equal, or that it cannot tell apart as float32, as the file has "
-    "them; wanted time_ties=file, history_order=time, hidden_items=0 and a file in the order of time, or a "
-    "checkpoint that recbole-dynamicpo baselines trained on the rows of this run"
+    "them; wanted time_ties=file, history_order=time, hidden_items=0 and a file in the order of time before "
+    "RecBole trains on it (which numbers items by the file), or a checkpoint that recbole-dynamicpo "
+    "baselines trained on the rows of this run"
 )
 
 
