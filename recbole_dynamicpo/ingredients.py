@@ -43,10 +43,11 @@ RECBOLE_DECIDES = {
 FACTS = {
     "data": "prepare",
     **dict.fromkeys(("backbone", "tokenizer", "template", "adapter", "dtype", "device", "kernel"), "sft"),
+    "retriever_checkpoints": "sft",
     "objective": "preference",  # the code of a class of the user's own, which no version of ours tells
 }
 # Settings whose names and paths stand for facts, and are no ingredients themselves.
-_NAMES_OF_FACTS = {"backbone", "sft_adapter", "dtype", "prompt"}
+_NAMES_OF_FACTS = {"backbone", "sft_adapter", "dtype", "prompt", "retriever_checkpoints"}
 # What a title's log-probability under a fixed adapter depends on, beside the text that is scored.
 _SCORES = ("fact.backbone", "fact.tokenizer", "fact.dtype", "fact.device", "fact.kernel", "load_in_4bit")
 # Libraries whose next version may round otherwise; they part cached results, but end no run and no reign.

@@ -15,6 +15,7 @@ from .ingredients import decides
 from .language_model.adapter_folder import adapter_digest
 from .language_model.backbone import check_backbone
 from .names import MODEL_NAMES, RECORDED, STAGES
+from .retrievers.checkpoint import checkpoints_digest
 from .settings import Settings, fields_of_settings, read_settings
 from .stage_results import StageResult
 
@@ -74,6 +75,7 @@ def check(job: Job) -> None:
         require_data(config)
     if settings.sft_adapter:
         adapter_digest(find_adapter(settings.sft_adapter))
+    checkpoints_digest(settings.retriever_checkpoints or {})
     check_backbone(settings.backbone)
 
 
@@ -88,6 +90,8 @@ def stage_config(job: Job, stage: str, prepared: StageResult) -> PlainConfig:
     defaults = Settings(num_negatives=1, epochs=0)
     later = set(RECORDED[RECORDED.index(stage) + 1 :])
     more = {name: getattr(defaults, name) for name in fields_of_settings() if decides(name) in later}
+    if "catalogue_prior" in more:
+        more["retriever_checkpoints"] = None  # models of those
     if stage not in ("prepare", STAGES[0]):
         more["sft_adapter"] = str((place_of(prepared, STAGES[0])[1] / STAGES[0]).resolve())
     config = job.settings_of(more)

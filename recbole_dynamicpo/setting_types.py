@@ -127,6 +127,16 @@ def _priors() -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _mapping(words: str, fits: Callable[[Any], bool]) -> BeforeValidator:
+    """Return a check that takes nothing, or a mapping from texts to values that fit."""
+
+    def right(value: Any) -> bool:
+        pairs = value.items() if isinstance(value, dict) else [(None, None)]
+        return _absent(value) is None or all(isinstance(key, str) and fits(one) for key, one in pairs)
+
+    return _wanted(words, right, lambda value: dict(value) if _absent(value) else None)
+
+
 DTYPES = (AUTO, "float32", "bfloat16", "float64")
 
 
@@ -177,14 +187,15 @@ Texts = Annotated[
 ]
 PerhapsMapped = Annotated[
     dict[str, Any] | None,
-    _wanted(
-        "name: value pairs",
-        lambda value: (
-            _absent(value) is None or (isinstance(value, dict) and all(isinstance(k, str) for k in value))
-        ),
-        lambda value: dict(value) if _absent(value) else None,
-    ),
+    _mapping("name: value pairs", lambda value: True),
     WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "null"}]}),
+]
+PerhapsPaths = Annotated[
+    dict[str, str] | None,
+    _mapping("model: path pairs", lambda value: isinstance(value, str) and bool(value)),
+    WithJsonSchema(
+        {"anyOf": [{"type": "object", "additionalProperties": {"type": "string"}}, {"type": "null"}]}
+    ),
 ]
 PerhapsNumber = Annotated[Number | None, BeforeValidator(_absent)]
 PerhapsWhole = Annotated[Whole | None, BeforeValidator(_absent)]
@@ -229,6 +240,12 @@ def contradictions(settings: Any) -> list[str]:
         problems.append("negatives: wanted uniform, as there is no catalogue_prior")
     if settings.catalogue_prior and settings.likelihood != "catalogue":
         problems.append("catalogue_prior: wanted none, as likelihood is not catalogue")
+    for name in settings.retriever_checkpoints or {}:
+        if f"{RETRIEVER}{name}" not in settings.catalogue_prior:
+            wanted = ", ".join(prior for prior in settings.catalogue_prior if prior.startswith(RETRIEVER))
+            problems.append(
+                f"retriever_checkpoints: got {name!r}, wanted models of catalogue_prior ({wanted or 'none'})"
+            )
     if settings.first_stage and not settings.catalogue_prior:
         problems.append("first_stage: wanted 0, as there is no catalogue_prior")
     if "all" in settings.rank_among and settings.likelihood != "catalogue":

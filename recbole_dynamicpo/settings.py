@@ -29,6 +29,7 @@ from .setting_types import (
     Perhaps,
     PerhapsMapped,
     PerhapsNumber,
+    PerhapsPaths,
     PerhapsWhole,
     Positions,
     Priors,
@@ -63,9 +64,7 @@ class Settings:
 
     # what a title's log-probability is
     likelihood: Likelihood = setting(
-        "vocabulary",
-        "of a title: normalised over the vocabulary, or over the catalogue's titles",
-        decides="sft",
+        "vocabulary", "normalised over the vocabulary, or over the catalogue's titles", decides="sft"
     )
     catalogue_prior: Priors = setting(
         (), "below the catalogue likelihood: models that count, RecBole's as recbole:<model>", decides="sft"
@@ -77,6 +76,7 @@ class Settings:
         2, "of users: a training row's prior is a retriever that saw none of its fold", decides="sft", ge=2
     )
     retriever_settings: PerhapsMapped = setting(None, "RecBole's own settings of them", decides="sft")
+    retriever_checkpoints: PerhapsPaths = setting(None, "files of some of them, by model", decides="sft")
     centre: Flag = setting(False, "take the untrained model's mean opinion of every title out", decides="sft")
 
     # dense rows

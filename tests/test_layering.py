@@ -60,7 +60,8 @@ EMBASSIES = {
     "tracking.system dataset retrievers likelihoods steps training host saved_models",
     "transformers": "language_model",
     "peft": "language_model",
-    "recbole": "dataset retrievers.training likelihoods steps training host saved_models",
+    "recbole": "dataset retrievers.training retrievers.agreement likelihoods steps training host "
+    "saved_models",
     "mlflow": "serving.mlflow_store serving.pyfunc tracking.client tracking.sync",
     "pydantic": "settings setting_types serving.requests",
     "scipy": "data.counting data.give_away data.global_order evaluation.statistics",

@@ -194,9 +194,9 @@ class DynamicPODataset(SequentialDataset):
         """Return what users took in training, as sequences."""
         return train_chains(self)
 
-    def taken(self, user: int) -> IntArray:
-        """Return the items that a user took in training."""
-        offsets, items = self._used[0]
+    def taken(self, user: int, phase: int = 0) -> IntArray:
+        """Return the items that a user took in training; and in validation, with ``phase`` 1."""
+        offsets, items = self._used[phase]
         return items[offsets[user] : offsets[user + 1]]
 
     def popularity(self) -> IntArray:

@@ -108,15 +108,15 @@ def check_settings(config: Any, *, stock: bool = False) -> None:
 def _retriever_problems(values: dict[str, Any]) -> list[str]:
     """Return what is wrong with the models of RecBole's that are named as priors, a line each."""
     priors, more = values.get("catalogue_prior") or [], values.get("retriever_settings") or {}
-    named = [priors] if isinstance(priors, str) else priors
-    if not isinstance(named, list | tuple) or not isinstance(more, dict):
+    named, kept = [priors] if isinstance(priors, str) else priors, values.get("retriever_checkpoints") or {}
+    if not isinstance(named, list | tuple) or not isinstance(more, dict) or not isinstance(kept, dict):
         return []  # the type is what is wrong
     chosen = [str(name) for name in named if str(name).startswith(RETRIEVER)]
     if not chosen or not all(map(is_prior, chosen)):
         return []
     from ..retrievers.training import problems as problems_of_models  # only now: RecBole is being imported
 
-    return problems_of_models([name.removeprefix(RETRIEVER) for name in chosen], more)
+    return problems_of_models([name.removeprefix(RETRIEVER) for name in chosen], more, kept)
 
 
 def check_stock_settings(config: Any) -> None:

@@ -23,6 +23,7 @@ from ..names import RETRIEVER
 from ..parallel import here
 from ..settings import Settings
 from ..storage import atomic_file, locked, remove_partial, sha256_json
+from .agreement import adopt
 from .retriever import Retriever, deal_users, fit_sharpness
 from .scorers import IntArray, Scorer, from_bytes, to_bytes
 from .training import Asked, Host, train
@@ -47,21 +48,39 @@ def fit_retrievers(
         settings: of the run.
 
     Raises:
-        SettingsError: a model cannot be trained with these settings, or not be kept.
+        SettingsError: a model cannot be trained with these settings, or not be kept; a checkpoint
+            does not fit.
+        AdapterError: a checkpoint cannot be used.
     """
     names = [name for name in settings.catalogue_prior if name.startswith(RETRIEVER)]
     if not names:
         return {}
     of_user = {user: first_items[titles - 1] for user, titles in data.of_user.items()}
-    return {name: _fit(name, of_user, host, settings) for name in names}
+    # Checkpoints first: what is wrong with one is said before anything is trained.
+    begun = {name: _begun(name, host, settings) for name in names}
+    return {name: _fit(asked, whole, of_user, host, settings) for name, (asked, whole) in begun.items()}
 
 
-def _fit(name: str, of_user: Mapping[int, IntArray], host: Host, settings: Settings) -> Retriever:
-    model, folds, users = name.removeprefix(RETRIEVER), settings.retriever_folds, sorted(of_user)
+def _begun(name: str, host: Host, settings: Settings) -> tuple[Asked, Scorer | None]:
+    """Return how a retriever's models are trained, and that of all users where a checkpoint holds it."""
+    model, kept = name.removeprefix(RETRIEVER), settings.retriever_checkpoints or {}
     asked = Asked(model, settings.retriever_epochs, settings.seed, settings.retriever_settings or {})
+    if model not in kept:
+        return asked, None
+    asked, content = here().decide(lambda: adopt(kept[model], asked, host))
+    logger.info("retriever %s: that of all users from %s", model, kept[model])
+    return asked, from_bytes(content, host.data.item_num, kept[model])[0]
+
+
+def _fit(
+    asked: Asked, whole: Scorer | None, of_user: Mapping[int, IntArray], host: Host, settings: Settings
+) -> Retriever:
+    folds, users = settings.retriever_folds, sorted(of_user)
     fold_of = deal_users(users, folds, row_generator(settings.seed, 43))
     seen = [[user for user in users if fold_of[user] != fold] for fold in range(folds)]
-    *parts, whole = (_made(asked, {user: of_user[user] for user in part}, host) for part in (*seen, users))
+    parts = [_made(asked, {user: of_user[user] for user in part}, host) for part in seen]
+    if whole is None:
+        whole = _made(asked, of_user, host)
     found = Retriever(whole, 1.0, tuple(parts), fold_of)
     if not whole.logits:
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -40,10 +40,10 @@ _NO_SAMPLING = {
     **dict.fromkeys(("distribution", "sample_num", "alpha"), "none"), "dynamic": False, "candidate_num": 0,
 }  # fmt: skip
 # What wrong settings and data lead RecBole to.
-_LEADS_TO = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError)
+LEADS_TO = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError)
 # Settings of RecBole's that a retriever has of its own, beside those of its model's file.
 _OWN = ("learner", "learning_rate", "train_batch_size", "weight_decay", "clip_grad_norm", "loss_type")
-_LENGTH = "MAX_ITEM_LIST_LENGTH"
+LENGTH = "MAX_ITEM_LIST_LENGTH"
 
 
 class Asked(NamedTuple):
@@ -62,17 +62,26 @@ class Host(NamedTuple):
     data: Any  # a built data set, whose items and users the retriever has
 
 
-def problems(names: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+def problems(
+    names: Sequence[str], settings: Mapping[str, Any], checkpoints: Collection[str] = ()
+) -> list[str]:
     """Return what is wrong with the models named and the settings for them, a line each.
 
     Args:
         names: RecBole's names of models.
         settings: of ``retriever_settings``.
+        checkpoints: models of ``retriever_checkpoints``.
     """
     found = [problem for name in names if (problem := _problem(name))]
+    found += [
+        f"retriever_checkpoints: got {name}, which is made in seconds of the run's own rows; wanted a "
+        "sequential model such as SASRec"
+        for name in checkpoints
+        if name in (*MATRICES, CONSTANT)
+    ]
     if found or not names:
         return found
-    known = {key for name in names for key in _settings_of(name)}
+    known = {key for name in names for key in settings_of(name)}
     return [
         f"retriever_settings: {key}: unknown to {', '.join(names)}{nearest(key, known)}"
         for key in settings
@@ -98,7 +107,7 @@ def _problem(name: str) -> str | None:
     )
 
 
-def _settings_of(name: str) -> dict[str, Any]:
+def settings_of(name: str) -> dict[str, Any]:
     """Return RecBole's defaults of all that may be set for a model."""
     home = Path(recbole.__file__).parent / "properties"
     reader = Config.__new__(Config)
@@ -107,14 +116,14 @@ def _settings_of(name: str) -> dict[str, Any]:
     general = reader._update_internal_config_dict(str(home / "overall.yaml"))
     path = home / "model" / f"{name}.yaml"
     own = reader._update_internal_config_dict(str(path)) if path.is_file() else None
-    return {_LENGTH: None, **{key: general.get(key) for key in _OWN}, **(own or {})}
+    return {LENGTH: None, **{key: general.get(key) for key in _OWN}, **(own or {})}
 
 
-def _config_of(asked: Asked, config: Any) -> Any:
+def config_of(asked: Asked, config: Any) -> Any:
     """Return the run's configuration with the model, and how it is trained, in place of ours."""
-    values, model = _settings_of(asked.model), get_model(asked.model)
+    values, model = settings_of(asked.model), get_model(asked.model)
     values |= {key: value for key, value in asked.settings.items() if key in values}
-    values[_LENGTH] = values[_LENGTH] or config[_LENGTH]
+    values[LENGTH] = values[LENGTH] or config[LENGTH]
     kind = getattr(model, "input_type", None)
     if kind is None:
         kind = InputType.PAIRWISE if values.get("loss_type") == "BPR" else InputType.POINTWISE
@@ -139,28 +148,28 @@ def train(asked: Asked, sequences: Mapping[int, IntArray], host: Host) -> Scorer
     Raises:
         SettingsError: RecBole cannot make or train the model with these settings, or it cannot be kept.
     """
-    config, wanted = _config_of(asked, host.config), f"catalogue_prior: recbole:{asked.model}"
-    data = host.data.built["train"].copy(_rows(sequences, host.data, config[_LENGTH]))
+    config, wanted = config_of(asked, host.config), f"catalogue_prior: recbole:{asked.model}"
+    data = host.data.built["train"].copy(_rows(sequences, host.data, config[LENGTH]))
     data.config = config
-    with _by_itself(asked.seed):
+    with by_itself(asked.seed):
         try:
             model = get_model(asked.model)(config, data).to(config["device"])
             if model.type == ModelType.SEQUENTIAL:
-                _encoder(model, config, asked)  # hours of training later would be too late to find out
+                encoder_of(model, config, asked)  # hours of training later would be too late to find out
             sampler = None
             if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE:
                 sampler = RepeatableSampler("train", data, "uniform").set_phase("train")
             loader = TrainDataLoader(config, data, sampler, shuffle=True)
             trainer = get_trainer(model.type, asked.model)(config, model)
             trainer.fit(loader, saved=False, show_progress=bool(config["show_progress"]))
-        except _LEADS_TO as error:
+        except LEADS_TO as error:
             said = str(error).partition("\n")[0][:200]
             raise SettingsError(
                 f"{wanted}: RecBole cannot train it with these settings and data "
                 f"({type(error).__name__}: {said})"
             ) from error
         if model.type == ModelType.SEQUENTIAL:
-            return _encoder(model, config, asked)
+            return encoder_of(model, config, asked)
         return _matrix(model, asked.model)
 
 
@@ -195,7 +204,7 @@ class _NoBoard:
 
 
 @contextmanager
-def _by_itself(seed: int) -> Iterator[None]:
+def by_itself(seed: int) -> Iterator[None]:
     """Let RecBole draw by a seed inside the block, and leave generators and logs of others as they were."""
     kept, board = (random.getstate(), np.random.get_state()), recbole_trainer.get_tensorboard
     try:
@@ -223,7 +232,7 @@ class _FullSort(nn.Module):
         return found.reshape(items.shape[0], -1)  # a len would be one number for all
 
 
-def _encoder(model: Any, config: Any, asked: Asked) -> Scorer:
+def encoder_of(model: Any, config: Any, asked: Asked) -> Scorer:
     """Return a sequential model as it is now.
 
     Raises:
@@ -232,7 +241,7 @@ def _encoder(model: Any, config: Any, asked: Asked) -> Scorer:
     own = copy.deepcopy(model).cpu().eval()
     if hasattr(own, "device"):
         own.device = torch.device("cpu")
-    name, length = f"catalogue_prior: recbole:{asked.model}", int(config[_LENGTH])
+    name, length = f"catalogue_prior: recbole:{asked.model}", int(config[LENGTH])
     lengths = torch.arange(2, 4).clamp(max=length)
     table = (torch.arange(length)[None] < lengths[:, None]).long()
     try:

@@ -24,6 +24,7 @@ from ..language_model.backbone import backbone_fingerprint, resolve_backbone, re
 from ..language_model.tokenizer import tokenizer_digest
 from ..objectives.strategies import source_digest
 from ..parallel import here
+from ..retrievers.checkpoint import checkpoints_digest
 from ..scoring.prompts import load_templates
 from ..settings import Settings, properties_folder
 from ..steps.numbers import summary
@@ -194,6 +195,7 @@ def gather(config: Any, settings: Settings) -> Ingredients:
     dtype = resolve_dtype(settings.dtype, device)
     templates = load_templates(settings.prompt, properties_folder() / "prompts")
     adapter, own = settings.sft_adapter, source_digest(settings.objective)
+    kept = settings.retriever_checkpoints
     return Ingredients.of(
         params_of(config, settings),
         {
@@ -205,6 +207,7 @@ def gather(config: Any, settings: Settings) -> Ingredients:
             "dtype": str(dtype).removeprefix("torch."),
             "device": device.type,
             "kernel": kernel_name(device, dtype),
+            **({"retriever_checkpoints": checkpoints_digest(kept)} if kept else {}),
             **({"objective": own} if own else {}),
         },
     )

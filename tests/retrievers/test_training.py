@@ -34,9 +34,9 @@ def host(toy_settings: dict[str, Any]) -> Host:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """RecBole's models after their training, as the module under test saw them."""
     found: list[Any] = []
-    encoder, matrix = training._encoder, training._matrix
+    encoder, matrix = training.encoder_of, training._matrix
     monkeypatch.setattr(
-        training, "_encoder", lambda model, *more: found.append(model) or encoder(model, *more)
+        training, "encoder_of", lambda model, *more: found.append(model) or encoder(model, *more)
     )
     monkeypatch.setattr(training, "_matrix", lambda model, *more: found.append(model) or matrix(model, *more))
     return found
