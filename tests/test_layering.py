@@ -69,7 +69,7 @@ EMBASSIES = {
     "optuna": "study.search",
     "psutil": "tracking.system",
     "pyarrow": "data.sequences evaluation.ranks serving.batch",
-    "huggingface_hub": "data.download hub language_model.backbone",
+    "huggingface_hub": "data.download hub language_model.backbone language_model.tokenizer",
     "safetensors": "language_model.adapter_folder retrievers.scorers serving.priors training.checkpoint",
     "filelock": "storage",
     "packaging": "serving.packaging",
