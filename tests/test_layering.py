@@ -77,7 +77,7 @@ EMBASSIES = {
     "numpy": "data evaluation scoring title_trie dataset retrievers likelihoods serving tracking.figures "
     "tracking.shown steps.numbers training host saved_models study.comparisons study.results",
     "tqdm": "data scoring serving.batch training saved_models",
-    "yaml": "scoring.prompt_lengths dataset.data_files host.config study.grid",
+    "yaml": "ingredients dataset.data_files host.config study.grid",
 }
 
 MOST_LINES, MOST_MODULES = 300, 15

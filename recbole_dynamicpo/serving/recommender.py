@@ -139,7 +139,7 @@ class Recommender:
         return self.answer([replace(question, explain=explain)])[0]
 
     def catalogue_logps(self, history: Sequence[str | int]) -> NDArray[np.floating]:
-        """Return (Y,) log-probabilities of ``catalogue.distinct_titles`` in nats; they sum to 1.
+        """Return (Y,) nats in the order of ``catalogue.distinct_titles``: log-shares, whose exp sums to 1.
 
         Raises:
             DataError: the likelihood is the vocabulary's, or see ``rank``.
