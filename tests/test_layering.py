@@ -67,7 +67,7 @@ EMBASSIES = {
     "matplotlib": "tracking.figures study.figure",
     "optuna": "study.search",
     "psutil": "tracking.system",
-    "pyarrow": "data.sequences evaluation.ranks serving.batch",
+    "pyarrow": "data.sequences evaluation.ranks saved_models.batch saved_models.users",
     "huggingface_hub": "data.download hub language_model.backbone",
     "safetensors": "language_model.adapter_folder retrievers.scorers serving.priors training.checkpoint",
     "filelock": "storage",
@@ -76,7 +76,7 @@ EMBASSIES = {
     "gradio": "serving.demo",
     "numpy": "data evaluation scoring title_trie dataset retrievers likelihoods serving tracking.figures "
     "tracking.shown steps.numbers training host saved_models study.comparisons study.results",
-    "tqdm": "data scoring serving.batch training saved_models",
+    "tqdm": "data scoring training saved_models",
     "yaml": "ingredients dataset.data_files host.config study.grid",
 }
 

@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DynamicPOError, SettingsError
@@ -84,7 +83,7 @@ def load_demo(source: str) -> Demo:
     return Demo(load_recommender(source), load_recommender(before))
 
 
-def find_gradio() -> ModuleType:
+def find_gradio() -> Any:
     """Return the module that makes pages, which takes some seconds to import.
 
     Raises:

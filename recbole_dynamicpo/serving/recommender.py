@@ -103,7 +103,7 @@ class Recommender:
         exclude_history: bool = True,
         explain: bool = False,
     ) -> list[Ranked]:
-        """Return the ``k`` best titles, best first. A text is a title, a whole number an item id.
+        """Return the ``k`` best titles, best first. A text is a title, else an id; a whole number an id.
 
         A recommender of catalogue likelihood gives candidates that are all in the catalogue their shares of
         it; a list with one that is not is scored as a whole by the vocabulary, without priors.

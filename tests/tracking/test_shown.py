@@ -13,6 +13,7 @@ from recbole_dynamicpo.errors import DataError
 from recbole_dynamicpo.host.config import plain_config
 from recbole_dynamicpo.settings import read_settings
 from recbole_dynamicpo.storage import load_json, write_json
+from recbole_dynamicpo.tracking.record import write_record
 from recbole_dynamicpo.tracking.shown import PLAIN, curve_lines, read_run, setting_lines, spark
 from recbole_dynamicpo.training.recording import params_of
 
@@ -121,3 +122,6 @@ def test_the_command_shows_curves_and_settings(tmp_path: Path, capsys: pytest.Ca
     assert "settings that differ from the defaults:\n--beta=7.5\n" in shown
     assert main(["show", str(run.path), "--all-settings"]) == 0
     assert "settings:\n--beta=7.5 --topk=[1]\n" in capsys.readouterr().out
+    write_record(run.path, toy_record(params={"beta": 1.0}))
+    assert main(["show", str(run.path)]) == 0
+    assert "settings that differ from the defaults:\nnone\n" in capsys.readouterr().out
