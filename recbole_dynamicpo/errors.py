@@ -74,9 +74,12 @@ class StoppedError(BaseException):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    """Return ``" (did you mean 'x'?)"`` for the closest known name, or an empty string; case is no matter."""
+    spelt: dict[str, str] = {}
+    for one in known:
+        spelt.setdefault(one.casefold(), one)
+    close = difflib.get_close_matches(name.casefold(), spelt, n=1, cutoff=0.5)
+    return f" (did you mean '{spelt[close[0]]}'?)" if close else ""
 
 
 def short(value: Any) -> str:

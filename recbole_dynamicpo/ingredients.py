@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .names import DECIDES, RECORDED
-from .settings import fields_of_settings
+import yaml
+
+from .names import DECIDES, MODEL_NAMES, RECORDED
+from .settings import Settings, fields_of_settings, properties_folder
 from .storage import sha256_json
 
 # Where a setting of RecBole's first matters; one that is not named here is taken to shape the rows.
@@ -117,6 +119,22 @@ class Ingredients:
     def _at(name: str) -> int:
         fact = name.removeprefix("fact.")
         return DECIDES.index(FACTS[fact] if name != fact else decides(name))
+
+
+def default_settings(model: str, dataset: str) -> Settings:
+    """Return the settings of a run that is given none: those of the shipped files above the bare defaults.
+
+    Args:
+        model: its name. A class of a user's own has the settings of the first of our models.
+        dataset: its name; one without a shipped file has no more.
+    """
+    models = dict.fromkeys([MODEL_NAMES[0], *(name for name in MODEL_NAMES if name == model)])
+    values: dict[str, Any] = {}
+    for name in (*(f"model/{name}.yaml" for name in models), f"dataset/{dataset}.yaml"):
+        file = properties_folder() / name
+        if file.is_file():
+            values.update(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+    return Settings.from_mapping(values)
 
 
 def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -19,7 +20,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from .errors import LockedError
+from .errors import LockedError, SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,26 @@ def _swap(work: Path, path: Path) -> None:
         os.replace(path, old)
     os.replace(work, path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_can_be_made(folder: Path) -> None:
+    """See whether a folder can be made and written to, or is there already; nothing is left behind.
+
+    Raises:
+        SettingsError: neither; says why.
+    """
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        what = "written to" if folder.is_dir() else "made"
+        raise SettingsError(f"{folder}: the folder cannot be {what} ({error.strerror})") from error
+    finally:
+        for path in made:
+            with suppress(OSError):  # it was not made, or another process took it
+                path.rmdir()
 
 
 def restore_swapped(path: Path) -> None:

@@ -14,14 +14,21 @@ from safetensors.torch import load_file, save_file
 from recbole_dynamicpo.errors import CheckpointError
 from recbole_dynamicpo.host.config import PlainConfig
 from recbole_dynamicpo.host.run import run
-from recbole_dynamicpo.ingredients import FACTS, RECBOLE_DECIDES, Ingredients, decides, flat_settings
+from recbole_dynamicpo.ingredients import (
+    FACTS,
+    RECBOLE_DECIDES,
+    Ingredients,
+    decides,
+    default_settings,
+    flat_settings,
+)
 from recbole_dynamicpo.job import Job
 from recbole_dynamicpo.language_model.adapter_folder import LoraShape
 from recbole_dynamicpo.language_model.backbone import load_backbone
 from recbole_dynamicpo.language_model.policy import Policy
 from recbole_dynamicpo.names import DECIDES, RECORDED
 from recbole_dynamicpo.pipeline import begin, evaluate, prepare, train
-from recbole_dynamicpo.settings import fields_of_settings, properties_folder, read_settings
+from recbole_dynamicpo.settings import Settings, fields_of_settings, properties_folder, read_settings
 from recbole_dynamicpo.stage_results import stage_key
 from recbole_dynamicpo.tracking.record import read_record
 from recbole_dynamicpo.training.recording import gather
@@ -292,3 +299,12 @@ def test_every_default_says_what_it_decides(file: Path) -> None:
         decides(name) in DECIDES
         for name in flat_settings(PlainConfig(file.stem, "ml-100k").final_config_dict)
     )
+
+
+def test_model_and_data_set_have_files_above_the_bare_defaults() -> None:
+    found = default_settings("SDPO", "lastfm")
+    assert (found.objective, found.dynamic) == ("sdpo", False)  # of the model
+    assert found.catalogue_prior == ("transitions", "cooccurrence", "popularity")  # of the data set
+    assert (found.likelihood, found.max_history) == ("catalogue", 20)  # of all our models
+    assert found.sft_weight == Settings().sft_weight
+    assert default_settings("Own", "toy") == default_settings("DynamicPO", "toy") != Settings()

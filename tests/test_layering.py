@@ -68,7 +68,7 @@ EMBASSIES = {
     "matplotlib": "tracking.figures study.figure",
     "optuna": "study.search",
     "psutil": "tracking.system",
-    "pyarrow": "data.sequences evaluation.ranks serving.batch",
+    "pyarrow": "data.sequences evaluation.ranks saved_models.batch saved_models.users",
     "huggingface_hub": "data.download hub language_model.backbone language_model.tokenizer",
     "safetensors": "language_model.adapter_folder retrievers.scorers serving.priors training.checkpoint",
     "filelock": "storage",
@@ -77,8 +77,8 @@ EMBASSIES = {
     "gradio": "serving.demo",
     "numpy": "data evaluation scoring title_trie dataset retrievers likelihoods serving tracking.figures "
     "tracking.shown steps.numbers training host saved_models study.comparisons study.results",
-    "tqdm": "data scoring serving.batch training saved_models",
-    "yaml": "scoring.prompt_lengths dataset.data_files host.config study.grid",
+    "tqdm": "data scoring training saved_models",
+    "yaml": "ingredients dataset.data_files host.config study.grid",
 }
 
 MOST_LINES, MOST_MODULES = 300, 15

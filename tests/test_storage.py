@@ -14,10 +14,11 @@ import pytest
 
 import recbole_dynamicpo
 from recbole_dynamicpo import storage
-from recbole_dynamicpo.errors import LockedError
+from recbole_dynamicpo.errors import LockedError, SettingsError
 from recbole_dynamicpo.storage import (
     atomic_file,
     atomic_folder,
+    check_can_be_made,
     locked,
     named,
     remove_partial,
@@ -267,3 +268,25 @@ def test_what_a_killed_process_left_of_a_folder_is_removed(tmp_path: Path) -> No
         (folder / "file").write_text("x", encoding="utf-8")
     remove_partial(whole)
     assert names(tmp_path) == [".a.x.tmp", "a[b]"]
+
+
+def test_whether_a_folder_can_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_can_be_made(tmp_path / "deep" / "er")
+    assert names(tmp_path) == []
+    fill(tmp_path / "there", "kept")
+    check_can_be_made(tmp_path / "there")
+    assert names(tmp_path / "there") == ["a.txt"]
+    with pytest.raises(SettingsError, match=r"the folder cannot be made \(Not a directory\)"):
+        check_can_be_made(tmp_path / "there" / "a.txt" / "b")
+    with pytest.raises(SettingsError, match=r"a.txt: the folder cannot be made \(File exists\)"):
+        check_can_be_made(tmp_path / "there" / "a.txt")
+    with pytest.raises(
+        SettingsError, match=r"^/proc/xx: the folder cannot be made \(No such file or directory\)"
+    ):
+        check_can_be_made(Path("/proc/xx"))
+
+
+def test_a_folder_that_takes_no_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # who may do all is refused nothing
+    with pytest.raises(SettingsError, match=r"the folder cannot be written to \(Permission denied\)"):
+        check_can_be_made(tmp_path)

@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..serving.demo import load_demo, serve
+    from ..serving.demo import find_gradio, load_demo, serve
 
+    find_gradio()  # before the model is loaded, which takes longest
     serve(load_demo(options.model), options.port)

@@ -18,9 +18,10 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..serving.export import GRAMMAR_FILE, TITLES_FILE, export_merged
+    from ..serving.export import GRAMMAR_FILE, TITLES_FILE, check_new, export_merged
     from ..serving.recommender import load_recommender
 
+    check_new(options.merged)  # before the model is loaded, which takes longest
     export_merged(load_recommender(options.model), options.merged)
     print(
         f"{options.merged}: a model of transformers; {TITLES_FILE} has the tokens of every title, "

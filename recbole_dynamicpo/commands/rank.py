@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingsError
+from ..errors import SettingsError, nearest, short
 from ..parallel import join
 from .arguments import add_command, add_data, add_model, settings_of
 
@@ -16,8 +19,14 @@ def add(commands: Any) -> None:
     parser = add_command(commands, "rank", _run, "rank titles with a saved adapter", settings=True)
     add_model(parser, plain=True)
     add_data(parser, plain=True)
-    parser.add_argument("--history", help="titles or item ids, oldest first, separated by |; may be empty")
-    parser.add_argument("--candidates", help="titles to rank, separated by |; default: the whole catalogue")
+    parser.add_argument(
+        "--history",
+        help="titles or item ids, oldest first, separated by |, or as a JSON list, which titles with a | "
+        "want; may be empty",
+    )
+    parser.add_argument(
+        "--candidates", help="titles to rank, written like a history; default: the whole catalogue"
+    )
     parser.add_argument(
         "--input", type=Path, help="Parquet, CSV or JSON lines of users instead: columns user and history"
     )
@@ -74,27 +83,39 @@ def _recommender(options: argparse.Namespace) -> Any:
 
 
 def _rank_file(options: argparse.Namespace) -> None:
-    from ..serving.batch import rank_file
+    from ..saved_models.batch import check_batch, rank_file
 
     if options.out is None:
         raise SettingsError("rank --input: wanted --out, a folder for the parts")
     if options.candidates is not None or options.explain:
         raise SettingsError("rank --input: takes neither --candidates nor --explain, which go with --history")
     processes = join()
+    if processes.first:
+        check_batch(options.input, options.out)  # before the model is loaded, which takes longest
+    recommender = _recommender(options)
     found = rank_file(
-        _recommender(options), options.input, options.out, k=options.k,
-        exclude_history=not options.keep_history,
-    )  # fmt: skip
+        recommender, options.input, options.out, k=options.k, exclude_history=not options.keep_history
+    )
     if processes.first:
         parts = f"{found.parts} part{'' if found.parts == 1 else 's'}"
         said = f"{found.ranked} users ranked in {parts}, {found.rejected} rows set aside"
         print(f"{said}: {options.out}")
+    if processes.first and found.unknown:
+        some = ", ".join(_named(recommender, title) for title in found.examples)
+        _note(
+            f"--input: {found.unknown} of {found.ranked + found.rejected} histories have titles that are not "
+            f"in the catalogue, such as {some}; {_of_history(recommender)}"
+        )
 
 
 def _rank_one(options: argparse.Namespace) -> None:
-    candidates = options.candidates.split("|") if options.candidates is not None else None
-    history = options.history.split("|") if options.history else []
+    candidates = _entries(options.candidates) if options.candidates is not None else None
+    history = _entries(options.history) if options.history else []
     recommender = _recommender(options)
+    _say_unknown(recommender, "--history", history, _of_history(recommender))
+    switched = "so all candidates are scored by the vocabulary likelihood, without priors"
+    by_words = "it is scored as text" if recommender.ranker is None else switched
+    _say_unknown(recommender, "--candidates", candidates, by_words)
     found = recommender.ranking(
         history, candidates, options.k, exclude_history=not options.keep_history, explain=options.explain
     )
@@ -111,3 +132,36 @@ def _rank_one(options: argparse.Namespace) -> None:
         ids = ", ".join(item.ids) or "not in the catalogue"
         shares = f"{item.prior:10.3f}{item.language_model:+18.3f}" if options.explain else ""
         print(f"{place:3d} {item.score:11.3f}{shares}  {item.title:{width}}  {ids}")
+
+
+def _entries(text: str) -> list[Any]:
+    """Return the titles and item ids of an argument: of a JSON list, else what bars part."""
+    if text.startswith("["):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):  # a title that begins so
+            found = None
+        if isinstance(found, list):
+            return found
+    return text.split("|")
+
+
+def _say_unknown(recommender: Any, name: str, entries: Sequence[Any] | None, what: str) -> None:
+    """Say of each title that the catalogue does not have what happens with it."""
+    from ..serving.ranking import unknown_titles
+
+    for title in unknown_titles(recommender.catalogue, entries):
+        _note(f"{name}: not in the catalogue: {_named(recommender, title)}; {what}")
+
+
+def _of_history(recommender: Any) -> str:
+    passed = ", and the priors pass over it" if recommender.card.priors else ""
+    return f"such a title stands in the prompt as text{passed}"
+
+
+def _named(recommender: Any, title: str) -> str:
+    return f"{short(title)}{nearest(title, recommender.catalogue.distinct_titles)}"
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

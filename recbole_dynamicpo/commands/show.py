@@ -59,7 +59,10 @@ def _lines(run: Any, parts: bool, everything: bool) -> Iterator[str]:
         if everything:
             yield from ["settings:", *setting_lines({**ours, **theirs})]
         elif ours:
-            yield from ["settings that differ from the defaults:", *setting_lines(run.changed())]
+            yield from [
+                "settings that differ from the defaults:",
+                *(setting_lines(run.changed()) or ["none"]),
+            ]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{run.folder / REPORT_FILE}: not a readable report ({error!r})") from error
 

@@ -1,1 +1,1 @@
-"""A saved model, ours or a plain adapter of others, on the rows of a data set."""
+"""A saved model, ours or a plain adapter of others, on the rows of a data set or of a file of users."""

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..ingredients import default_settings
 from ..language_model.backbone import resolve_backbone
 from ..language_model.embedded import EMBEDDED, embedded_in_cache
 from ..language_model.tokenizer import load_tokenizer
-from ..settings import Settings, properties_folder
+from ..names import MODEL_NAMES
+from ..settings import properties_folder
 from .batches import PromptRow
 from .collate import Collator
 from .prompts import load_templates
@@ -99,7 +98,7 @@ def load_prompt_check(dataset: str, backbone: str | None = None, max_length: int
     if place is None:
         return None
     name = backbone or EMBEDDED
-    settings = Settings.from_mapping(_defaults(dataset))
+    settings = default_settings(MODEL_NAMES[0], dataset)
     limit = max_length or settings.max_length
     collator = Collator(
         load_tokenizer(str(place), name),
@@ -114,13 +113,3 @@ def load_prompt_check(dataset: str, backbone: str | None = None, max_length: int
         "max_length": limit,
     }
     return PromptLengths(described, collator)
-
-
-def _defaults(dataset: str) -> dict[str, Any]:
-    """Return DynamicPO's default settings of prompts on a data set."""
-    values: dict[str, Any] = {}
-    for path in (Path("model", "DynamicPO.yaml"), Path("dataset", f"{dataset}.yaml")):
-        file = properties_folder() / path
-        if file.is_file():
-            values.update(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-    return {key: values[key] for key in ("prompt", "max_history", "max_length") if key in values}

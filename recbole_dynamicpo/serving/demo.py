@@ -83,8 +83,8 @@ def load_demo(source: str) -> Demo:
     return Demo(load_recommender(source), load_recommender(before))
 
 
-def make_page(demo: Demo) -> Blocks:
-    """Return the page; its one function has the API name ``rank``.
+def find_gradio() -> Any:
+    """Return the module that makes pages, which takes some seconds to import.
 
     Raises:
         SettingsError: the extra ``demo`` is not installed.
@@ -96,6 +96,16 @@ def make_page(demo: Demo) -> Blocks:
         raise SettingsError(
             f"demo: wanted the extra 'demo' (pip install 'recbole-dynamicpo[demo]'), got {error}"
         ) from error
+    return gradio
+
+
+def make_page(demo: Demo) -> Blocks:
+    """Return the page; its one function has the API name ``rank``.
+
+    Raises:
+        SettingsError: the extra ``demo`` is not installed.
+    """
+    gradio = find_gradio()
 
     def rank(history: list[str] | None, k: float) -> tuple[Rows, Rows]:
         try:
@@ -147,9 +157,7 @@ def serve(demo: Demo, port: int = PORT) -> None:
     Raises:
         SettingsError: the port is taken, or the extra ``demo`` is not installed.
     """
-    page = make_page(demo)
-    import gradio
-
+    gradio, page = find_gradio(), make_page(demo)
     # Fonts of the system: the themes of Gradio would fetch theirs.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:

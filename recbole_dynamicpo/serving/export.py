@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import BackboneError, SettingsError
 from ..scoring.collate import Collator
-from ..storage import atomic_file, atomic_folder, write_json
+from ..storage import atomic_file, atomic_folder, check_can_be_made, write_json
 from .model_card import write_merged_card
 from .recommender import Recommender
 
@@ -32,11 +33,10 @@ def export_merged(recommender: Recommender, out: Path) -> None:
         out: new folder.
 
     Raises:
-        SettingsError: there is something at ``out``.
+        SettingsError: see ``check_new``.
         BackboneError: the weights were cut to 4 bits, into which an adapter cannot be added exactly.
     """
-    if out.exists():
-        raise SettingsError(f"{out}: exists; wanted a new folder")
+    check_new(out)
     policy, collator = recommender.scorer.policy, recommender.scorer.collator
     backbone = policy.backbone
     if backbone.quantization:
@@ -55,11 +55,24 @@ def export_merged(recommender: Recommender, out: Path) -> None:
     ends.max_new_tokens = max(len(line["tokens"]) for line in titles)
     with atomic_folder(out) as folder:
         merged.save_pretrained(folder)
+        for weights in folder.glob("*.safetensors"):  # which are written for their owner alone
+            shutil.copymode(folder / "config.json", weights)
         backbone.tokenizer.save_pretrained(folder)
         write_json(folder / TITLES_FILE, {"terminator": collator.terminator, "titles": titles})
         with atomic_file(folder / GRAMMAR_FILE) as handle:
             handle.write(grammar([str(line["text"]) for line in titles]))
         write_merged_card(folder, recommender.card)
+
+
+def check_new(out: Path) -> None:
+    """See whether a folder can be made for an export.
+
+    Raises:
+        SettingsError: there is something, or it cannot be made there.
+    """
+    if out.exists():
+        raise SettingsError(f"{out}: exists; wanted a new folder")
+    check_can_be_made(out)
 
 
 def _text(collator: Collator) -> str:

@@ -103,6 +103,17 @@ def _title(catalogue: Catalogue, place: str, entry: Any) -> str:
     return catalogue.named(entry) or entry
 
 
+def unknown_titles(catalogue: Catalogue, entries: Any) -> list[str]:
+    """Return the texts among some entries that are neither titles nor item ids of a catalogue, each once.
+
+    Args:
+        catalogue: known items.
+        entries: titles and item ids; anything wrong has none.
+    """
+    texts = [entry for entry in entries if isinstance(entry, str)] if isinstance(entries, list) else []
+    return [text for text in dict.fromkeys(texts) if not catalogue.items(catalogue.named(text) or text)]
+
+
 def is_whole(value: Any) -> bool:
     """Say whether a value is a whole number, of whatever library."""
     return isinstance(value, Integral) and not isinstance(value, bool)

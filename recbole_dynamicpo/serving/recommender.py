@@ -103,7 +103,7 @@ class Recommender:
         exclude_history: bool = True,
         explain: bool = False,
     ) -> list[Ranked]:
-        """Return the ``k`` best titles, best first. A text is a title, a whole number an item id.
+        """Return the ``k`` best titles, best first. A text is a title, else an id; a whole number an id.
 
         A recommender of catalogue likelihood gives candidates that are all in the catalogue their shares of
         it; a list with one that is not is scored as a whole by the vocabulary, without priors.
@@ -139,7 +139,7 @@ class Recommender:
         return self.answer([replace(question, explain=explain)])[0]
 
     def catalogue_logps(self, history: Sequence[str | int]) -> NDArray[np.floating]:
-        """Return (Y,) log-probabilities of ``catalogue.distinct_titles`` in nats; they sum to 1.
+        """Return (Y,) nats in the order of ``catalogue.distinct_titles``: log-shares, whose exp sums to 1.
 
         Raises:
             DataError: the likelihood is the vocabulary's, or see ``rank``.

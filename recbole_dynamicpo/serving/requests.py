@@ -1,6 +1,7 @@
 """Requests to rank, as JSON brings them, and what they are answered with.
 
-A text in ``history`` or ``candidates`` is a title, a whole number is an item id of the catalogue.
+A text in ``history`` or ``candidates`` is a title of the catalogue, else an item id of it, else a title that
+it lacks; a whole number is an item id.
 """
 
 from __future__ import annotations

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.report import metric_name, read_report
+from ..errors import DataError
+from ..evaluation.report import REPORT_FILE, metric_name, read_report
+from ..ingredients import default_settings, flat_settings
+from ..names import AUTO, MODEL_NAMES
 from ..settings import Settings
 from .figures import pretty, training_series
 from .points import Entry
@@ -60,24 +63,43 @@ class Run:
         return parts
 
     def changed(self) -> dict[str, Any]:
-        """Return those of our settings that are not as the defaults of all models are."""
-        defaults = dataclasses.asdict(Settings())
+        """Return those of our settings that a run of this model and data set without any would not have."""
+        if self.record is None:
+            return {}
+        shipped = default_settings(self.record.model, self.record.dataset)
+        defaults = flat_settings(dataclasses.asdict(shipped))
+        if defaults["dtype"] == AUTO:  # records have what it came to
+            on_gpu = self.record.ingredients.get("fact.device") == "cuda"
+            defaults["dtype"] = "bfloat16" if on_gpu else "float32"
         ours, _ = self.settings()
-        return {name: value for name, value in ours.items() if not _alike(defaults.get(name), value)}
+        return {name: value for name, value in ours.items() if defaults.get(name) != value}
 
 
 def read_run(folder: Path) -> Run:
     """Return what the run in a folder left.
 
     Raises:
-        DataError: it has no readable report.
+        DataError: it has no readable report, as it is not finished or no run.
         CheckpointError: its record is damaged.
     """
-    if not (folder / RECORD_FILE).is_file():
-        return Run(folder, read_report(folder), None, {})
-    record = read_record(folder)
-    report = read_report(record.stage_folder(folder, "evaluate"))
-    return Run(folder, report, record, read_journals(folder, record))
+    record = read_record(folder) if (folder / RECORD_FILE).is_file() else None
+    place = record.stage_folder(folder, "evaluate") if record else folder
+    if not (place / REPORT_FILE).is_file():
+        raise DataError(f"{folder}: {_without_report(record, folder)}")
+    report = read_report(place)
+    return Run(folder, report, record, read_journals(folder, record) if record else {})
+
+
+def _without_report(record: Record | None, folder: Path) -> str:
+    """Say what a folder is that has no report, and the way on."""
+    if record is None:
+        there = "no such folder" if not folder.exists() else f"has neither {RECORD_FILE} nor {REPORT_FILE}"
+        return f"{there}; wanted the folder of a run"
+    if record.model not in MODEL_NAMES and "objective" not in record.params:
+        return f"the run of a model of RecBole's own, which has no {REPORT_FILE}; wanted one of our models"
+    again = f"run it again with --resume={folder} and the same settings"
+    way = "run its job again" if record.stages else again
+    return f"the run is not finished, as it has no {REPORT_FILE} yet; {way}"
 
 
 def curve_lines(run: Run, levels: str = BLOCKS) -> Iterator[str]:
@@ -118,8 +140,3 @@ def setting_lines(values: Mapping[str, Any]) -> list[str]:
     text = " ".join(f"--{name}={value}".replace(" ", "\0") for name, value in values.items())
     options = {"width": 100, "break_long_words": False, "break_on_hyphens": False}
     return [line.replace("\0", " ") for line in textwrap.wrap(text, **options)]  # type: ignore[arg-type]
-
-
-def _alike(default: Any, value: Any) -> bool:
-    """Say whether a value is a default, as JSON keeps it."""
-    return bool(value == (list(default) if isinstance(default, tuple) else default))

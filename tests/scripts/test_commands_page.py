@@ -34,4 +34,4 @@ def test_a_row_says_what_an_option_takes_and_its_default() -> None:
     text = commands_page.page()
     assert "| `--gpu-runs N` | training tasks at a time (default: 1) |" in text
     assert "| `--skip-bad-rows` | drop and count them instead of stopping |" in text
-    assert "separated by \\|; default: the whole catalogue |" in text
+    assert "separated by \\|, or as a JSON list, which" in text

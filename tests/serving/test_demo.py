@@ -76,11 +76,11 @@ def test_titles_are_offered_by_popularity_and_others_may_be_typed(demo: Demo) ->
         demo.answer(["  "], 3)
 
 
-def test_without_the_extra_it_says_what_to_install(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_without_the_extra_it_says_what_to_install_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert main(["demo", "--model", str(run)]) == 2
+    assert main(["demo", "--model", "nowhere"]) == 2
     assert "pip install 'recbole-dynamicpo[demo]'" in capsys.readouterr().err
 
 

@@ -48,8 +48,18 @@ def test_the_same_log_probabilities_in_plain_transformers(
         assert found == pytest.approx(wanted, abs=1e-4)
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("Bear").input_ids
 
-    assert main(["export", "--model", str(folder), "--merged", str(tmp_path / "merged")]) == 2
-    assert "exists; wanted a new folder" in capsys.readouterr().err
+    assert len({path.stat().st_mode for path in (tmp_path / "merged").iterdir()}) == 1
+
+
+def test_a_place_that_cannot_be_taken_is_named_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("")
+    for place, said in ((taken, "exists; wanted a new folder"), (taken / "new", "cannot be made (Not a dir")):
+        assert main(["export", "--model", "nowhere", "--merged", str(place)]) == 2
+        assert f"{place}: " in (told := capsys.readouterr().err)
+        assert said in told
 
 
 def texts_of(rules: str) -> list[str]:

@@ -7,52 +7,57 @@ aside beside their part, with their number and the reason.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
+from ..data.catalogue import Catalogue
 from ..errors import DataError, SettingsError, short
 from ..parallel import here
-from ..storage import atomic_file, load_json, locked, remove_partial, sha256_file, sha256_json, write_json
-from .ranking import Question, Ranking
-from .recommender import Recommender
+from ..serving.ranking import Question, Ranking, unknown_titles
+from ..serving.recommender import Recommender
+from ..storage import (
+    atomic_file,
+    check_can_be_made,
+    load_json,
+    locked,
+    remove_partial,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
+from .users import UserRow, check_users, count_users, read_users
 
 MANIFEST_FILE = "batch.json"
 # Rows of a part, and of one call of the recommender.
 PART_ROWS, AT_ONCE = 1000, 50
-
-
-class UserRow(NamedTuple):
-    """One row of the input.
-
-    Attributes:
-        number: from 1 on, the header not counted.
-        user: whatever the file says.
-        history: titles and item ids, oldest first; or something wrong.
-        wrong: why the row could not be read, or nothing.
-    """
-
-    number: int
-    user: Any
-    history: Any
-    wrong: str = ""
+# Titles that are named of those that the catalogue does not have.
+MOST_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What a batch left: parts, and rows that were ranked or set aside in all of them."""
+    """What a batch left.
+
+    Attributes:
+        parts: that were written.
+        ranked, rejected: rows that were ranked or set aside in all of them.
+        unknown: rows whose history has a title that the catalogue does not have.
+        examples: the first such titles.
+    """
 
     parts: int
     ranked: int
     rejected: int
+    unknown: int = 0
+    examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,31 +97,66 @@ def rank_file(
 
     Raises:
         DataError: the file cannot be read.
-        SettingsError: the folder holds the output of another input, model or k.
+        SettingsError: the folder cannot be made, or holds the output of another input, model or k.
         LockedError: another process ranks into the folder.
     """
-    wanted = _Wanted(_digest(source), _identity(recommender), k, exclude_history, part_rows)
     processes = here()
+    if processes.first:
+        check_batch(source, out)
+    wanted = _Wanted(_digest(source), _identity(recommender), k, exclude_history, part_rows)
     with locked(out, wait=False) if processes.first else nullcontext():
         done = processes.decide(lambda: _begin(out, wanted))
         rows = read_users(source)
         sizes: list[int] = []
+        foreign = _Foreign(recommender.catalogue)
         left = itertools.count()  # of the parts that are not there yet; the processes take turns at them
         shows = progress and processes.first
         with tqdm(
-            total=_count(source) if shows else None, unit="user", disable=not shows, desc="rank"
+            total=count_users(source) if shows else None, unit="user", disable=not shows, desc="rank"
         ) as bar:
             while part := list(islice(rows, part_rows)):
                 number = len(sizes)
                 if number not in done and processes.has_turn(next(left)):
                     _write_part(out, number, part, recommender, wanted)
                 sizes.append(len(part))
+                foreign.see(part)
                 bar.update(len(part))
         processes.wait()
         rejected = processes.decide(
             lambda: sum(_count_set_aside(out, number) for number in range(len(sizes)))
         )
-    return BatchResult(len(sizes), sum(sizes) - rejected, rejected)
+    return BatchResult(
+        len(sizes), sum(sizes) - rejected, rejected, foreign.rows, tuple(foreign.titles)[:MOST_EXAMPLES]
+    )
+
+
+def check_batch(source: Path, out: Path) -> None:
+    """See what can be wrong with a batch before a model is loaded for it; nothing is left behind.
+
+    Args:
+        source, out: see ``rank_file``.
+
+    Raises:
+        DataError: the file cannot be read.
+        SettingsError: the folder cannot be made.
+    """
+    check_users(source)
+    check_can_be_made(out)
+
+
+class _Foreign:
+    """Counts the rows whose histories have titles that the catalogue does not have, and keeps some titles."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue, self.rows = catalogue, 0
+        self.titles: dict[str, None] = {}
+
+    def see(self, rows: Sequence[UserRow]) -> None:
+        for row in rows:
+            found = unknown_titles(self.catalogue, row.history)
+            self.rows += bool(found)
+            if len(self.titles) < MOST_EXAMPLES:
+                self.titles.update(dict.fromkeys(found))
 
 
 def _begin(out: Path, wanted: _Wanted) -> set[int]:
@@ -206,84 +246,6 @@ def _rank(
     answers = recommender.answer([question for _, question in asked])
     found |= {place: answer for (place, _), answer in zip(asked, answers, strict=True)}
     return [(row, found[place]) for place, row in enumerate(rows)]
-
-
-def read_users(path: Path) -> Iterator[UserRow]:
-    """Yield the rows of a Parquet, CSV or JSON lines file, a bounded number in memory.
-
-    Raises:
-        DataError: no such file, another kind of file, or no columns ``user`` and ``history``.
-    """
-    readers = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_lines, ".ndjson": _read_lines}
-    reader = readers.get(path.suffix.lower())
-    if reader is None or not path.is_file():
-        raise DataError(f"{path}: wanted a file of users that ends in {', '.join(readers)}")
-    return (UserRow(number, *row) for number, row in enumerate(reader(path), start=1))
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[Any, Any]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            _check_columns(path, file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=PART_ROWS, columns=["user", "history"]):
-                yield from zip(batch["user"].to_pylist(), batch["history"].to_pylist(), strict=True)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error})") from error
-
-
-def _read_csv(path: Path) -> Iterator[tuple[Any, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        reader = csv.DictReader(handle, strict=True)
-        try:
-            _check_columns(path, reader.fieldnames or [])
-            for row in reader:
-                yield row["user"], _listed(row["history"])
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _read_lines(path: Path) -> Iterator[tuple[Any, ...]]:
-    with path.open("rb") as handle:
-        for line in filter(bytes.strip, handle):
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                yield None, None, f"no JSON object ({error})"
-                continue
-            if isinstance(row, dict):
-                yield row.get("user"), row.get("history")
-            else:
-                yield None, None, f"got {short(row)}, wanted an object with user and history"
-
-
-def _check_columns(path: Path, names: Sequence[str]) -> None:
-    if not {"user", "history"} <= set(names):
-        raise DataError(f"{path}: has the columns {', '.join(names)}; wanted user and history")
-
-
-def _listed(cell: str | None) -> Any:
-    """Return what a CSV cell holds: a JSON list; anything else is left as it is, for the reason it brings."""
-    try:
-        return json.loads(cell or "")
-    except (ValueError, RecursionError):
-        return cell
-
-
-def _count(path: Path) -> int:
-    """Return how many rows a file has, so that a bar can tell the time left."""
-    if path.suffix.lower() != ".parquet":
-        return sum(1 for _ in read_users(path))
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        rows: int = parquet.read_metadata(path).num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error})") from error
-    return rows
 
 
 def _digest(path: Path) -> str:

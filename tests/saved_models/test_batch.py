@@ -18,7 +18,7 @@ from pyarrow import parquet
 from recbole_dynamicpo import load_recommender
 from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.errors import DataError, SettingsError
-from recbole_dynamicpo.serving.batch import BatchResult, rank_file
+from recbole_dynamicpo.saved_models.batch import BatchResult, rank_file
 from recbole_dynamicpo.serving.recommender import Recommender
 
 from ..helpers.saved_recommender import TITLES, write_recommender
@@ -63,7 +63,7 @@ def test_a_file_is_ranked_as_its_users_one_by_one(
 ) -> None:
     source = write_users(tmp_path / f"users{suffix}", HISTORIES)
     found = rank_file(recommender, source, tmp_path / "out", k=3, part_rows=2, progress=False)
-    assert found == BatchResult(parts=3, ranked=5, rejected=0)
+    assert found == BatchResult(parts=3, ranked=5, rejected=0, unknown=1, examples=("nobody knows it",))
     rows = read_parts(tmp_path / "out")
     for number, history in enumerate(HISTORIES):
         mine = [row for row in rows if row["user"] == f"u{number}"]
@@ -91,7 +91,7 @@ def test_rows_that_cannot_be_ranked_are_set_aside(recommender: Recommender, tmp_
     assert "item id 99" in aside[4]["reason"]
     assert "every title of the catalogue" in aside[5]["reason"]
     assert aside[6] == {"row": 10, "user": None, "reason": "user: missing"}
-    reasons = ["no JSON object", "got [1], wanted an object", "no JSON object ('utf-8' codec"]
+    reasons = ["no JSON object", "got [1], wanted an object", "not UTF-8; save the file as UTF-8"]
     assert all(reason in row["reason"] for row, reason in zip(aside[7:], reasons, strict=True))
     assert {row["user"] for row in read_parts(out)} == {"u0", "u7", "u8", "u13"}
 
@@ -100,8 +100,9 @@ def test_rows_that_cannot_be_ranked_are_set_aside(recommender: Recommender, tmp_
     ("name", "text", "message"),
     [
         ("users.txt", "", "wanted a file of users that ends in"),
-        ("gone.csv", None, "cannot be read"),
+        ("gone.csv", None, "no such file"),
         ("users.csv", "user,items\n1,[]\n", "has the columns user, items; wanted user and history"),
+        ("users.csv", "", "has no columns; wanted user and history"),
         ("users.parquet", "no Parquet", "not a readable Parquet file"),
     ],
 )
@@ -113,6 +114,7 @@ def test_a_file_that_is_none_is_named(
     with pytest.raises(DataError, match=message) as caught:
         rank_file(recommender, tmp_path / name, tmp_path / "out", progress=False)
     assert name in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_holds_one_batch(recommender: Recommender, tmp_path: Path) -> None:
@@ -125,21 +127,29 @@ def test_a_folder_holds_one_batch(recommender: Recommender, tmp_path: Path) -> N
         rank_file(recommender, source, tmp_path / "out", k=3, progress=False)
 
 
+def test_titles_that_the_catalogue_does_not_have_are_counted(
+    recommender: Recommender, tmp_path: Path
+) -> None:
+    """In rows of all parts, those too that were there already, and in no row that has none."""
+    histories = [["a", "Bear", "b"], ["a"], ["Bear", 4], "Bear", [True], ["c", "d"], ["e", "4"]]
+    source = write_users(tmp_path / "users.jsonl", histories)
+    for _ in range(2):
+        found = rank_file(recommender, source, tmp_path / "out", part_rows=2, progress=False)
+        assert (found.unknown, found.examples) == (4, ("a", "b", "c"))
+        assert (found.ranked, found.rejected) == (5, 2)
+
+
 def test_by_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_users(tmp_path / "users.csv", HISTORIES)
-    command = [
-        "rank",
-        "--model",
-        str(folder),
-        "--input",
-        str(source),
-        "--out",
-        str(tmp_path / "out"),
-        "-k",
-        "2",
-    ]
+    command = ["rank", "--model", str(folder), "--input", str(source), "--out", str(tmp_path / "out")]
+    command += ["-k", "2"]
     assert main(command) == 0
-    assert "5 users ranked in 1 part, 0 rows set aside" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "5 users ranked in 1 part, 0 rows set aside" in said.out
+    assert (
+        "--input: 1 of 5 histories have titles that are not in the catalogue, such as 'nobody knows it'; "
+        "such a title stands in the prompt as text, and the priors pass over it\n"
+    ) in said.err
     assert len(read_parts(tmp_path / "out")) == 10
     assert main(["rank", "--model", str(folder)]) != 0
     assert "either --history or --input" in capsys.readouterr().err
@@ -147,7 +157,7 @@ def test_by_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 _RUN = (
     "import resource, sys; from pathlib import Path; from recbole_dynamicpo import load_recommender; "
-    "from recbole_dynamicpo.serving.batch import rank_file; "
+    "from recbole_dynamicpo.saved_models.batch import rank_file; "
     "place, rows = [Path(text) for text in sys.argv[1:4]], int(sys.argv[4]); "
     "rank_file(load_recommender(place[0]), place[1], place[2], part_rows=rows, progress=False); "
     "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
