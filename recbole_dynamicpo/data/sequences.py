@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from ..errors import DataError, nearest
 from .atomic_files import ITEM_COLUMNS, RATING_COLUMN, SEQUENCE_COLUMNS, write_table
 from .bad_rows import BadRows, title_problem
+from .times import NUMBER, TimeColumn, decimal_text
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _NAMES = {
@@ -30,7 +30,6 @@ _NAMES = {
     "rating": ("rating",),
 }
 _AT_WILL = ("title", "rating")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 # What pandas takes for a missing value when RecBole loads an id column, and RecBole's own padding token.
 _MISSING = frozenset([
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
@@ -64,13 +63,14 @@ def read_sequences(path: Path, bad: BadRows, *, progress: bool = False) -> Seque
         progress: show a bar that counts rows, where there is a terminal.
 
     Returns:
-        Interactions sorted by user (in order of appearance) and time. Ids and times are the text of the file;
-        Parquet time stamps become seconds. Without a title column an item is called by its id.
+        Interactions sorted by user (in order of appearance) and time. Ids and numbers are the text of the
+        file; dates and Parquet time stamps become seconds since 1970 with all their digits. Without a title
+        column an item is called by its id.
 
     Raises:
         DataError: naming file and row.
     """
-    found, rows = Sequences(), _rows(path)
+    found, rows, times = Sequences(), _rows(path), TimeColumn()
     header = next(rows, None)
     if header is None:
         raise DataError(f"{path}: the file is empty; wanted a header with user, item and time")
@@ -87,6 +87,11 @@ def read_sequences(path: Path, bad: BadRows, *, progress: bool = False) -> Seque
         item = interaction[1]
         title = row[places["title"]] if "title" in places else item
         problem = _problem(interaction, title, found.titles)
+        if problem is None:
+            try:
+                interaction = (*interaction[:2], times.seconds(interaction[2]), *interaction[3:])
+            except ValueError as error:
+                problem = str(error)
         if problem:
             bad.report(path, number, problem)
             continue
@@ -108,14 +113,12 @@ def write_sequences(found: Sequences, folder: Path, name: str) -> None:
 
 def _problem(interaction: Sequence[str], title: str, titles: dict[str, str]) -> str | None:
     """Say why a row cannot be used, or return None."""
-    user, item, time, *rating = interaction
+    user, item, _, *rating = interaction
     for name, value in (("user", user), ("item", item)):
         problem = _id_problem(value)
         if problem:
             return f"{name} {problem}"
-    if not _NUMBER.fullmatch(time) or not math.isfinite(float(time)):
-        return f"time must be a finite number such as seconds since 1970, got {time!r}"
-    if rating and not (_NUMBER.fullmatch(rating[0]) and math.isfinite(float(rating[0]))):
+    if rating and not (NUMBER.fullmatch(rating[0]) and math.isfinite(float(rating[0]))):
         return f"rating must be a finite number, got {rating[0]!r}"
     if titles.get(item, title) != title:
         return f"item {item!r} has the title {title!r} here and {titles[item]!r} before; wanted one"
@@ -191,7 +194,7 @@ def _texts(column: Any) -> list[str]:
     if pyarrow.types.is_timestamp(column.type):
         digits = {"s": 0, "ms": 3, "us": 6, "ns": 9}[column.type.unit]
         values = column.cast(pyarrow.int64()).to_pylist()
-        return ["" if value is None else f"{Decimal(value).scaleb(-digits):f}" for value in values]
+        return ["" if value is None else decimal_text(Decimal(value).scaleb(-digits)) for value in values]
     if pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
         column = column.cast(pyarrow.string())  # older writers leave text unmarked
     return ["" if value is None else str(value) for value in column.to_pylist()]

@@ -87,7 +87,35 @@ def test_parquet_numbers_and_time_stamps_are_exact(tmp_path: Path) -> None:
     assert found.interactions == [("1", "10", "9007199254740993"), ("2", "11", "9007199254740992")]
     stamps = pyarrow.array([moment], pyarrow.timestamp("us", "UTC"))
     found = read_sequences(parquet_file(tmp_path, {"user": [b"u"], "item": ["i"], "time": stamps}), BadRows())
-    assert found.interactions == [("u", "i", "1577836801.250000")]
+    assert found.interactions == [("u", "i", "1577836801.25")]
+
+
+def test_dates_are_the_same_in_text_and_parquet(tmp_path: Path) -> None:
+    """As text, as time stamps of every unit, with a zone and without, and as days."""
+    import pyarrow
+
+    wanted = [("u", "a", "1704240000"), ("u", "b", "1704276000.25")]
+    rows = "user,item,time\nu,b,2024-01-03T11:00:00.250+01:00\nu,a,2024-01-03\n"
+    assert read_sequences(text_file(tmp_path, rows), BadRows()).interactions == wanted
+    rows = rows.replace(",", "\t")
+    assert read_sequences(text_file(tmp_path, rows, "own.tsv"), BadRows()).interactions == wanted
+    texts = ["2024-01-03 10:00:00.25", "2024-01-03"]
+    moments = [datetime(2024, 1, 3, 10, 0, 0, 250_000), datetime(2024, 1, 3)]
+    kinds = [pyarrow.timestamp(unit, zone) for unit in ("ms", "us", "ns") for zone in (None, "UTC")]
+    for times in (texts, *(pyarrow.array(moments, kind) for kind in kinds)):
+        columns = {"user": ["u", "u"], "item": ["b", "a"], "time": times}
+        assert read_sequences(parquet_file(tmp_path, columns), BadRows()).interactions == wanted
+    days = {"user": ["u"], "item": ["a"], "time": pyarrow.array([moments[1].date()])}
+    assert read_sequences(parquet_file(tmp_path, days), BadRows()).interactions == wanted[:1]
+
+
+def test_one_unreadable_date_is_named_or_dropped(tmp_path: Path) -> None:
+    path = text_file(tmp_path, "user,item,time\nu,a,2024-01-03\nu,b,2024-01-32\nu,c,7\nu,d,2024-01-02\n")
+    with pytest.raises(DataError, match=r"own\.csv, row 2: time must be a date .*got '2024-01-32'"):
+        read_sequences(path, BadRows())
+    bad = BadRows(skip=True)
+    assert [item for _, item, _ in read_sequences(path, bad).interactions] == ["d", "a"]
+    assert bad.count(path) == 2
 
 
 BAD_ROWS = {
