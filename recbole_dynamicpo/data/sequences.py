@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..errors import DataError, nearest
 from .atomic_files import ITEM_COLUMNS, RATING_COLUMN, SEQUENCE_COLUMNS, write_table
-from .bad_rows import BadRows, title_problem
+from .bad_rows import BadRows, Problem, title_problem
 from .times import NUMBER, TimeColumn, decimal_text
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -30,6 +30,7 @@ _NAMES = {
     "rating": ("rating",),
 }
 _AT_WILL = ("title", "rating")
+_SHOWN = 5  # items with several titles that are named
 # What pandas takes for a missing value when RecBole loads an id column, and RecBole's own padding token.
 _MISSING = frozenset([
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
@@ -64,39 +65,38 @@ def read_sequences(path: Path, bad: BadRows, *, progress: bool = False) -> Seque
 
     Returns:
         Interactions sorted by user (in order of appearance) and time. Ids and numbers are the text of the
-        file; dates and Parquet time stamps become seconds since 1970 with all their digits. Without a title
-        column an item is called by its id.
+        file; dates and Parquet time stamps become seconds since 1970 with all their digits. Titles are
+        without the white space around them, and an item has the first of those that differ in white space
+        alone. Without a title column an item is called by its id.
 
     Raises:
         DataError: naming file and row.
     """
-    found, rows, times = Sequences(), _rows(path), TimeColumn()
+    found, rows = Sequences(), _rows(path)
     header = next(rows, None)
     if header is None:
         raise DataError(f"{path}: the file is empty; wanted a header with user, item and time")
     places = _columns(path, header)
     found.rated = "rating" in places
     found.left_out = [name for index, name in enumerate(header) if index not in places.values()]
-    taken = [places[name] for name in ("user", "item", "time", "rating") if name in places]
+    table, several = _Table(places, len(header)), {}
     bar = tqdm(rows, desc=path.name, unit=" rows", disable=None if progress else True)
     for number, row in enumerate(bar, start=1):
-        if len(row) != len(header):
-            bad.report(path, number, f"wanted {len(header)} cells as in the header, got {len(row)}")
+        read = table.read(row)
+        if isinstance(read, Problem):
+            bad.report(path, number, read)
             continue
-        interaction = tuple(row[place] for place in taken)
+        interaction, title = read
         item = interaction[1]
-        title = row[places["title"]] if "title" in places else item
-        problem = _problem(interaction, title, found.titles)
-        if problem is None:
-            try:
-                interaction = (*interaction[:2], times.seconds(interaction[2]), *interaction[3:])
-            except ValueError as error:
-                problem = str(error)
-        if problem:
-            bad.report(path, number, problem)
+        if other := _another_title(item, title, found.titles):
+            several.setdefault(item, f"row {number}: {other}")
+            if bad.skip:
+                bad.report(path, number, Problem("another title than the item had before", other))
             continue
         found.interactions.append(interaction)
         found.titles.setdefault(item, title)
+    if several and not bad.skip:
+        _refuse_titles(path, list(several.values()))
     if not found.interactions:
         raise DataError(f"{path}: no usable row, {bad.count(path)} dropped; wanted at least one")
     place = {user: index for index, user in enumerate(dict.fromkeys(row[0] for row in found.interactions))}
@@ -111,28 +111,67 @@ def write_sequences(found: Sequences, folder: Path, name: str) -> None:
     write_table(folder / f"{name}.item", ITEM_COLUMNS, found.titles.items())
 
 
-def _problem(interaction: Sequence[str], title: str, titles: dict[str, str]) -> str | None:
-    """Say why a row cannot be used, or return None."""
-    user, item, _, *rating = interaction
-    for name, value in (("user", user), ("item", item)):
-        problem = _id_problem(value)
-        if problem:
-            return f"{name} {problem}"
-    if rating and not (NUMBER.fullmatch(rating[0]) and math.isfinite(float(rating[0]))):
-        return f"rating must be a finite number, got {rating[0]!r}"
-    if titles.get(item, title) != title:
-        return f"item {item!r} has the title {title!r} here and {titles[item]!r} before; wanted one"
-    return title_problem(title)
+@dataclass
+class _Table:
+    """Reads rows that have a header's cells.
+
+    Attributes:
+        places: of the columns that are taken, by name.
+        width: cells of a row.
+        times: of the time column so far.
+    """
+
+    places: dict[str, int]
+    width: int
+    times: TimeColumn = field(default_factory=TimeColumn)
+
+    def read(self, row: list[str]) -> tuple[tuple[str, ...], str] | Problem:
+        """Return a row's interaction and title, or why it cannot be used."""
+        if len(row) != self.width:
+            text = f"wanted {self.width} cells as in the header, got {len(row)}"
+            return Problem("another number of cells than the header", text)
+        taken = [name for name in ("user", "item", "time", "rating") if name in self.places]
+        user, item, time, *rating = (row[self.places[name]] for name in taken)
+        if problem := _id_problem("user", user) or _id_problem("item", item):
+            return problem
+        if rating and not (NUMBER.fullmatch(rating[0]) and math.isfinite(float(rating[0]))):
+            text = f"rating must be a finite number, got {rating[0]!r}"
+            return Problem("a rating is no finite number", text)
+        try:
+            seconds = self.times.seconds(time)
+        except ValueError as error:
+            return Problem("a time cannot be read", str(error))
+        title = row[self.places["title"]].strip() if "title" in self.places else item
+        return title_problem(title) or ((user, item, seconds, *rating), title)
 
 
-def _id_problem(value: str) -> str | None:
+def _another_title(item: str, title: str, titles: dict[str, str]) -> str | None:
+    """Say that an item had another title before, in more than its white space; or return None."""
+    known = titles.get(item, title)
+    if known == title or known.split() == title.split():
+        return None
+    return f"item {item!r} has the title {title!r} here and {known!r} before"
+
+
+def _refuse_titles(path: Path, several: list[str]) -> None:
+    shown = [*several[:_SHOWN], *(["..."] if len(several) > _SHOWN else [])]
+    raise DataError(
+        f"{path}: {len(several)} item{'s have' if len(several) > 1 else ' has'} more than one title; wanted "
+        "one an item (--skip-bad-rows keeps the first and drops and counts rows with another):"
+        + "".join(f"\n  {line}" for line in shown)
+    )
+
+
+def _id_problem(name: str, value: str) -> Problem | None:
     """Say why RecBole would not read an id back as it is, or return None."""
     if not value or value in _MISSING:
-        return f"id {value!r} is what RecBole reads as missing; wanted another id"
+        what = "is what RecBole reads as missing"
+        return Problem(f"{name} id {what}", f"{name} id {value!r} {what}; wanted another id")
     if value != value.strip() or any(mark in value for mark in '\t\n\r"'):
-        return f"id {value!r} has a quote, tab, line break or space around it, which atomic files cannot hold"
+        what = "has a quote, tab, line break or space around it"
+        return Problem(f"{name} id {what}", f"{name} id {value!r} {what}, which atomic files cannot hold")
     if any("\ud800" <= letter <= "\udfff" for letter in value):
-        return f"id {value!a} is not valid UTF-8"
+        return Problem(f"{name} id is not valid UTF-8", f"{name} id {value!a} is not valid UTF-8")
     return None
 
 

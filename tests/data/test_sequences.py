@@ -132,7 +132,6 @@ BAD_ROWS = {
     "time underscored": ("u,i,1_0,T", "time must be a finite number"),
     "empty title": ("u,i,1,", "a title is empty"),
     "newline in title": ('u,i,1,"a\nb"', "tab or line break"),
-    "two titles": ("u,x,1,Other", "item 'x' has the title 'Other' here and 'X' before"),
     "short": ("u,i", "wanted 4 cells as in the header, got 2"),
     "comma in title": ("u,i,1,a,b", "wanted 4 cells as in the header, got 5"),
     "no utf-8": ("u,i,1,caf\udce9", "not valid UTF-8"),
@@ -149,6 +148,42 @@ def test_a_bad_row_is_named_or_dropped_and_counted(tmp_path: Path, row: str, mes
     bad = BadRows(skip=True)
     assert read_sequences(path, bad).titles == {"x": "X", "y": "Y"}
     assert bad.count(path) == 1
+
+
+def test_a_title_is_without_the_white_space_around_it(tmp_path: Path) -> None:
+    """The first spelling stays where others differ from it in white space alone."""
+    text = "user,item,time,title\nu,s,1,Sailing | Clock \nu,s,2, Sailing | Clock\nv,s,1,Sailing  |  Clock\n"
+    found = read_sequences(text_file(tmp_path, text), BadRows())
+    assert (len(found.interactions), found.titles) == (3, {"s": "Sailing | Clock"})
+    columns = {
+        "user": ["u", "v"],
+        "item": ["s", "s"],
+        "time": [1, 2],
+        "title": ["Sailing | Clock\t", "\u00a0Sailing | Clock"],
+    }
+    assert read_sequences(parquet_file(tmp_path, columns), BadRows()).titles == {"s": "Sailing | Clock"}
+
+
+def test_items_with_several_titles_are_counted_in_one_error(tmp_path: Path) -> None:
+    rows = [f"u,i{n},{n},T{n}" for n in range(7)] + [f"v,i{n},{n},U{n}" for n in range(1, 7)] + ["w,i2,9,V"]
+    path = text_file(tmp_path, "\n".join(["user,item,time,title", *rows]))
+    with pytest.raises(DataError) as caught:
+        read_sequences(path, BadRows())
+    first, *lines = str(caught.value).split("\n")
+    assert first.startswith(f"{path}: 6 items have more than one title; wanted one an item (--skip-bad-rows ")
+    assert lines == [
+        *(f"  row {n + 7}: item 'i{n}' has the title 'U{n}' here and 'T{n}' before" for n in range(1, 6)),
+        "  ...",
+    ]
+    bad = BadRows(skip=True)
+    found = read_sequences(path, bad)
+    assert (len(found.interactions), found.titles) == (7, {f"i{n}": f"T{n}" for n in range(7)})
+    assert bad.reasons == {
+        "another title than the item had before": {
+            "rows": 7,
+            "first": f"{path}, row 8: item 'i1' has the title 'U1' here and 'T1' before",
+        }
+    }
 
 
 BAD_FILES = {
