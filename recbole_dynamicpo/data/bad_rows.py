@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+
+HALVES = re.compile(r"[\ud800-\udfff]")  # of surrogate pairs; alone they are no text, or stand for such bytes
 
 
 @dataclass(frozen=True)
@@ -16,10 +19,12 @@ class Problem:
     Attributes:
         reason: the same for all rows of its kind.
         text: what this row has and what was wanted.
+        advice: what to do about it.
     """
 
     reason: str
     text: str
+    advice: str = "--skip-bad-rows drops and counts such rows"
 
 
 @dataclass
@@ -48,7 +53,7 @@ class BadRows:
         """
         message = f"{path}, row {number}: {problem.text}"
         if not self.skip:
-            raise DataError(f"{message} (--skip-bad-rows drops and counts such rows)")
+            raise DataError(f"{message} ({problem.advice})")
         numbers = self.dropped.setdefault(path, set())
         if number in numbers:
             return
@@ -72,5 +77,10 @@ def title_problem(title: str) -> Problem | None:
     try:
         title.encode("utf-8")
     except UnicodeEncodeError:
-        return Problem("a title is not valid UTF-8", f"a title is not valid UTF-8: {title!a}")
+        return Problem("a title is not valid UTF-8", f"a title is not valid UTF-8: {readable(title)!r}")
     return None
+
+
+def readable(text: str) -> str:
+    """Return a text with the sign for damage in place of what is no Unicode."""
+    return HALVES.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..errors import DataError, nearest
 from .atomic_files import ITEM_COLUMNS, RATING_COLUMN, SEQUENCE_COLUMNS, write_table
-from .bad_rows import BadRows, Problem, title_problem
+from .bad_rows import HALVES, BadRows, Problem, readable, title_problem
 from .times import NUMBER, TimeColumn, decimal_text
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -76,6 +76,8 @@ def read_sequences(path: Path, bad: BadRows, *, progress: bool = False) -> Seque
     header = next(rows, None)
     if header is None:
         raise DataError(f"{path}: the file is empty; wanted a header with user, item and time")
+    if any(map(HALVES.search, header)):
+        raise DataError(f"{path}: the file is not UTF-8, as its header shows: save it as UTF-8")
     places = _columns(path, header)
     found.rated = "rating" in places
     found.left_out = [name for index, name in enumerate(header) if index not in places.values()]
@@ -125,13 +127,20 @@ class _Table:
     width: int
     times: TimeColumn = field(default_factory=TimeColumn)
 
+    def __post_init__(self) -> None:
+        wanted = ("user", "item", "time", "rating")
+        self.taken = [self.places[name] for name in wanted if name in self.places]
+
     def read(self, row: list[str]) -> tuple[tuple[str, ...], str] | Problem:
         """Return a row's interaction and title, or why it cannot be used."""
         if len(row) != self.width:
             text = f"wanted {self.width} cells as in the header, got {len(row)}"
             return Problem("another number of cells than the header", text)
-        taken = [name for name in ("user", "item", "time", "rating") if name in self.places]
-        user, item, time, *rating = (row[self.places[name]] for name in taken)
+        user, item, time, *rating = (row[place] for place in self.taken)
+        title = row[self.places["title"]].strip() if "title" in self.places else item
+        if broken := next((cell for cell in (user, item, time, *rating, title) if HALVES.search(cell)), None):
+            text = f"the file is not UTF-8: got {readable(broken)!r}"
+            return Problem("not UTF-8", text, advice="save it as UTF-8")
         if problem := _id_problem("user", user) or _id_problem("item", item):
             return problem
         if rating and not (NUMBER.fullmatch(rating[0]) and math.isfinite(float(rating[0]))):
@@ -141,7 +150,6 @@ class _Table:
             seconds = self.times.seconds(time)
         except ValueError as error:
             return Problem("a time cannot be read", str(error))
-        title = row[self.places["title"]].strip() if "title" in self.places else item
         return title_problem(title) or ((user, item, seconds, *rating), title)
 
 
@@ -170,8 +178,6 @@ def _id_problem(name: str, value: str) -> Problem | None:
     if value != value.strip() or any(mark in value for mark in '\t\n\r"'):
         what = "has a quote, tab, line break or space around it"
         return Problem(f"{name} id {what}", f"{name} id {value!r} {what}, which atomic files cannot hold")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        return Problem(f"{name} id is not valid UTF-8", f"{name} id {value!a} is not valid UTF-8")
     return None
 
 

@@ -134,8 +134,8 @@ BAD_ROWS = {
     "newline in title": ('u,i,1,"a\nb"', "tab or line break"),
     "short": ("u,i", "wanted 4 cells as in the header, got 2"),
     "comma in title": ("u,i,1,a,b", "wanted 4 cells as in the header, got 5"),
-    "no utf-8": ("u,i,1,caf\udce9", "not valid UTF-8"),
-    "id no utf-8": ("u,\udce9,1,T", "not valid UTF-8"),
+    "no utf-8": ("u,i,1,caf\udce9", r"the file is not UTF-8: got 'caf\ufffd' \(save it as UTF-8\)$"),
+    "id no utf-8": ("u,\udce9,1,T", r"the file is not UTF-8: got '\ufffd' \(save it as UTF-8\)$"),
 }
 
 
@@ -184,6 +184,23 @@ def test_items_with_several_titles_are_counted_in_one_error(tmp_path: Path) -> N
             "first": f"{path}, row 8: item 'i1' has the title 'U1' here and 'T1' before",
         }
     }
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16"])
+def test_a_file_of_another_encoding_is_said_to_be_so(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "own.csv"
+    path.write_bytes("user,item,time,title\nu,i,1,Plain\nu,j,2,Größe\n".encode(encoding))
+    with pytest.raises(DataError, match=r"the file is not UTF-8.*save it as UTF-8") as caught:
+        read_sequences(path, BadRows())
+    assert ("row 2" in str(caught.value)) == (encoding != "utf-16"), "its header is no text either"
+    assert "\\ud" not in str(caught.value)
+    assert "skip" not in str(caught.value)
+
+
+def test_what_is_left_out_may_be_of_any_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_bytes("user,item,time,mood\nu,i,1,trüb\n".encode("latin-1"))
+    assert read_sequences(path, BadRows()).titles == {"i": "i"}
 
 
 BAD_FILES = {
