@@ -74,9 +74,21 @@ class StoppedError(BaseException):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    """Return ``" (did you mean 'x'?)"`` for the closest known name, or an empty string.
+
+    Close is what a slip of some letters makes of it (in a word of four, two that changed places), or what
+    begins or ends with it, as ``timestamp`` with ``time``.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    close = close or sorted((other for other in names if _goes_on(name, other)), key=len)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _goes_on(one: str, other: str) -> bool:
+    """Say whether the shorter of two names, of at least three letters, is how the longer begins or ends."""
+    short_one, long_one = sorted((one, other), key=len)
+    return len(short_one) >= 3 and (long_one.startswith(short_one) or long_one.endswith(short_one))
 
 
 def short(value: Any) -> str:

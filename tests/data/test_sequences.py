@@ -207,6 +207,11 @@ BAD_FILES = {
     "empty": ("own.csv", "", "the file is empty"),
     "header only": ("own.csv", "user,item,time\n", "no usable row, 0 dropped"),
     "no time": ("own.csv", "user,item,tme\nu,i,1\n", "a column named time, got .*did you mean 'tme'"),
+    "a time of another name": (
+        "own.csv",
+        "user,item,day,title\nu,i,1,T\n",
+        r"named time, got \[.*'title'\]$",
+    ),
     "two users": ("own.csv", "user,user_id,item,time\nu,u,i,1\n", "one column for user, got"),
     "open quote": ("own.csv", 'user,item,time\nu,"i,1\n', "line 2: cannot be read as CSV"),
     "no parquet": ("own.parquet", "user,item,time\n", "cannot be read as Parquet"),
