@@ -37,7 +37,7 @@ _ORDER = (
 )
 _ORDER_IN_TIME = (
     "the times may be none of when users chose; but an order that many users follow, such as that of a "
-    "series, looks the same. See in some histories which it is; --history_order=shuffled ranks without any order"
+    "series, looks the same. See in some histories which it is; --history_order=shuffled ranks without it"
 )
 
 

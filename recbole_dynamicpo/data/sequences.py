@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -81,24 +81,8 @@ def read_sequences(path: Path, bad: BadRows, *, progress: bool = False) -> Seque
     places = _columns(path, header)
     found.rated = "rating" in places
     found.left_out = [name for index, name in enumerate(header) if index not in places.values()]
-    table, several = _Table(places, len(header)), {}
     bar = tqdm(rows, desc=path.name, unit=" rows", disable=None if progress else True)
-    for number, row in enumerate(bar, start=1):
-        read = table.read(row)
-        if isinstance(read, Problem):
-            bad.report(path, number, read)
-            continue
-        interaction, title = read
-        item = interaction[1]
-        if other := _another_title(item, title, found.titles):
-            several.setdefault(item, f"row {number}: {other}")
-            if bad.skip:
-                bad.report(path, number, Problem("another title than the item had before", other))
-            continue
-        found.interactions.append(interaction)
-        found.titles.setdefault(item, title)
-    if several and not bad.skip:
-        _refuse_titles(path, list(several.values()))
+    _take_rows(found, _Table(places, len(header)), enumerate(bar, start=1), path, bad)
     if not found.interactions:
         raise DataError(f"{path}: no usable row, {bad.count(path)} dropped; wanted at least one")
     place = {user: index for index, user in enumerate(dict.fromkeys(row[0] for row in found.interactions))}
@@ -121,11 +105,13 @@ class _Table:
         places: of the columns that are taken, by name.
         width: cells of a row.
         times: of the time column so far.
+        taken: places of user, item, time and, where there is one, rating.
     """
 
     places: dict[str, int]
     width: int
     times: TimeColumn = field(default_factory=TimeColumn)
+    taken: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         wanted = ("user", "item", "time", "rating")
@@ -151,6 +137,33 @@ class _Table:
         except ValueError as error:
             return Problem("a time cannot be read", str(error))
         return title_problem(title) or ((user, item, seconds, *rating), title)
+
+
+def _take_rows(
+    found: Sequences, table: _Table, rows: Iterable[tuple[int, list[str]]], path: Path, bad: BadRows
+) -> None:
+    """Put what numbered rows hold into ``found``, in their order.
+
+    Raises:
+        DataError: a row that cannot be used; or, when all are read, items that have several titles.
+    """
+    several: dict[str, str] = {}  # item -> where it has another title
+    for number, row in rows:
+        read = table.read(row)
+        if isinstance(read, Problem):
+            bad.report(path, number, read)
+            continue
+        interaction, title = read
+        item = interaction[1]
+        if other := _another_title(item, title, found.titles):
+            several.setdefault(item, f"row {number}: {other}")
+            if bad.skip:
+                bad.report(path, number, Problem("another title than the item had before", other))
+            continue
+        found.interactions.append(interaction)
+        found.titles.setdefault(item, title)
+    if several and not bad.skip:
+        _refuse_titles(path, list(several.values()))
 
 
 def _another_title(item: str, title: str, titles: dict[str, str]) -> str | None:
