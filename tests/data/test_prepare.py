@@ -258,7 +258,8 @@ def test_a_failure_leaves_everything_as_it_was(source: Path, tmp_path: Path, exi
     write_set(source, test=rows)
     with pytest.raises(DataError, match=r"toy-test\.json, row 22: historyList: a title is empty"):
         prepare("toy", source, out)
-    assert [path.name for path in out.iterdir()] == (["toy"] if existing else [])
+    assert out.exists() == existing
+    assert not existing or [path.name for path in out.iterdir()] == ["toy"]
     assert not existing or snapshot(out / "toy") == before
 
 
