@@ -74,15 +74,18 @@ class StoppedError(BaseException):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the closest known name, or an empty string.
+    """Return ``" (did you mean 'x'?)"`` for the closest known name, or an empty string; case is no matter.
 
     Close is what a slip of some letters makes of it (in a word of four, two that changed places), or what
     begins or ends with it, as ``timestamp`` with ``time``.
     """
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-    close = close or sorted((other for other in names if _goes_on(name, other)), key=len)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    spelt: dict[str, str] = {}
+    for one in known:
+        spelt.setdefault(one.casefold(), one)
+    wanted = name.casefold()
+    close = difflib.get_close_matches(wanted, spelt, n=1, cutoff=0.7)
+    close = close or sorted((other for other in spelt if _goes_on(wanted, other)), key=len)
+    return f" (did you mean '{spelt[close[0]]}'?)" if close else ""
 
 
 def _goes_on(one: str, other: str) -> bool:

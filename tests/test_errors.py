@@ -17,6 +17,7 @@ from recbole_dynamicpo.errors import nearest
         ("timestamp", ["user", "item", "time"], "time"),
         ("title", ["item_id", "movie_title", "original_movie_title"], "movie_title"),
         ("SFT", ["DynamicPO", "SFTRec"], "SFTRec"),
+        ("dynamicpo", ["SFTRec", "DynamicPO"], "DynamicPO"),
     ],
 )
 def test_a_slip_and_a_part_are_near(name: str, known: list[str], meant: str) -> None:
