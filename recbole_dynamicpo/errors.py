@@ -74,12 +74,24 @@ class StoppedError(BaseException):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the closest known name, or an empty string; case is no matter."""
+    """Return ``" (did you mean 'x'?)"`` for the closest known name, or an empty string; case is no matter.
+
+    Close is what a slip of some letters makes of it (in a word of four, two that changed places), or what
+    begins or ends with it, as ``timestamp`` with ``time``.
+    """
     spelt: dict[str, str] = {}
     for one in known:
         spelt.setdefault(one.casefold(), one)
-    close = difflib.get_close_matches(name.casefold(), spelt, n=1, cutoff=0.5)
+    wanted = name.casefold()
+    close = difflib.get_close_matches(wanted, spelt, n=1, cutoff=0.7)
+    close = close or sorted((other for other in spelt if _goes_on(wanted, other)), key=len)
     return f" (did you mean '{spelt[close[0]]}'?)" if close else ""
+
+
+def _goes_on(one: str, other: str) -> bool:
+    """Say whether the shorter of two names, of at least three letters, is how the longer begins or ends."""
+    short_one, long_one = sorted((one, other), key=len)
+    return len(short_one) >= 3 and (long_one.startswith(short_one) or long_one.endswith(short_one))
 
 
 def short(value: Any) -> str:

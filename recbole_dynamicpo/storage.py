@@ -200,14 +200,27 @@ def locked(folder: Path, *, wait: bool, within: float = math.inf) -> Iterator[No
 
     Args:
         folder: or any name in a folder; ``.<name>.lock`` and ``.<name>.holder`` lie beside it, and where
-            they lie is made.
+            they lie is made, and taken away again if the block ends with an error and left nothing there.
         wait: until it is free, with a message now and then; otherwise refuse.
         within: most seconds to wait.
 
     Raises:
         LockedError: another process holds it, and ``wait`` is false or was too long; names that process.
     """
+    made = [place for place in (folder.parent, *folder.parent.parents) if not place.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _held(folder, wait, within):
+            yield
+    except BaseException:
+        with suppress(OSError):  # something lies there
+            for place in made:
+                place.rmdir()
+        raise
+
+
+@contextmanager
+def _held(folder: Path, wait: bool, within: float) -> Iterator[None]:
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     holder = folder.with_name(f".{folder.name}.holder")
     end = time.monotonic() + (within if wait else 0.0)

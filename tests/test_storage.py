@@ -223,6 +223,25 @@ def test_who_waits_too_long_for_a_lock_is_told_who_holds_it(
     assert names(place.parent) == []
 
 
+def test_an_error_leaves_no_folder_that_was_made_for_a_lock(tmp_path: Path) -> None:
+    def spoil(kept: Path) -> None:
+        kept.write_text("of somebody else")
+        raise ValueError("bad")
+
+    there = tmp_path / "there"
+    there.mkdir()
+    for place in (there / "data", tmp_path / "a" / "b" / "data"):
+        with pytest.raises(ValueError, match="bad"), locked(place, wait=False):
+            raise ValueError("bad")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    with pytest.raises(ValueError, match="bad"), locked(tmp_path / "a" / "b" / "data", wait=False):
+        spoil(tmp_path / "a" / "kept")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["kept"]
+    with locked(tmp_path / "made" / "data", wait=False):
+        pass
+    assert (tmp_path / "made").is_dir()
+
+
 def test_json_round_trip(tmp_path: Path) -> None:
     value = {"b": [1, 2.5, None, True], "a": {"é 七": "x\ny"}}
     write_json(tmp_path / "x.json", value)

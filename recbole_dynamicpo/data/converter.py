@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Converter:
             split = self.splitter.split(row.history)
             problem = next(filter(None, map(title_problem, split.titles)), None)
             if problem:
-                self.bad.report(path, row.number, f"historyList: {problem}")
+                self.bad.report(path, row.number, replace(problem, text=f"historyList: {problem.text}"))
                 continue
             if split.ambiguous:
                 self.ambiguous += 1

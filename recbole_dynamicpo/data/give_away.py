@@ -28,13 +28,17 @@ _MEANING = {
     "place_rule": "a title stands at its own place of the list when it is the target",
     "company_rule": "a target comes with the same company in its list, row after row",
     "place_and_company_rule": "place and company of a list together name its target",
-    "order_rule": "targets are the next titles of one global order that has nothing to do with users",
 }
 _NEW_LISTS = "draw lists anew: --candidate_source=fresh, or rank among all items"
-_REMEDY = {
-    **dict.fromkeys(RULES, _NEW_LISTS),
-    "order_rule": "rank with --history_order=shuffled, or find data with real times",
-}
+# What an order that many users follow means: without times, and of histories in the order of times.
+_ORDER = (
+    "targets are the next titles of one global order that has nothing to do with users, sorted by something "
+    "that is not time; rank with --history_order=shuffled, or find data with real times"
+)
+_ORDER_IN_TIME = (
+    "the times may be none of when users chose; but an order that many users follow, such as that of a "
+    "series, looks the same. See in some histories which it is; --history_order=shuffled ranks without it"
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class GiveAway:
         target_nowhere: held-out rows whose target stands in no training row.
         rows: held-out rows.
         one_order: whether all neighbours in training rows follow one order, without a circle.
+        in_time: whether histories are in the order of a time column.
     """
 
     splits: dict[str, dict[str, Found]]
@@ -100,6 +105,7 @@ class GiveAway:
     target_nowhere: int
     rows: int
     one_order: bool
+    in_time: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
@@ -145,18 +151,13 @@ class GiveAway:
         """Return a line for each finding: the figure, what it means, what to do."""
         lines = []
         for rule, reached in self.splits.get("all", {}).items():
-            if reached.is_finding():
+            if rule in _MEANING and reached.is_finding():
                 lines.append(
                     f"{rule.replace('_', ' ')}: HR@1 {reached.hit_rate:.3f} on {reached.rows} held-out rows, "
-                    f"by chance at most {reached.interval()[1]:.3f}: {_MEANING[rule]}; {_REMEDY[rule]}"
+                    f"by chance at most {reached.interval()[1]:.3f}: {_MEANING[rule]}; {_NEW_LISTS}"
                 )
-        for what, share, coin in self._pairs():
-            if share is not None and coin is not None and share > coin + OF_THE_REST * (1 - coin):
-                graph = ", one order holds all neighbours" if self.one_order else ""
-                lines.append(
-                    f"order: {share:.1%} of {what} follow one direction, by a coin {coin:.1%}{graph}: "
-                    f"sorted by something that is not time; {_REMEDY['order_rule']}"
-                )
+        if order := self._measured_of_order():
+            lines.append(f"order: {'; '.join(order)}: {_ORDER_IN_TIME if self.in_time else _ORDER}")
         if self.time_ties and self.time_ties > MANY_TIES:
             lines.append(
                 f"ties in time: {self.time_ties:.0%} of a user's neighbours bear one time: the next item is "
@@ -169,9 +170,31 @@ class GiveAway:
         lines += [f"{count} of {self.rows} held-out rows {text}" for count, text in counts if count]
         return lines
 
+    def _measured_of_order(self) -> list[str]:
+        """Return the figures that say that many users follow one order, none where they do not."""
+        found = []
+        rule = self.splits.get("all", {}).get("order_rule")
+        if rule and rule.is_finding():
+            found.append(
+                f"HR@1 {rule.hit_rate:.3f} by the order rule on {rule.rows} held-out rows, by chance at most "
+                f"{rule.interval()[1]:.3f}"
+            )
+        pairs = [
+            f"{share:.1%} of {what} follow one direction, by a coin {coin:.1%}"
+            for what, share, coin in self._pairs()
+            if share is not None and coin is not None and share > coin + OF_THE_REST * (1 - coin)
+        ]
+        graph = ["one order holds all neighbours"] if pairs and self.one_order else []
+        return [*found, *pairs, *graph]
+
 
 def audit_give_away(
-    train: Rows, held_out: Mapping[str, Rows], items: int, seed: int, time_ties: float | None = None
+    train: Rows,
+    held_out: Mapping[str, Rows],
+    items: int,
+    seed: int,
+    time_ties: float | None = None,
+    in_time: bool = False,
 ) -> GiveAway:
     """Return what a data set gives away.
 
@@ -181,6 +204,7 @@ def audit_give_away(
         items: ids run from 1 to ``items`` - 1.
         seed: of the controls.
         time_ties: share of a user's neighbours that bear one time; None where there are no times.
+        in_time: whether histories are in the order of a time column.
     """
     every = _pooled(list(held_out.values()))
     ends = np.cumsum([0, *(len(rows.targets) for rows in held_out.values())])
@@ -210,6 +234,7 @@ def audit_give_away(
         time_ties,
         **_repetitions(train, every),
         one_order=follows_one_order(windows, items),
+        in_time=in_time,
     )
 
 

@@ -30,7 +30,7 @@ from .sequences import read_sequences, write_sequences
 
 __all__ = ["PreparedData", "prepare"]
 
-VERSION = 2  # of what is written; a higher one makes prepare write again what an older one wrote
+VERSION = 3  # of what is written; a higher one makes prepare write again what an older one wrote
 _CHECKSUM = "sha256"  # in the audit: of the rest of it
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,12 @@ class PreparedData:
         lines = []
         dropped = sum(source["dropped"] for source in self.manifest["sources"].values())
         if dropped:
-            lines.append(f"bad rows dropped: {dropped}; the first: {self.manifest['dropped_examples'][0]}")
+            lines.append(f"bad rows dropped: {dropped}")
+            reasons = self.manifest.get("dropped_reasons", {}).items()  # a manifest from before has none
+            lines += [
+                f"  {found['rows']}: {reason}; the first: {found['first']}"
+                for reason, found in sorted(reasons, key=lambda entry: (-entry[1]["rows"], entry[0]))
+            ]
         if self.manifest.get("left_out"):
             lines.append(f"columns left out: {', '.join(self.manifest['left_out'])}")
         if self.manifest["ambiguous_histories"]:
@@ -158,6 +163,7 @@ def _fill(
             for role, path in files.items()
         },
         "dropped_examples": bad.examples,
+        "dropped_reasons": bad.reasons,
         "files": sha256_files(work, sorted(path.name for path in work.iterdir())),
         **facts,
     }

@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 from tqdm import tqdm
 
 from ..errors import DataError, short
-from .bad_rows import BadRows, title_problem
+from .bad_rows import BadRows, Problem, title_problem
 
 _CHUNK = 1 << 20  # bytes read at a time
 _LARGEST = 1 << 29  # bytes of a file, unpacked; bounds what an archive without end can make us hold
@@ -59,25 +59,31 @@ def read_rows(path: Path, bad: BadRows, *, progress: bool = False) -> Iterator[P
         raise DataError(f"{path}: no usable row, {bad.count(path)} dropped; wanted at least one")
 
 
-def _row_problem(value: Any) -> str | None:
+def _row_problem(value: Any) -> Problem | None:
     """Say why an element of the list is no usable row, or return None."""
     if not isinstance(value, dict):
-        return f"wanted an object with historyList, itemList and trueSelection, got {short(value)}"
+        wanted = "wanted an object with historyList, itemList and trueSelection"
+        return Problem("no object", f"{wanted}, got {short(value)}")
     for key in ("historyList", "itemList", "trueSelection"):
         if key not in value:
-            return f"{key} is missing; the row has {short(sorted(value))}"
+            return Problem(f"{key} is missing", f"{key} is missing; the row has {short(sorted(value))}")
     history, candidates, target = value["historyList"], value["itemList"], value["trueSelection"]
     if not isinstance(history, str):
-        return f"historyList must be one string of titles joined with '::', got {short(history)}"
+        wanted = "historyList must be one string of titles joined with '::'"
+        return Problem("historyList is no string", f"{wanted}, got {short(history)}")
     if not isinstance(candidates, list) or not all(isinstance(title, str) for title in candidates):
-        return f"itemList must be a list of titles, got {short(candidates)}"
+        wanted = "itemList must be a list of titles"
+        return Problem("itemList is no list of titles", f"{wanted}, got {short(candidates)}")
     if len(candidates) < 2:
-        return f"itemList must have at least 2 candidates, got {len(candidates)}"
+        wanted = "itemList must have at least 2 candidates"
+        return Problem("itemList is too short", f"{wanted}, got {len(candidates)}")
     if len(set(candidates)) < len(candidates):
         twice = next(title for title in candidates if candidates.count(title) > 1)
-        return f"itemList names {twice!r} more than once; candidates must be distinct"
+        text = f"itemList names {twice!r} more than once; candidates must be distinct"
+        return Problem("itemList names a title more than once", text)
     if not isinstance(target, str) or target not in candidates:
-        return f"trueSelection must be one of itemList, got {short(target)}"
+        text = f"trueSelection must be one of itemList, got {short(target)}"
+        return Problem("trueSelection is not in itemList", text)
     titles = (*candidates, history) if history else candidates
     return next((problem for problem in map(title_problem, titles) if problem), None)
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -19,7 +18,8 @@ from tqdm import tqdm
 
 from ..errors import DataError, nearest
 from .atomic_files import ITEM_COLUMNS, RATING_COLUMN, SEQUENCE_COLUMNS, write_table
-from .bad_rows import BadRows, title_problem
+from .bad_rows import HALVES, BadRows, Problem, readable, title_problem
+from .times import NUMBER, TimeColumn, decimal_text
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _NAMES = {
@@ -30,7 +30,7 @@ _NAMES = {
     "rating": ("rating",),
 }
 _AT_WILL = ("title", "rating")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_SHOWN = 5  # items with several titles that are named
 # What pandas takes for a missing value when RecBole loads an id column, and RecBole's own padding token.
 _MISSING = frozenset([
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
@@ -64,8 +64,10 @@ def read_sequences(path: Path, bad: BadRows, *, progress: bool = False) -> Seque
         progress: show a bar that counts rows, where there is a terminal.
 
     Returns:
-        Interactions sorted by user (in order of appearance) and time. Ids and times are the text of the file;
-        Parquet time stamps become seconds. Without a title column an item is called by its id.
+        Interactions sorted by user (in order of appearance) and time. Ids and numbers are the text of the
+        file; dates and Parquet time stamps become seconds since 1970 with all their digits. Titles are
+        without the white space around them, and an item has the first of those that differ in white space
+        alone. Without a title column an item is called by its id.
 
     Raises:
         DataError: naming file and row.
@@ -74,24 +76,13 @@ def read_sequences(path: Path, bad: BadRows, *, progress: bool = False) -> Seque
     header = next(rows, None)
     if header is None:
         raise DataError(f"{path}: the file is empty; wanted a header with user, item and time")
+    if any(map(HALVES.search, header)):
+        raise DataError(f"{path}: the file is not UTF-8, as its header shows: save it as UTF-8")
     places = _columns(path, header)
     found.rated = "rating" in places
     found.left_out = [name for index, name in enumerate(header) if index not in places.values()]
-    taken = [places[name] for name in ("user", "item", "time", "rating") if name in places]
     bar = tqdm(rows, desc=path.name, unit=" rows", disable=None if progress else True)
-    for number, row in enumerate(bar, start=1):
-        if len(row) != len(header):
-            bad.report(path, number, f"wanted {len(header)} cells as in the header, got {len(row)}")
-            continue
-        interaction = tuple(row[place] for place in taken)
-        item = interaction[1]
-        title = row[places["title"]] if "title" in places else item
-        problem = _problem(interaction, title, found.titles)
-        if problem:
-            bad.report(path, number, problem)
-            continue
-        found.interactions.append(interaction)
-        found.titles.setdefault(item, title)
+    _take_rows(found, _Table(places, len(header)), enumerate(bar, start=1), path, bad)
     if not found.interactions:
         raise DataError(f"{path}: no usable row, {bad.count(path)} dropped; wanted at least one")
     place = {user: index for index, user in enumerate(dict.fromkeys(row[0] for row in found.interactions))}
@@ -106,30 +97,100 @@ def write_sequences(found: Sequences, folder: Path, name: str) -> None:
     write_table(folder / f"{name}.item", ITEM_COLUMNS, found.titles.items())
 
 
-def _problem(interaction: Sequence[str], title: str, titles: dict[str, str]) -> str | None:
-    """Say why a row cannot be used, or return None."""
-    user, item, time, *rating = interaction
-    for name, value in (("user", user), ("item", item)):
-        problem = _id_problem(value)
-        if problem:
-            return f"{name} {problem}"
-    if not _NUMBER.fullmatch(time) or not math.isfinite(float(time)):
-        return f"time must be a finite number such as seconds since 1970, got {time!r}"
-    if rating and not (_NUMBER.fullmatch(rating[0]) and math.isfinite(float(rating[0]))):
-        return f"rating must be a finite number, got {rating[0]!r}"
-    if titles.get(item, title) != title:
-        return f"item {item!r} has the title {title!r} here and {titles[item]!r} before; wanted one"
-    return title_problem(title)
+@dataclass
+class _Table:
+    """Reads rows that have a header's cells.
+
+    Attributes:
+        places: of the columns that are taken, by name.
+        width: cells of a row.
+        times: of the time column so far.
+        taken: places of user, item, time and, where there is one, rating.
+    """
+
+    places: dict[str, int]
+    width: int
+    times: TimeColumn = field(default_factory=TimeColumn)
+    taken: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        wanted = ("user", "item", "time", "rating")
+        self.taken = [self.places[name] for name in wanted if name in self.places]
+
+    def read(self, row: list[str]) -> tuple[tuple[str, ...], str] | Problem:
+        """Return a row's interaction and title, or why it cannot be used."""
+        if len(row) != self.width:
+            text = f"wanted {self.width} cells as in the header, got {len(row)}"
+            return Problem("another number of cells than the header", text)
+        user, item, time, *rating = (row[place] for place in self.taken)
+        title = row[self.places["title"]].strip() if "title" in self.places else item
+        if broken := next((cell for cell in (user, item, time, *rating, title) if HALVES.search(cell)), None):
+            text = f"the file is not UTF-8: got {readable(broken)!r}"
+            return Problem("not UTF-8", text, advice="save it as UTF-8")
+        if problem := _id_problem("user", user) or _id_problem("item", item):
+            return problem
+        if rating and not (NUMBER.fullmatch(rating[0]) and math.isfinite(float(rating[0]))):
+            text = f"rating must be a finite number, got {rating[0]!r}"
+            return Problem("a rating is no finite number", text)
+        try:
+            seconds = self.times.seconds(time)
+        except ValueError as error:
+            return Problem("a time cannot be read", str(error))
+        return title_problem(title) or ((user, item, seconds, *rating), title)
 
 
-def _id_problem(value: str) -> str | None:
+def _take_rows(
+    found: Sequences, table: _Table, rows: Iterable[tuple[int, list[str]]], path: Path, bad: BadRows
+) -> None:
+    """Put what numbered rows hold into ``found``, in their order.
+
+    Raises:
+        DataError: a row that cannot be used; or, when all are read, items that have several titles.
+    """
+    several: dict[str, str] = {}  # item -> where it has another title
+    for number, row in rows:
+        read = table.read(row)
+        if isinstance(read, Problem):
+            bad.report(path, number, read)
+            continue
+        interaction, title = read
+        item = interaction[1]
+        if other := _another_title(item, title, found.titles):
+            several.setdefault(item, f"row {number}: {other}")
+            if bad.skip:
+                bad.report(path, number, Problem("another title than the item had before", other))
+            continue
+        found.interactions.append(interaction)
+        found.titles.setdefault(item, title)
+    if several and not bad.skip:
+        _refuse_titles(path, list(several.values()))
+
+
+def _another_title(item: str, title: str, titles: dict[str, str]) -> str | None:
+    """Say that an item had another title before, in more than its white space; or return None."""
+    known = titles.get(item, title)
+    if known == title or known.split() == title.split():
+        return None
+    return f"item {item!r} has the title {title!r} here and {known!r} before"
+
+
+def _refuse_titles(path: Path, several: list[str]) -> None:
+    shown = [*several[:_SHOWN], *(["..."] if len(several) > _SHOWN else [])]
+    raise DataError(
+        f"{path}: {len(several)} item{'s have' if len(several) > 1 else ' has'} more than one title; wanted "
+        "one an item (--skip-bad-rows keeps the first and drops and counts rows with another):"
+        + "".join(f"\n  {line}" for line in shown)
+    )
+
+
+def _id_problem(name: str, value: str) -> Problem | None:
     """Say why RecBole would not read an id back as it is, or return None."""
     if not value or value in _MISSING:
-        return f"id {value!r} is what RecBole reads as missing; wanted another id"
+        what = "is what RecBole reads as missing"
+        return Problem(f"{name} id {what}", f"{name} id {value!r} {what}; wanted another id")
     if value != value.strip() or any(mark in value for mark in '\t\n\r"'):
-        return f"id {value!r} has a quote, tab, line break or space around it, which atomic files cannot hold"
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        return f"id {value!a} is not valid UTF-8"
+        what = "has a quote, tab, line break or space around it"
+        return Problem(f"{name} id {what}", f"{name} id {value!r} {what}, which atomic files cannot hold")
     return None
 
 
@@ -191,7 +252,7 @@ def _texts(column: Any) -> list[str]:
     if pyarrow.types.is_timestamp(column.type):
         digits = {"s": 0, "ms": 3, "us": 6, "ns": 9}[column.type.unit]
         values = column.cast(pyarrow.int64()).to_pylist()
-        return ["" if value is None else f"{Decimal(value).scaleb(-digits):f}" for value in values]
+        return ["" if value is None else decimal_text(Decimal(value).scaleb(-digits)) for value in values]
     if pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):
         column = column.cast(pyarrow.string())  # older writers leave text unmarked
     return ["" if value is None else str(value) for value in column.to_pylist()]

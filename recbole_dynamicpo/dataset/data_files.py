@@ -250,7 +250,8 @@ def _check_columns(config: Any, path: Path) -> None:
         if loaded != "*" and column not in loaded:
             raise DataError(
                 f"load_col: of the columns of {path.name} it loads {', '.join(loaded) or 'none'}; "
-                f"wanted '{column}' too (in YAML: load_col: {{inter: [{', '.join(wanted)}]}})"
+                f"wanted '{column}' too (--load_col=\"{{'inter': {wanted}}}\", or in YAML: "
+                f"load_col: {{inter: [{', '.join(wanted)}]}})"
             )
 
 

@@ -37,4 +37,6 @@ def audit_data(
     seed = data.settings.seed
     loaders = {"valid": valid, "test": test}
     held_out = {name: rows_of(rows_to_rank(loader, seed)._dataset) for name, loader in loaders.items()}
-    return audit_give_away(train_rows(data), held_out, data.item_num, seed, data.time_ties), data.notes
+    in_time = data.clock is not None and data.settings.history_order == "time"
+    found = audit_give_away(train_rows(data), held_out, data.item_num, seed, data.time_ties, in_time)
+    return found, data.notes

@@ -39,7 +39,7 @@ from ..training.evaluating import (
 from ..training.reporting import beyond_of, segments_of
 from ..training.whole_catalogue import Scores, WholeCatalogue
 from .config import PlainConfig, check_model, refuse_pickles
-from .defaults import check_settings, read_dataset_defaults
+from .defaults import check_settings, load_times, read_dataset_defaults
 from .registration import register
 from .stock_histories import fit_histories
 
@@ -57,6 +57,7 @@ class BaselineConfig(PlainConfig):
             if key in stock:
                 self.internal_config_dict[key] = stock[key]
         self.internal_config_dict |= BOUNDED
+        load_times(self.internal_config_dict)
         read_dataset_defaults(self, dataset)
         loss = self.external_config_dict.get("loss_type", stock.get("loss_type"))
         if loss == "CE":  # RecBole refuses its own default of one negative with this loss

@@ -54,7 +54,7 @@ def read_our_defaults(config_class: Any) -> None:
             known_models[model] = model_class
             for name in dict.fromkeys([*MODEL_NAMES[:1], *ancestors]):
                 self._update_internal_config_dict(str(properties_folder() / "model" / f"{name}.yaml"))
-            _load_times(self.internal_config_dict)
+            load_times(self.internal_config_dict)
             read_dataset_defaults(self, dataset)
             _leave_out_foreign_options(self)
             read_byte_order_marks(self)
@@ -159,10 +159,13 @@ def _leave_out_foreign_options(config: Any) -> None:
         logger.warning("command line: --%s is no setting, passed over%s", key, nearest(key, known))
 
 
-def _load_times(values: dict[str, Any]) -> None:
+def load_times(values: dict[str, Any]) -> None:
     """Let the time column be loaded where RecBole's defaults would load users and items only.
 
     They are meant for models without order; a sequence cannot be made of them.
+
+    Args:
+        values: the defaults, changed in place; what a user says of ``load_col`` stands elsewhere and wins.
     """
     if values.get("load_col") == {"inter": ["user_id", "item_id"]}:
         values["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}

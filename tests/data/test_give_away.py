@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -44,7 +45,8 @@ def test_clean_data_raise_no_alarm(seed: int) -> None:
 def test_a_planted_artefact_is_found(artefact: str, rules: set[str]) -> None:
     audit = found(artefact)
     assert rules <= rules_found(audit)
-    assert all(any(line.startswith(rule.replace("_", " ")) for line in audit.findings()) for rule in rules)
+    lines = "\n".join(audit.findings())
+    assert all(rule.replace("_", " ") in lines for rule in rules)
 
 
 def test_an_order_is_found_although_rows_are_shuffled_inside() -> None:
@@ -129,10 +131,28 @@ def _binomial(n: int, k: int, p: float) -> float:
 
 
 def test_an_order_without_a_circle_is_said() -> None:
-    lines = [line for line in found("order").findings() if line.startswith("order: ")]
-    assert len(lines) == 2
-    assert all("one order holds all neighbours" in line for line in lines)
+    (line,) = [line for line in found("order").findings() if line.startswith("order: ")]
+    assert "; one order holds all neighbours: targets are the next titles of one global order" in line
     assert not found("").one_order
+
+
+def test_an_order_in_time_may_be_that_of_a_series_and_is_said_in_one_line() -> None:
+    """What was measured stays; that there is nothing of users in it is not known then."""
+    untimed = found("order")
+    lines = {timed: replace(untimed, in_time=timed).findings() for timed in (False, True)}
+    assert [line[:7] for line in lines[True]].count("order: ") == 1
+    (line,) = [line for line in lines[True] if "history_order" in line]
+    (other,) = [line for line in lines[False] if "history_order" in line]
+    assert line.split(": ")[:2] == other.split(": ")[:2]
+    for part in (
+        "by the order rule on 500 held-out rows",
+        "of pairs within histories",
+        "of pairs of history and target",
+    ):
+        assert part in line
+    assert "such as that of a series, looks the same" in line
+    assert "nothing to do with users" not in line
+    assert "not time" not in line
 
 
 def test_the_table_says_every_figure() -> None:

@@ -258,7 +258,8 @@ def test_a_failure_leaves_everything_as_it_was(source: Path, tmp_path: Path, exi
     write_set(source, test=rows)
     with pytest.raises(DataError, match=r"toy-test\.json, row 22: historyList: a title is empty"):
         prepare("toy", source, out)
-    assert [path.name for path in out.iterdir()] == (["toy"] if existing else [])
+    assert out.exists() == existing
+    assert not existing or [path.name for path in out.iterdir()] == ["toy"]
     assert not existing or snapshot(out / "toy") == before
 
 
@@ -283,8 +284,16 @@ def test_bad_rows_are_dropped_and_counted(source: Path, tmp_path: Path) -> None:
     assert list(read_back(found.folder, "test")) == good
     assert found.manifest["sources"]["test"]["dropped"] == 2
     assert found.manifest["sources"]["train"]["dropped"] == 0
-    assert "bad rows dropped: 2; the first: " in found.table()
-    assert "toy-test.json, row 1: historyList is missing" in found.table()
+    where, last = source / "toy-test.json", len(good) + 2
+    empty, missing = (
+        f"{where}, row {last}: historyList: a title is empty",
+        f"{where}, row 1: historyList is missing",
+    )
+    assert found.remarks() == [
+        "bad rows dropped: 2",
+        f"  1: a title is empty; the first: {empty}, got ''",
+        f"  1: historyList is missing; the first: {missing}; the row has ['itemList', 'trueSelection']",
+    ]
 
 
 def test_ambiguous_histories_are_reported(tmp_path: Path) -> None:
@@ -355,13 +364,20 @@ def test_names_are_plain(tmp_path: Path, name: str) -> None:
 
 
 def test_plain_sequences_are_prepared(tmp_path: Path) -> None:
-    (tmp_path / "own.csv").write_text("user,item,time,title,mood\nu,1,2,B,x\nu,2,1,A,x\nu,3,,C,x\n")
+    (tmp_path / "own.csv").write_text(
+        "user,item,time,title,mood\nu,1,2,B,x\nu,2,1,A,x\nu,3,,C,x\nu,4,now,D,x\nu,,4,E,x\n"
+    )
     found = prepare("own", tmp_path / "own.csv", tmp_path / "out", skip_bad_rows=True)
     assert (found.folder / "own.inter").read_text() == (
         "user_id:token\titem_id:token\ttimestamp:float\nu\t2\t1\nu\t1\t2\n"
     )
     assert found.manifest["rows"] == {"all": 2}
-    assert "bad rows dropped: 1" in found.table()
+    lines = found.table().split("\n")
+    place = lines.index("bad rows dropped: 3")
+    assert lines[place + 1].startswith(
+        f"  2: a time cannot be read; the first: {tmp_path}/own.csv, row 3: time must"
+    )
+    assert lines[place + 2].startswith("  1: item id is what RecBole reads as missing; the first: ")
     assert "columns left out: mood" in found.table()
     assert prepare("own", tmp_path / "own.csv", tmp_path / "out", skip_bad_rows=True).unchanged
 

@@ -87,7 +87,35 @@ def test_parquet_numbers_and_time_stamps_are_exact(tmp_path: Path) -> None:
     assert found.interactions == [("1", "10", "9007199254740993"), ("2", "11", "9007199254740992")]
     stamps = pyarrow.array([moment], pyarrow.timestamp("us", "UTC"))
     found = read_sequences(parquet_file(tmp_path, {"user": [b"u"], "item": ["i"], "time": stamps}), BadRows())
-    assert found.interactions == [("u", "i", "1577836801.250000")]
+    assert found.interactions == [("u", "i", "1577836801.25")]
+
+
+def test_dates_are_the_same_in_text_and_parquet(tmp_path: Path) -> None:
+    """As text, as time stamps of every unit, with a zone and without, and as days."""
+    import pyarrow
+
+    wanted = [("u", "a", "1704240000"), ("u", "b", "1704276000.25")]
+    rows = "user,item,time\nu,b,2024-01-03T11:00:00.250+01:00\nu,a,2024-01-03\n"
+    assert read_sequences(text_file(tmp_path, rows), BadRows()).interactions == wanted
+    rows = rows.replace(",", "\t")
+    assert read_sequences(text_file(tmp_path, rows, "own.tsv"), BadRows()).interactions == wanted
+    texts = ["2024-01-03 10:00:00.25", "2024-01-03"]
+    moments = [datetime(2024, 1, 3, 10, 0, 0, 250_000), datetime(2024, 1, 3)]
+    kinds = [pyarrow.timestamp(unit, zone) for unit in ("ms", "us", "ns") for zone in (None, "UTC")]
+    for times in (texts, *(pyarrow.array(moments, kind) for kind in kinds)):
+        columns = {"user": ["u", "u"], "item": ["b", "a"], "time": times}
+        assert read_sequences(parquet_file(tmp_path, columns), BadRows()).interactions == wanted
+    days = {"user": ["u"], "item": ["a"], "time": pyarrow.array([moments[1].date()])}
+    assert read_sequences(parquet_file(tmp_path, days), BadRows()).interactions == wanted[:1]
+
+
+def test_one_unreadable_date_is_named_or_dropped(tmp_path: Path) -> None:
+    path = text_file(tmp_path, "user,item,time\nu,a,2024-01-03\nu,b,2024-01-32\nu,c,7\nu,d,2024-01-02\n")
+    with pytest.raises(DataError, match=r"own\.csv, row 2: time must be a date .*got '2024-01-32'"):
+        read_sequences(path, BadRows())
+    bad = BadRows(skip=True)
+    assert [item for _, item, _ in read_sequences(path, bad).interactions] == ["d", "a"]
+    assert bad.count(path) == 2
 
 
 BAD_ROWS = {
@@ -104,11 +132,10 @@ BAD_ROWS = {
     "time underscored": ("u,i,1_0,T", "time must be a finite number"),
     "empty title": ("u,i,1,", "a title is empty"),
     "newline in title": ('u,i,1,"a\nb"', "tab or line break"),
-    "two titles": ("u,x,1,Other", "item 'x' has the title 'Other' here and 'X' before"),
     "short": ("u,i", "wanted 4 cells as in the header, got 2"),
     "comma in title": ("u,i,1,a,b", "wanted 4 cells as in the header, got 5"),
-    "no utf-8": ("u,i,1,caf\udce9", "not valid UTF-8"),
-    "id no utf-8": ("u,\udce9,1,T", "not valid UTF-8"),
+    "no utf-8": ("u,i,1,caf\udce9", r"the file is not UTF-8: got 'caf\ufffd' \(save it as UTF-8\)$"),
+    "id no utf-8": ("u,\udce9,1,T", r"the file is not UTF-8: got '\ufffd' \(save it as UTF-8\)$"),
 }
 
 
@@ -123,10 +150,68 @@ def test_a_bad_row_is_named_or_dropped_and_counted(tmp_path: Path, row: str, mes
     assert bad.count(path) == 1
 
 
+def test_a_title_is_without_the_white_space_around_it(tmp_path: Path) -> None:
+    """The first spelling stays where others differ from it in white space alone."""
+    text = "user,item,time,title\nu,s,1,Sailing | Clock \nu,s,2, Sailing | Clock\nv,s,1,Sailing  |  Clock\n"
+    found = read_sequences(text_file(tmp_path, text), BadRows())
+    assert (len(found.interactions), found.titles) == (3, {"s": "Sailing | Clock"})
+    columns = {
+        "user": ["u", "v"],
+        "item": ["s", "s"],
+        "time": [1, 2],
+        "title": ["Sailing | Clock\t", "\u00a0Sailing | Clock"],
+    }
+    assert read_sequences(parquet_file(tmp_path, columns), BadRows()).titles == {"s": "Sailing | Clock"}
+
+
+def test_items_with_several_titles_are_counted_in_one_error(tmp_path: Path) -> None:
+    rows = [f"u,i{n},{n},T{n}" for n in range(7)] + [f"v,i{n},{n},U{n}" for n in range(1, 7)] + ["w,i2,9,V"]
+    path = text_file(tmp_path, "\n".join(["user,item,time,title", *rows]))
+    with pytest.raises(DataError) as caught:
+        read_sequences(path, BadRows())
+    first, *lines = str(caught.value).split("\n")
+    assert first.startswith(f"{path}: 6 items have more than one title; wanted one an item (--skip-bad-rows ")
+    assert lines == [
+        *(f"  row {n + 7}: item 'i{n}' has the title 'U{n}' here and 'T{n}' before" for n in range(1, 6)),
+        "  ...",
+    ]
+    bad = BadRows(skip=True)
+    found = read_sequences(path, bad)
+    assert (len(found.interactions), found.titles) == (7, {f"i{n}": f"T{n}" for n in range(7)})
+    assert bad.reasons == {
+        "another title than the item had before": {
+            "rows": 7,
+            "first": f"{path}, row 8: item 'i1' has the title 'U1' here and 'T1' before",
+        }
+    }
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16"])
+def test_a_file_of_another_encoding_is_said_to_be_so(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "own.csv"
+    path.write_bytes("user,item,time,title\nu,i,1,Plain\nu,j,2,Größe\n".encode(encoding))
+    with pytest.raises(DataError, match=r"the file is not UTF-8.*save it as UTF-8") as caught:
+        read_sequences(path, BadRows())
+    assert ("row 2" in str(caught.value)) == (encoding != "utf-16"), "its header is no text either"
+    assert "\\ud" not in str(caught.value)
+    assert "skip" not in str(caught.value)
+
+
+def test_what_is_left_out_may_be_of_any_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_bytes("user,item,time,mood\nu,i,1,trüb\n".encode("latin-1"))
+    assert read_sequences(path, BadRows()).titles == {"i": "i"}
+
+
 BAD_FILES = {
     "empty": ("own.csv", "", "the file is empty"),
     "header only": ("own.csv", "user,item,time\n", "no usable row, 0 dropped"),
     "no time": ("own.csv", "user,item,tme\nu,i,1\n", "a column named time, got .*did you mean 'tme'"),
+    "a time of another name": (
+        "own.csv",
+        "user,item,day,title\nu,i,1,T\n",
+        r"named time, got \[.*'title'\]$",
+    ),
     "two users": ("own.csv", "user,user_id,item,time\nu,u,i,1\n", "one column for user, got"),
     "open quote": ("own.csv", 'user,item,time\nu,"i,1\n', "line 2: cannot be read as CSV"),
     "no parquet": ("own.parquet", "user,item,time\n", "cannot be read as Parquet"),

@@ -121,7 +121,8 @@ def test_recboles_files_under_a_published_name_are_not_taken(small: dict[str, An
 
 def test_an_unknown_data_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'lastfn'.*no download of that name \(did you mean 'lastfm"):
-        run("BPR", "lastfn", overrides={"data_path": str(tmp_path), **QUIET})
+        run("BPR", "lastfn", overrides={"data_path": str(tmp_path / "dataset"), **QUIET})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

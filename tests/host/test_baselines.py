@@ -75,6 +75,22 @@ def test_settings_are_dynamicpos_but_for_the_training() -> None:
     assert pairs["train_neg_sample_args"]["sample_num"] == 1
 
 
+def test_times_are_loaded_without_being_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a DynamicPO run on the same data set; what a user says of the columns wins."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"u{user},i{(user + step) % 12},{100 * user + step}" for user in range(8) for step in range(6)]
+    (tmp_path / "books.csv").write_text("\n".join(["user,item,time", *rows]))
+    prepare("books", tmp_path / "books.csv", tmp_path / "data", progress=False)
+    settings = {**TINY, "data_path": str(tmp_path / "data"), "num_candidates": 5, "num_negatives": 1}
+    ours = PlainConfig("DynamicPO", "books", [], {"data_path": settings["data_path"]})
+    assert BaselineConfig("SASRec", "books", [], settings)["load_col"] == ours["load_col"]
+    assert len(run_baselines("books", (), settings, None).contestants[0].ranks) == 8
+    with pytest.raises(
+        DataError, match=r"""--load_col="\{'inter': \['user_id', 'item_id', 'timestamp'\]\}"""
+    ):
+        run_baselines("books", (), {**settings, "load_col": {"inter": ["user_id", "item_id"]}}, None)
+
+
 def test_popularity_by_hand(small: dict[str, Any]) -> None:
     """A title is as popular as users took it in training: in their first row's history, or as a target.
 
