@@ -35,7 +35,7 @@ from .dense_rows import DenseRows
 from .evaluating import RankingTrainer, rows_to_rank
 from .model import DynamicPO
 from .plan import StagePlan, plan_stages
-from .recording import OnProgress, Recorder, gather
+from .recording import OnProgress, Recorder, gather, going_on
 from .reference import reference_logps
 from .rows import ListedRows, StageRows
 
@@ -79,7 +79,7 @@ class DynamicPOTrainer(RankingTrainer):
         self.adapters = {stage: run_folder / stage for stage in STAGES}
         self.saved_model_file = str(self.adapters[self.final_stage])
         where = (tracking or NoTracking(), self.settings.mlflow_tracking_uri)
-        self.recorder = Recorder(run_folder, *where, whole=whole)
+        self.recorder = Recorder(run_folder, *where, going_on(config, run_folder) if whole else None)
         self.ingredients = gather(config, self.settings)
         self.stop = StopRequest()
         self.on_progress: OnProgress = lambda stage, done, total: None
@@ -142,7 +142,7 @@ class DynamicPOTrainer(RankingTrainer):
         """End the run, as each process does at the same place, if one of them was asked to."""
         if asked:
             self.stop.received = True
-            self.stop.end_run(self.model.stage, self.progress.step, self.run_folder)
+            self.stop.end_run(self.model.stage, self.progress.step, self.recorder.goes_on)
 
     def _run_stage(self, plan: StagePlan, resumed: Progress | None) -> None:
         """Train one stage from its start, or from a checkpoint, and load its best adapter."""
