@@ -90,8 +90,8 @@ def _guarded(command: Callable[[Sequence[str]], None], arguments: Sequence[str] 
             raise
         _show(f"error: {error.filename}: {error.strerror}")
         return 2
-    except KeyboardInterrupt:
-        _show("interrupted")
+    except KeyboardInterrupt as error:
+        _show(str(error) or "interrupted")
         return 130
     finally:
         leave()

@@ -34,6 +34,7 @@ from ..tracking.live import NullTracker, Tracker, Tracking
 from ..tracking.record import JOURNAL_FILE, RECORD_FILE, describe, run_tags, write_record
 from ..tracking.run_folder import end_run
 from ..tracking.system import system_metrics
+from .checkpoint import has_checkpoint
 from .plan import StagePlan
 
 OnProgress = Callable[[str, int, int], object]  # told stage, steps done, steps in all
@@ -128,6 +129,8 @@ class Recorder:
                 raise StoppedError(f"{error} in the evaluation; {self.goes_on}") from error
             if isinstance(error, PeerError):
                 raise PeerError(f"{error}; {self.goes_on}") from error
+            if isinstance(error, KeyboardInterrupt) and has_checkpoint(self.folder):
+                raise KeyboardInterrupt(f"interrupted in stage {name}; {self.goes_on}") from error
             raise
         self._tracker.changed()
 

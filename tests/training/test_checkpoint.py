@@ -22,6 +22,7 @@ from recbole_dynamicpo.likelihoods.likely import LikelyTitles
 from recbole_dynamicpo.storage import locked
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.tracking.record import settings_of_run
+from recbole_dynamicpo.training import trainer
 from recbole_dynamicpo.training.checkpoint import load_progress
 
 from .test_dense_rows import DENSE
@@ -52,12 +53,10 @@ def settings(toy_settings: dict[str, Any]) -> dict[str, Any]:
 Outcome = tuple[list[float], dict[str, torch.Tensor]]
 
 
-def outcome(folder: Path) -> Outcome:
-    """Return all training losses in order and the final adapter."""
+def outcome(folder: Path, last: str = "preference") -> Outcome:
+    """Return all training losses in order and the adapter of the last stage."""
     entries = [entry for entry in Journal(folder / "metrics.jsonl").entries() if entry["kind"] == "train"]
-    return [entry["loss"] for entry in entries], load_file(
-        folder / "preference" / "adapter_model.safetensors"
-    )
+    return [entry["loss"] for entry in entries], load_file(folder / last / "adapter_model.safetensors")
 
 
 def only_run(settings: dict[str, Any], name: str) -> tuple[dict[str, Any], Path]:
@@ -212,6 +211,42 @@ def test_sigterm_ends_after_the_step_and_says_how_to_go_on(
     assert given == f"--model=DynamicPO --resume={folder} --data_path={cut['data_path']}"
     assert run_recbole([*given.split(), *OF_THE_MACHINE]) == 0
     assert outcome(folder)[0] == undisturbed[0]
+
+
+@pytest.mark.parametrize("stage", ["sft", "evaluate"])
+def test_an_interrupted_run_says_how_to_go_on(
+    stage: str, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut, home = only_run({**settings, "epochs": 0, "checkpoint_every": 100}, "cut")
+
+    def interrupt(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        if stage == "sft":
+            at_step(patch, "sft", 2, interrupt)
+        else:
+            patch.setattr(trainer, "rank_all", interrupt)
+        assert (
+            run_recbole(["--model=SFTRec", "--dataset=toy", *(f"--{k}={v}" for k, v in cut.items())]) == 130
+        )
+    (folder,) = home.iterdir()
+    said, given = capsys.readouterr().err.strip().splitlines()[-1].split(": run_recbole ")
+    assert said == f"interrupted in stage {stage}; go on with"
+    assert run_recbole([*given.split(), *OF_THE_MACHINE]) == 0
+    assert len(outcome(folder, "sft")[0]) == 6
+
+
+def test_an_interruption_before_there_is_anything_is_no_more_than_that(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.DynamicPOTrainer, "_run_stage", interrupt)
+    own, _ = only_run(settings, "own")
+    assert run_recbole(["--model=SFTRec", "--dataset=toy", *(f"--{k}={v}" for k, v in own.items())]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
 
 
 def test_a_run_keeps_what_nobody_says_anew(settings: dict[str, Any], undisturbed: Outcome) -> None:
