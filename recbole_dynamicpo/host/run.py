@@ -6,6 +6,7 @@ import inspect
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..evaluation.report import figures_text
 from ..names import MODEL_NAMES
 from ..parallel import here, is_one_of_several
 from ..settings import read_settings
+from ..storage import locked
 from ..tracking.run_folder import check_identity
 from ..training.checkpoint import CHECKPOINT, load_progress
 from ..training.evaluating import rows_to_rank
@@ -95,6 +97,7 @@ def _check_folders(config: Config) -> None:
     Raises:
         SettingsError: no folder can be made there.
         CheckpointError: nothing to go on with, or a run of other settings or data.
+        LockedError: another process is at the run.
     """
     settings = read_settings(config)
     place = Path(config["checkpoint_dir"])
@@ -109,8 +112,12 @@ def _check_folders(config: Config) -> None:
             f"{place}: no folder can be made here (checkpoint_dir): {error.strerror}"
         ) from error
     if settings.resume:
-        load_progress(Path(settings.resume) / CHECKPOINT)
-        check_identity(Path(settings.resume), gather(config, settings).upto("preference"))
+        folder = Path(settings.resume)
+        load_progress(folder / CHECKPOINT)
+        # Who is in there is said before the long loading; the folder is held from training on.
+        with locked(folder, wait=False) if here().first else nullcontext():
+            pass
+        check_identity(folder, gather(config, settings).upto("preference"))
 
 
 def _run_stock(config: Config, loaded: Loaded, trainer: Any, show: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from recbole_dynamicpo.cli import run_recbole
 from recbole_dynamicpo.errors import CheckpointError, LockedError
 from recbole_dynamicpo.evaluation.ranks import read_ranks
+from recbole_dynamicpo.host import run as host_run
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.likelihoods.likely import LikelyTitles
 from recbole_dynamicpo.storage import locked
@@ -264,12 +265,19 @@ def test_a_run_keeps_what_nobody_says_anew(settings: dict[str, Any], undisturbed
     assert len(read_ranks(folder).ranks) == settings["eval_rows"]
 
 
-def test_a_second_process_is_told_who_holds_the_run(settings: dict[str, Any]) -> None:
+def test_a_second_process_is_told_who_holds_the_run(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it loads anything; the run stays in the hands of who holds it."""
     own, home = only_run(settings, "own")
     run("SFTRec", "toy", overrides=own)
     (folder,) = home.iterdir()
-    with locked(folder, wait=False), pytest.raises(LockedError, match=rf"in use by process {os.getpid()} on"):
-        run("SFTRec", "toy", overrides={**own, "resume": str(folder)})
+    said = rf"in use by process {os.getpid()} on"
+    with locked(folder, wait=False), monkeypatch.context() as patch:
+        patch.setattr(host_run, "load", lambda config: pytest.fail("loaded"))
+        for _ in range(2):
+            with pytest.raises(LockedError, match=said):
+                run("SFTRec", "toy", overrides={**own, "resume": str(folder)})
     run("SFTRec", "toy", overrides={**own, "resume": str(folder)})
 
 
