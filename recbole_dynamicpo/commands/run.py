@@ -81,13 +81,15 @@ def _of_the_run(folder: Any) -> dict[str, Any]:
 
 
 def _show(found: Mapping[str, Any]) -> None:
-    """Print what a run came to: the tables of ours, RecBole's metrics of others."""
+    """Print what a run came to: the tables of ours and what became of the model, metrics of others."""
     if "run_folder" not in found:
         print(f"test result: {found['test_result']}")
         return
     from .show import table_text
 
     print(table_text(Path(found["run_folder"])))
+    if "published" in found:
+        print(found["published"])
 
 
 def _start(known: argparse.Namespace, arguments: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from recbole.data.dataloader import NegSampleEvalDataLoader
 
 from ..dataset.data_files import check_splits
 from ..errors import DataError, SettingsError
-from ..evaluation.report import figures_text
+from ..evaluation.report import VIEWS, figures_text
 from ..names import MODEL_NAMES
 from ..parallel import here, is_one_of_several
 from ..settings import read_settings
@@ -73,7 +73,8 @@ def run(
     # Our trainer records itself, and says last what became of its model.
     if ours:
         best_score, best_result = trainer.fit(loaded.train, loaded.valid, **show)
-        logger.info("best valid: %s", figures_text(best_result))
+        among = VIEWS["candidates"].among
+        logger.info("best validation among %s: %s", among, figures_text(best_result))
         test_result = trainer.evaluate(
             loaded.test, load_best_model=saved, show_progress=config["show_progress"]
         )
@@ -82,6 +83,8 @@ def run(
         logger.info("best valid: %s", figures_text(best_result))
         logger.info("test result: %s", figures_text(test_result))
     found = {"run_folder": str(trainer.run_folder)} if ours else {}
+    if ours and trainer.recorder.published:
+        found["published"] = trainer.recorder.published
     return {
         **found,
         "best_valid_score": best_score,

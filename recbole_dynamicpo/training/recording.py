@@ -74,6 +74,9 @@ class Recorder:
         goes_on: how to go on with the run, in words. None: a caller records, locks and publishes the run
             that the folder belongs to, and goes on with it.
 
+    Attributes:
+        published: what became of the run's model, once it is published, on one line.
+
     Of several processes of a run the first one writes; the others say nothing.
     """
 
@@ -83,6 +86,7 @@ class Recorder:
         self.journal = Journal(folder / JOURNAL_FILE)
         self._tracking, self._uri = tracking, uri
         self._tracker: Tracker = NullTracker()
+        self.published: str | None = None
         self._system_read = 0.0
 
     def begin(self, config: Any, model: Any, ingredients: Ingredients) -> None:
@@ -180,7 +184,7 @@ class Recorder:
         if self.whole:
             end_run(self.folder)
         if self.whole and (self.folder / RECORD_FILE).is_file():
-            self._tracking.publish(self.folder, self._uri)
+            self.published = self._tracking.publish(self.folder, self._uri)
 
 
 def going_on(config: Any, folder: Path) -> str:

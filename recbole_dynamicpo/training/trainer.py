@@ -287,7 +287,8 @@ class DynamicPOTrainer(RankingTrainer):
         self.chosen = choose_final(self.adapters, self.final_stage)
         model.final_voice = "reference" if model.policy.has_reference and self.chosen == "sft" else "policy"
         with self.recorder.stage("evaluate", lambda: 0):
-            found = rank_all(self, rows, show_progress)
+            with self.progress.timed("evaluation"):
+                found = rank_all(self, rows, show_progress)
             if found:
                 report(self, found)
         self.recorder.publish()
