@@ -15,7 +15,7 @@ from recbole.config import Config
 from recbole.data.dataloader import NegSampleEvalDataLoader
 
 from ..dataset.data_files import check_splits
-from ..errors import DataError, SettingsError
+from ..errors import DataError, PeerError, SettingsError, StoppedError
 from ..evaluation.report import VIEWS, figures_text
 from ..names import MODEL_NAMES
 from ..parallel import here, is_one_of_several
@@ -51,25 +51,12 @@ def run(
     Raises:
         DynamicPOError: anything wrong with settings, data, backbone or adapters.
     """
-    from recbole.utils import get_trainer, init_logger
-
-    config = checked_config(model, dataset, config_files, overrides or {})
+    try:
+        config, loaded, trainer = _made_ready(model, dataset, config_files, overrides or {})
+    except (StoppedError, PeerError) as error:
+        raise type(error)(f"{error}, before anything was trained; the same command starts again") from error
     ours = bool(lineage(config.model_class))
-    if is_one_of_several() and not ours:
-        raise SettingsError(
-            f"model: got {config['model']} in processes of torchrun, wanted one of {', '.join(MODEL_NAMES)} "
-            "(models of RecBole's own would each train alone; run_recbole --nproc is their way)"
-        )
-    if ours:
-        _check_folders(config)
-    if here().first:
-        init_logger(config)
-    logger = logging.getLogger()
-    logger.info(config)
-    loaded = load(config)
-    logger.info(loaded.model)
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, loaded.model)
-    show = {"saved": saved, "show_progress": config["show_progress"]}
+    show, logger = {"saved": saved, "show_progress": config["show_progress"]}, logging.getLogger()
     # Our trainer records itself, and says last what became of its model.
     if ours:
         best_score, best_result = trainer.fit(loaded.train, loaded.valid, **show)
@@ -92,6 +79,30 @@ def run(
         "best_valid_result": best_result,
         "test_result": test_result,
     }
+
+
+def _made_ready(
+    model: str | type, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
+) -> tuple[Config, Loaded, Any]:
+    """Return configuration, data with the model, and the trainer of a run."""
+    from recbole.utils import get_trainer, init_logger
+
+    config = checked_config(model, dataset, config_files, overrides)
+    ours = bool(lineage(config.model_class))
+    if is_one_of_several() and not ours:
+        raise SettingsError(
+            f"model: got {config['model']} in processes of torchrun, wanted one of {', '.join(MODEL_NAMES)} "
+            "(models of RecBole's own would each train alone; run_recbole --nproc is their way)"
+        )
+    if ours:
+        _check_folders(config)
+    if here().first:
+        init_logger(config)
+    logger = logging.getLogger()
+    logger.info(config)
+    loaded = load(config)
+    logger.info(loaded.model)
+    return config, loaded, get_trainer(config["MODEL_TYPE"], config["model"])(config, loaded.model)
 
 
 def _check_folders(config: Config) -> None:

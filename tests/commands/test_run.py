@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from recbole_dynamicpo.cli import run_recbole
+from recbole_dynamicpo.errors import PeerError, StoppedError
 from recbole_dynamicpo.evaluation.report import VIEWS, read_report
+from recbole_dynamicpo.host import run as host_run
 from recbole_dynamicpo.names import STAGES
 from recbole_dynamicpo.serving import gate
 
@@ -59,3 +61,20 @@ def test_the_log_says_what_was_ranked_and_how_long(
         assert any(line in message.replace(" : ", " ") for message in caplog.messages), line
     (folder,) = Path(own["checkpoint_dir"]).iterdir()
     assert {*read_report(folder)["seconds"]} == {*STAGES, "validation", "reference", "evaluation"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [(StoppedError("stopped"), 143, "stopped"), (PeerError("another ended"), 1, "error: another ended")],
+)
+def test_an_end_in_the_loading_says_that_nothing_was_trained(
+    error: BaseException, status: int, said: str, toy_settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def load(config: object) -> None:
+        raise error
+
+    monkeypatch.setattr(host_run, "load", load)
+    assert run_recbole(words(toy_settings)) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"{said}, before anything was trained; the same command starts again"
