@@ -105,8 +105,9 @@ class MLflowTracking:
         from ..tracking.registry import wants_registration
 
         place = resolve_uri(uri)
-        wanted = place is not None and wants_registration(folder)
-        registered = register_model(folder, place) if wanted else None
+        if place is None or not wants_registration(folder):
+            return None
+        registered = register_model(folder, place)
         return registered.line if registered else None
 
 
