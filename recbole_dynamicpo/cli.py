@@ -33,7 +33,7 @@ from .commands import (
     sync,
 )
 from .errors import DynamicPOError, PeerError, StoppedError
-from .parallel import leave, may_show
+from .parallel import is_one_of_several, leave, may_show, waits_for_others
 
 # Read when torch loads its OpenMP runtime. Where other processes are busy, its threads wait for one another
 # in loops that take the core from the very thread they wait for; a short spin costs a quiet machine nothing.
@@ -90,8 +90,8 @@ def _guarded(command: Callable[[Sequence[str]], None], arguments: Sequence[str] 
             raise
         _show(f"error: {error.filename}: {error.strerror}")
         return 2
-    except KeyboardInterrupt:
-        _show("interrupted")
+    except KeyboardInterrupt as error:
+        _show(str(error) or "interrupted")
         return 130
     finally:
         leave()
@@ -105,7 +105,13 @@ def _show(text: str) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise StoppedError("stopped by SIGTERM")
+    why = " (as torchrun does to all where one process dies)" if is_one_of_several() else ""
+    if waits_for_others():
+        # What is being imported, or waits in C for a process that is dead, would swallow an exception.
+        said = f"process {os.environ.get('RANK')}: stopped by SIGTERM{why}, before anything was begun"
+        print(said, file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGTERM)
+    raise StoppedError(f"stopped by SIGTERM{why}")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,7 +19,7 @@ class StopRequest:
         self.received = False
         self._before: Any = None
 
-    def end_run(self, stage: str, step: int, folder: Path) -> None:
+    def end_run(self, stage: str, step: int, goes_on: str) -> None:
         """End a run where somebody asked for it; what there is has been saved.
 
         The handler that was there before has its say first, if it was somebody's own.
@@ -28,7 +27,7 @@ class StopRequest:
         Args:
             stage: at hand.
             step: of it that was the last.
-            folder: of the run.
+            goes_on: how to go on, in words.
 
         Raises:
             StoppedError: saying how to go on.
@@ -38,10 +37,7 @@ class StopRequest:
         if callable(self._before):
             with suppress(StoppedError):
                 self._before(signal.SIGTERM, None)
-        raise StoppedError(
-            f"stopped by SIGTERM after step {step} of stage {stage}; go on with --resume={folder} and the "
-            "same settings"
-        )
+        raise StoppedError(f"stopped by SIGTERM after step {step} of stage {stage}; {goes_on}")
 
 
 @contextmanager

@@ -145,6 +145,7 @@ def deal(sizes: Sequence[int], world: int) -> list[list[int]]:
 
 
 _here = Processes()
+_joined = False  # whether this process has ever met the others
 
 
 def here() -> Processes:
@@ -159,7 +160,7 @@ def join() -> Processes:
         SettingsError: the environment's time limit is no number.
         PeerError: the others cannot be reached.
     """
-    global _here
+    global _here, _joined
     if not _here.alone or not is_one_of_several():
         return _here
     import torch
@@ -180,7 +181,7 @@ def join() -> Processes:
         )
     except (RuntimeError, ValueError) as error:
         raise PeerError(f"cannot join the other processes of this run ({_reason(error)})") from error
-    _here = _Group(store, rank, world)
+    _here, _joined = _Group(store, rank, world), True
     if rank:
         logging.disable(logging.WARNING)  # the first one says it for all
     return _here
@@ -218,6 +219,11 @@ def leave() -> None:
 def is_one_of_several() -> bool:
     """Say whether torchrun started this process beside others, joined or not."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
+
+
+def waits_for_others() -> bool:
+    """Say whether torchrun started this process beside others that it has not joined yet."""
+    return not _joined and is_one_of_several()
 
 
 def may_show() -> bool:

@@ -226,8 +226,9 @@ class _Given:
     def open(self, folder: Path, uri: str | None) -> Tracker:
         return self.tracker
 
-    def publish(self, folder: Path, uri: str | None) -> None:
+    def publish(self, folder: Path, uri: str | None) -> str | None:
         """Whoever began the run publishes it."""
+        return None
 
 
 def _trainer(

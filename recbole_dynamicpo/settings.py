@@ -191,7 +191,7 @@ class Settings:
         10, "stop a stage after so many validations without a better one", decides="sft", ge=0
     )
     checkpoint_every: Whole = setting(25, "write a resume checkpoint each n steps", decides="nothing", ge=1)
-    resume: Perhaps = setting(None, "run folder to continue", decides="nothing")
+    resume: Perhaps = setting(None, "run folder to go on with, by its own settings", decides="nothing")
 
     # evaluation
     rank_among: RankedAmong = setting(

@@ -91,6 +91,8 @@ def excepted(command: str) -> str | None:
 
 def small(words: list[str], backbone: Path) -> list[str]:
     """Return settings that make a command of ours one of seconds."""
+    if any(word.startswith("--resume=") for word in words):
+        return QUIET  # the run's own settings hold
     run: dict[str, object] = {**SMALL, "backbone": backbone}
     if "--dataset=lastfm" in words:
         run["num_negatives"] = 4  # of the six candidates of its rows here

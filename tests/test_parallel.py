@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -182,3 +186,26 @@ def test_an_unset_gpu_id_is_all_devices(
     defaults._choose_devices(config)
     assert defaults.os.environ.get("CUDA_VISIBLE_DEVICES") == wanted
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_a_process_that_is_ended_before_it_met_the_others_says_so() -> None:
+    """Whatever it is at: what it imports may swallow every exception."""
+    code = (
+        "import os, signal, sys\n"
+        "from recbole_dynamicpo import cli\n"
+        "def command(arguments):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except BaseException:\n"
+        "        pass\n"
+        "sys.exit(cli._guarded(command, []))\n"
+    )
+    several = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **several}, capture_output=True, text=True
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr == (
+        "process 1: stopped by SIGTERM (as torchrun does to all where one process dies), before anything was "
+        "begun\n"
+    )

@@ -24,10 +24,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         "-m",
-        help="DynamicPO, SFTRec, DMPO, MPPO, SDPO or any of RecBole's; default: that of the files, else BPR",
+        help="DynamicPO, SFTRec, DMPO, MPPO, SDPO or any of RecBole's; default: that of the files, of "
+        "the run to resume, else BPR",
     )
     parser.add_argument(
-        "--dataset", "-d", help="name of the data set; default: that of the files, else ml-100k"
+        "--dataset",
+        "-d",
+        help="name of the data set; default: that of the files, of the run to resume, else ml-100k",
     )
     parser.add_argument("--config_files", default="", help="YAML files, separated by spaces")
     parser.add_argument(
@@ -49,7 +52,9 @@ def run(arguments: Sequence[str]) -> None:
     from ..host.run import run_distributed
 
     overrides, files = parse_overrides(rest), known.config_files.split()
-    said = {"model": "BPR", "dataset": "ml-100k", **read_settings_files(files)}
+    in_files = read_settings_files(files)
+    begun = _of_the_run({**in_files, **overrides}.get("resume"))
+    said = {"model": "BPR", "dataset": "ml-100k", **begun, **in_files}
     model, dataset = known.model or str(said["model"]), known.dataset or str(said["dataset"])
     if known.quiet:
         overrides |= {"show_progress": False, "state": "WARNING"}
@@ -67,14 +72,24 @@ def run(arguments: Sequence[str]) -> None:
     run_distributed(model, dataset, files, {**overrides, **place})
 
 
+def _of_the_run(folder: Any) -> dict[str, Any]:
+    """Return model and data set of a run that is gone on with; nothing where none is, or none is recorded."""
+    from ..tracking.record import settings_of_run
+
+    then = settings_of_run(Path(folder)) if isinstance(folder, str) and folder else {}
+    return {name: then[name] for name in ("model", "dataset") if name in then}
+
+
 def _show(found: Mapping[str, Any]) -> None:
-    """Print what a run came to: the tables of ours, RecBole's metrics of others."""
+    """Print what a run came to: the tables of ours and what became of the model, metrics of others."""
     if "run_folder" not in found:
         print(f"test result: {found['test_result']}")
         return
     from .show import table_text
 
     print(table_text(Path(found["run_folder"])))
+    if "published" in found:
+        print(found["published"])
 
 
 def _start(known: argparse.Namespace, arguments: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from ..storage import atomic_file
 RANKS_FILE, ALL_RANKS_FILE = "ranks.parquet", "ranks_all.parquet"  # among candidates, among all titles
 # Whose ranks of validation rows lie beside a model's: that of popularity, and of the best that counts.
 POPULARITY, COUNTING, FITTED_COUNTS = "popularity", "counting", "fitted counts"
+WITHOUT_PRIORS = ", without priors"  # how the name ends of a model that counts do not speak with
 _COLUMNS = ("row_id", "user_id", "rank")
 _HIGHEST_RANK = 2**31 - 1  # of what the file holds
 _ROWS_KEY = b"recbole-dynamicpo.rows"  # of the file's metadata

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..storage import load_json
-from .ranks import ALL_RANKS_FILE, RANKS_FILE
+from .ranks import ALL_RANKS_FILE, RANKS_FILE, WITHOUT_PRIORS
 from .statistics import bootstrap_interval, hit_at, mcnemar, ndcg_at, reciprocal_rank, wilson_interval
 
 REPORT_FILE = "report.json"
@@ -156,10 +156,15 @@ def paired_p(first: Contestant, second: Contestant, hits: int = 1) -> tuple[int,
     return only_a, only_b, mcnemar(only_a, only_b)
 
 
-def table_lines(figures: Sequence[Mapping[str, Any]], view: View) -> list[str]:
-    """Return the lines of a table: a head, and one for each of the ``figures`` that ``summarize`` made.
+def table_lines(figures: Sequence[Mapping[str, Any]], view: View, chance: float = 0.0) -> list[str]:
+    """Return the lines of a table: a head, one for each of the ``figures``, and what they leave unsaid.
 
     The highest of each column has a star.
+
+    Args:
+        figures: of ``summarize``.
+        view: that they were made for.
+        chance: hit rate of a random choice at the first place; 0: not shown.
     """
     best = {key: winners(figures, key) for key in columns(view)}
     width = max(len(s["name"]) for s in figures) + 2
@@ -176,7 +181,12 @@ def table_lines(figures: Sequence[Mapping[str, Any]], view: View) -> list[str]:
         )
         line = f"{s['name']:{width}}{of_rate:>8}  {interval:^17}{of_ndcg:>9}{of_mrr:>8}"
         lines.append(f"{line}{nll}{s['rows']:7d}")
-    return lines
+    if chance:
+        lines.append(f"{'random choice':{width}}{min(1.0, chance * view.hits):7.4f}")
+    said = ["* the highest of its column"] if len(figures) > 1 else []
+    if any(s["name"].endswith(WITHOUT_PRIORS) for s in figures):
+        said.append("without priors: the language model's share alone, no counts in it")
+    return [*lines, "; ".join(said)] if said else lines
 
 
 def render(
@@ -198,10 +208,7 @@ def render(
         view: what to show.
         more: lines of another table, behind the comparisons.
     """
-    width = max(len(c.name) for c in contestants) + 2
-    lines = table_lines([summarize(contestant, view) for contestant in contestants], view)
-    if chance:
-        lines.append(f"{'random choice':{width}}{min(1.0, chance * view.hits):7.4f}")
+    lines = table_lines([summarize(contestant, view) for contestant in contestants], view, chance)
     final = contestants[-1]
     for other in contestants[:-1]:
         ours, theirs, p = paired_p(final, other, view.hits)

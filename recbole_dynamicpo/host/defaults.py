@@ -10,12 +10,14 @@ import codecs
 import functools
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
-from ..errors import SettingsError, nearest
+from ..errors import CheckpointError, SettingsError, nearest
 from ..names import MODEL_NAMES, RETRIEVER, is_prior
 from ..parallel import is_one_of_several, join
 from ..settings import Settings, fields_of_settings, properties_folder
+from ..tracking.record import settings_of_run
 from .recbole_rules import evaluation_problems, problems
 from .recbole_settings import NOT_READ, REFUSED, USED
 from .stock_rules import stock_problems, training_problems
@@ -56,6 +58,7 @@ def read_our_defaults(config_class: Any) -> None:
                 self._update_internal_config_dict(str(properties_folder() / "model" / f"{name}.yaml"))
             load_times(self.internal_config_dict)
             read_dataset_defaults(self, dataset)
+            _go_on_as_begun(self, model)
             _leave_out_foreign_options(self)
             read_byte_order_marks(self)
             check_settings(self)
@@ -64,6 +67,25 @@ def read_our_defaults(config_class: Any) -> None:
 
     load.reads_dynamicpo_defaults = True  # type: ignore[attr-defined]
     config_class._load_internal_config_dict = load
+
+
+def _go_on_as_begun(config: Any, model: str) -> None:
+    """Let a run that is gone on with keep its settings where the user says nothing else.
+
+    Raises:
+        CheckpointError: it is a run of another model, whose defaults would differ, or its record is damaged.
+    """
+    resume = config.external_config_dict.get("resume")
+    if not isinstance(resume, str) or not resume:
+        return
+    then = settings_of_run(Path(resume))
+    began_as = then.pop("model", model)
+    if began_as != model:
+        raise CheckpointError(
+            f"{resume}: cannot be resumed as another model: then {began_as!r}, now {model!r}"
+        )
+    ours = {key: value for key, value in then.items() if key not in {"dataset", *REFUSED, *NOT_READ}}
+    config.internal_config_dict.update(ours)
 
 
 def _choose_devices(config: Any) -> None:

@@ -117,15 +117,17 @@ class MLflowTracking:
 
         return open_tracker(folder, uri)
 
-    def publish(self, folder: Path, uri: str | None) -> None:
-        """Register the run's model where that is asked for; trouble is a warning."""
+    def publish(self, folder: Path, uri: str | None) -> str | None:
+        """Register the run's model where that is asked for, and say as what; trouble is a warning."""
         from ..serving.mlflow_uri import resolve_uri
         from ..tracking.registry import register as register_model
         from ..tracking.registry import wants_registration
 
         place = resolve_uri(uri)
-        if place is not None and wants_registration(folder):
-            register_model(folder, place)
+        if place is None or not wants_registration(folder):
+            return None
+        registered = register_model(folder, place)
+        return registered.line if registered else None
 
 
 def _give_trainers(module: ModuleType) -> None:

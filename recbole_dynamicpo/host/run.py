@@ -6,6 +6,7 @@ import inspect
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from recbole.config import Config
 from recbole.data.dataloader import NegSampleEvalDataLoader
 
 from ..dataset.data_files import check_splits
-from ..errors import DataError, SettingsError
-from ..evaluation.report import figures_text
+from ..errors import DataError, PeerError, SettingsError, StoppedError
+from ..evaluation.report import VIEWS, figures_text
 from ..names import MODEL_NAMES
 from ..parallel import here, is_one_of_several
 from ..settings import read_settings
+from ..storage import locked
 from ..tracking.run_folder import check_identity
 from ..training.checkpoint import CHECKPOINT, load_progress
 from ..training.evaluating import rows_to_rank
@@ -49,9 +51,43 @@ def run(
     Raises:
         DynamicPOError: anything wrong with settings, data, backbone or adapters.
     """
+    try:
+        config, loaded, trainer = _made_ready(model, dataset, config_files, overrides or {})
+    except (StoppedError, PeerError) as error:
+        raise type(error)(f"{error}, before anything was trained; the same command starts again") from error
+    ours = bool(lineage(config.model_class))
+    show, logger = {"saved": saved, "show_progress": config["show_progress"]}, logging.getLogger()
+    # Our trainer records itself, and says last what became of its model.
+    if ours:
+        best_score, best_result = trainer.fit(loaded.train, loaded.valid, **show)
+        among = VIEWS["candidates"].among
+        logger.info("best validation among %s: %s", among, figures_text(best_result))
+        test_result = trainer.evaluate(
+            loaded.test, load_best_model=saved, show_progress=config["show_progress"]
+        )
+    else:
+        best_score, best_result, test_result = _run_stock(config, loaded, trainer, show)
+        logger.info("best valid: %s", figures_text(best_result))
+        logger.info("test result: %s", figures_text(test_result))
+    found = {"run_folder": str(trainer.run_folder)} if ours else {}
+    if ours and trainer.recorder.published:
+        found["published"] = trainer.recorder.published
+    return {
+        **found,
+        "best_valid_score": best_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": best_result,
+        "test_result": test_result,
+    }
+
+
+def _made_ready(
+    model: str | type, dataset: str, config_files: Sequence[str], overrides: Mapping[str, Any]
+) -> tuple[Config, Loaded, Any]:
+    """Return configuration, data with the model, and the trainer of a run."""
     from recbole.utils import get_trainer, init_logger
 
-    config = checked_config(model, dataset, config_files, overrides or {})
+    config = checked_config(model, dataset, config_files, overrides)
     ours = bool(lineage(config.model_class))
     if is_one_of_several() and not ours:
         raise SettingsError(
@@ -66,27 +102,7 @@ def run(
     logger.info(config)
     loaded = load(config)
     logger.info(loaded.model)
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, loaded.model)
-    show = {"saved": saved, "show_progress": config["show_progress"]}
-    # Our trainer records itself, and says last what became of its model.
-    if ours:
-        best_score, best_result = trainer.fit(loaded.train, loaded.valid, **show)
-        logger.info("best valid: %s", figures_text(best_result))
-        test_result = trainer.evaluate(
-            loaded.test, load_best_model=saved, show_progress=config["show_progress"]
-        )
-    else:
-        best_score, best_result, test_result = _run_stock(config, loaded, trainer, show)
-        logger.info("best valid: %s", figures_text(best_result))
-        logger.info("test result: %s", figures_text(test_result))
-    found = {"run_folder": str(trainer.run_folder)} if ours else {}
-    return {
-        **found,
-        "best_valid_score": best_score,
-        "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": best_result,
-        "test_result": test_result,
-    }
+    return config, loaded, get_trainer(config["MODEL_TYPE"], config["model"])(config, loaded.model)
 
 
 def _check_folders(config: Config) -> None:
@@ -95,6 +111,7 @@ def _check_folders(config: Config) -> None:
     Raises:
         SettingsError: no folder can be made there.
         CheckpointError: nothing to go on with, or a run of other settings or data.
+        LockedError: another process is at the run.
     """
     settings = read_settings(config)
     place = Path(config["checkpoint_dir"])
@@ -109,8 +126,12 @@ def _check_folders(config: Config) -> None:
             f"{place}: no folder can be made here (checkpoint_dir): {error.strerror}"
         ) from error
     if settings.resume:
-        load_progress(Path(settings.resume) / CHECKPOINT)
-        check_identity(Path(settings.resume), gather(config, settings).upto("preference"))
+        folder = Path(settings.resume)
+        load_progress(folder / CHECKPOINT)
+        # Who is in there is said before the long loading; the folder is held from training on.
+        with locked(folder, wait=False) if here().first else nullcontext():
+            pass
+        check_identity(folder, gather(config, settings).upto("preference"))
 
 
 def _run_stock(config: Config, loaded: Loaded, trainer: Any, show: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+logger = logging.getLogger(__name__)
+
 ARTIFACTS = "mlartifacts"  # beside a local database
 # Seconds to wait for another process that copies the same run, or that makes the same database.
 LOCK_WITHIN = 60.0
@@ -86,6 +88,8 @@ def connect(uri: str) -> MlflowClient:
     logging.getLogger("urllib3.connectionpool").addFilter(_is_news)
     from mlflow import MlflowClient
 
+    if not logger.isEnabledFor(logging.INFO):  # importing MLflow sets its own level
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
     database = local_database(uri)
     if database is None:
         return MlflowClient(uri)

@@ -51,8 +51,12 @@ class Tracking(Protocol):
     def open(self, folder: Path, uri: str | None) -> Tracker:
         """Return who copies the run in ``folder``; ``uri`` is setting ``mlflow_tracking_uri``."""
 
-    def publish(self, folder: Path, uri: str | None) -> None:
-        """Do what follows a finished run, such as registering its model; never raises for a server."""
+    def publish(self, folder: Path, uri: str | None) -> str | None:
+        """Do what follows a finished run, such as registering its model; never raises for a server.
+
+        Returns:
+            What became of it, on one line; None where there is nothing to say.
+        """
 
 
 class NoTracking:
@@ -62,8 +66,9 @@ class NoTracking:
         """Return a tracker that tracks nothing."""
         return NullTracker()
 
-    def publish(self, folder: Path, uri: str | None) -> None:
+    def publish(self, folder: Path, uri: str | None) -> str | None:
         """Do nothing."""
+        return None
 
 
 class LiveTracker:

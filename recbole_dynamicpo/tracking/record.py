@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..ingredients import Ingredients
+from ..ingredients import Ingredients, describes_run, nested_settings
 from ..storage import load_json, write_json
 from ..version import __version__
+from .run_folder import IDENTITY_FILE, read_identity
 
 RECORD_FILE, JOURNAL_FILE, AUDIT_FILE, PROBE_FILE = "record.json", "metrics.jsonl", "audit.json", "probe.json"
 
@@ -126,6 +127,27 @@ def read_record(folder: Path) -> Record:
         raise CheckpointError(f"{path}: wanted the folder of a run ({error.strerror})") from error
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not the record of a run ({error})") from error
+
+
+def settings_of_run(folder: Path) -> dict[str, Any]:
+    """Return what the run in ``folder`` was told that says which run it is; not where and how it was made.
+
+    A stage's folder has no record and tells only what decides its training; a folder without either, nothing.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    if (folder / RECORD_FILE).is_file():
+        params: Any = read_record(folder).params
+    elif (folder / IDENTITY_FILE).is_file():
+        params = read_identity(folder)
+    else:
+        return {}
+    try:
+        said = {key: value for key, value in params.items() if not key.startswith("fact.")}
+        return nested_settings({key: value for key, value in said.items() if describes_run(key)})
+    except (AttributeError, TypeError) as error:
+        raise CheckpointError(f"{folder}: not the settings of a run ({error})") from error
 
 
 def git_commit(folder: Path) -> str | None:

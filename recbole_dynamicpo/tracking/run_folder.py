@@ -69,11 +69,11 @@ def write_identity(folder: Path, now: Mapping[str, Any]) -> None:
     write_json(folder / IDENTITY_FILE, now)
 
 
-def check_identity(folder: Path, now: Mapping[str, Any]) -> None:
-    """Compare what decided a run's training with what would decide it now.
+def read_identity(folder: Path) -> dict[str, Any]:
+    """Return what decided the training of the run in ``folder``.
 
     Raises:
-        CheckpointError: the record is unreadable, or something differs; names each difference.
+        CheckpointError: the record is unreadable.
     """
     path = folder / IDENTITY_FILE
     try:
@@ -82,6 +82,16 @@ def check_identity(folder: Path, now: Mapping[str, Any]) -> None:
             raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    return then
+
+
+def check_identity(folder: Path, now: Mapping[str, Any]) -> None:
+    """Compare what decided a run's training with what would decide it now.
+
+    Raises:
+        CheckpointError: the record is unreadable, or something differs; names each difference.
+    """
+    then = read_identity(folder)
     different = [
         f"{key}: then {then.get(key)!r}, now {now.get(key)!r}"
         for key in sorted({*then, *now})

@@ -12,7 +12,7 @@ from recbole.utils import calculate_valid_score, dict2str, early_stopping
 
 from ..dataset.dataset import DynamicPODataset
 from ..evaluation.ranks import COUNTING, POPULARITY, read_ranks, valid_ranks_file, write_ranks
-from ..evaluation.report import REPORT_FILE
+from ..evaluation.report import REPORT_FILE, VIEWS
 from ..evaluation.statistics import mrr_gain, paired_ranks, reciprocal_rank
 from ..names import STAGES
 from ..parallel import here
@@ -51,7 +51,8 @@ def validate(trainer: Any, stage: str, epoch: int) -> bool:
         if here().first:
             keep_valid_ranks(trainer.run_folder, stage, trainer.model.dataset, rows._dataset, found)
     trainer.recorder.note(stage, progress.step, "valid", result)
-    logger.info("%s step %d: valid %s", stage, progress.step, dict2str(result))
+    among = VIEWS["candidates"].among
+    logger.info("%s step %d: validated among %s: %s", stage, progress.step, among, dict2str(result))
     if trainer.callback:
         trainer.callback(epoch, score)
     return bool(stop)

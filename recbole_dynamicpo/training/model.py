@@ -21,7 +21,7 @@ from ..data.catalogue import Catalogue
 from ..dataset.columns import CANDIDATE_IDS
 from ..dataset.dataset import DynamicPODataset
 from ..errors import DataError
-from ..evaluation.ranks import FITTED_COUNTS
+from ..evaluation.ranks import FITTED_COUNTS, WITHOUT_PRIORS
 from ..evaluation.scores import popularity_scores
 from ..hub import find_adapter
 from ..language_model.adapter_folder import SCALARS_FILE, LoraShape, note_of_base
@@ -217,7 +217,7 @@ class DynamicPO(SequentialRecommender):
             known = {"popularity": "popularity", "backbone": f"{shown} zero-shot"}
             if self.settings.catalogue_prior:
                 known["policy counts"] = FITTED_COUNTS
-                known["policy alone"] = f"{own['policy']}, without priors"
+                known["policy alone"] = f"{own['policy']}{WITHOUT_PRIORS}"
             others = own if self.policy.has_reference else {"policy": own["policy"]}
             known |= {voice: name for voice, name in others.items() if voice != self.final_voice}
         return {**known, self.final_voice: own[self.final_voice]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -34,6 +35,7 @@ from ..tracking.live import NullTracker, Tracker, Tracking
 from ..tracking.record import JOURNAL_FILE, RECORD_FILE, describe, run_tags, write_record
 from ..tracking.run_folder import end_run
 from ..tracking.system import system_metrics
+from .checkpoint import has_checkpoint
 from .plan import StagePlan
 
 OnProgress = Callable[[str, int, int], object]  # told stage, steps done, steps in all
@@ -70,17 +72,22 @@ class Recorder:
         folder: of the run, or of one stage of it.
         tracking: of the folder.
         uri: setting ``mlflow_tracking_uri``.
-        whole: the folder holds a run of its own, which is recorded, locked and published; else a caller
-            does all that.
+        goes_on: how to go on with the run, in words. None: a caller records, locks and publishes the run
+            that the folder belongs to, and goes on with it.
+
+    Attributes:
+        published: what became of the run's model, once it is published, on one line.
 
     Of several processes of a run the first one writes; the others say nothing.
     """
 
-    def __init__(self, folder: Path, tracking: Tracking, uri: str | None, *, whole: bool) -> None:
-        self.folder, self.whole, self._writes = folder, whole, here().first
+    def __init__(self, folder: Path, tracking: Tracking, uri: str | None, goes_on: str | None) -> None:
+        self.folder, self.whole, self._writes = folder, goes_on is not None, here().first
+        self.goes_on = goes_on or "the same job goes on from there"
         self.journal = Journal(folder / JOURNAL_FILE)
         self._tracking, self._uri = tracking, uri
         self._tracker: Tracker = NullTracker()
+        self.published: str | None = None
         self._system_read = 0.0
 
     def begin(self, config: Any, model: Any, ingredients: Ingredients) -> None:
@@ -117,7 +124,6 @@ class Recorder:
         """
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        goes_on = f"go on with --resume={self.folder} and the same settings"
         try:
             with self.journal.stage(name, step) if self._writes else nullcontext():
                 self._tracker.changed()
@@ -125,9 +131,11 @@ class Recorder:
         except BaseException as error:
             self._tracker.close("FAILED")
             if name == "evaluate" and isinstance(error, StoppedError):
-                raise StoppedError(f"{error} in the evaluation; {goes_on}") from error
+                raise StoppedError(f"{error} in the evaluation; {self.goes_on}") from error
             if isinstance(error, PeerError):
-                raise PeerError(f"{error}; {goes_on}") from error
+                raise PeerError(f"{error}; {self.goes_on}") from error
+            if isinstance(error, KeyboardInterrupt) and has_checkpoint(self.folder):
+                raise KeyboardInterrupt(f"interrupted in stage {name}; {self.goes_on}") from error
             raise
         self._tracker.changed()
 
@@ -177,7 +185,17 @@ class Recorder:
         if self.whole:
             end_run(self.folder)
         if self.whole and (self.folder / RECORD_FILE).is_file():
-            self._tracking.publish(self.folder, self._uri)
+            self.published = self._tracking.publish(self.folder, self._uri)
+
+
+def going_on(config: Any, folder: Path) -> str:
+    """Return how to go on with the run in ``folder``, in words; its settings are in the folder."""
+    said = config.external_config_dict
+    words = {"model": config["model"], "resume": folder}
+    words |= {"data_path": said["data_path"]} if "data_path" in said else {}
+    return "go on with: run_recbole " + " ".join(
+        shlex.quote(f"--{key}={value}") for key, value in words.items()
+    )
 
 
 def gather(config: Any, settings: Settings) -> Ingredients:

@@ -81,7 +81,7 @@ def write_report(
         figures.update({f"{view.prefix}{name}": value for name, value in found_here.items()})
         figures.update(recorded(beyond[-1]) if beyond else {})
     logger.info("final result\n%s", "\n".join(filter(None, texts)))
-    logger.info("test result: %s", figures_text(final.result))
+    logger.info("test result among %s: %s", view.among, figures_text(final.result))
     write_json(folder / REPORT_FILE, report)
     earlier = [e for e in journal.entries() if (e["stage"], e["kind"]) == ("evaluate", "test")]
     journal.write("evaluate", len(earlier), "test", figures)

@@ -35,7 +35,7 @@ from .dense_rows import DenseRows
 from .evaluating import RankingTrainer, rows_to_rank
 from .model import DynamicPO
 from .plan import StagePlan, plan_stages
-from .recording import OnProgress, Recorder, gather
+from .recording import OnProgress, Recorder, gather, going_on
 from .reference import reference_logps
 from .rows import ListedRows, StageRows
 
@@ -79,7 +79,7 @@ class DynamicPOTrainer(RankingTrainer):
         self.adapters = {stage: run_folder / stage for stage in STAGES}
         self.saved_model_file = str(self.adapters[self.final_stage])
         where = (tracking or NoTracking(), self.settings.mlflow_tracking_uri)
-        self.recorder = Recorder(run_folder, *where, whole=whole)
+        self.recorder = Recorder(run_folder, *where, going_on(config, run_folder) if whole else None)
         self.ingredients = gather(config, self.settings)
         self.stop = StopRequest()
         self.on_progress: OnProgress = lambda stage, done, total: None
@@ -142,7 +142,7 @@ class DynamicPOTrainer(RankingTrainer):
         """End the run, as each process does at the same place, if one of them was asked to."""
         if asked:
             self.stop.received = True
-            self.stop.end_run(self.model.stage, self.progress.step, self.run_folder)
+            self.stop.end_run(self.model.stage, self.progress.step, self.recorder.goes_on)
 
     def _run_stage(self, plan: StagePlan, resumed: Progress | None) -> None:
         """Train one stage from its start, or from a checkpoint, and load its best adapter."""
@@ -287,7 +287,8 @@ class DynamicPOTrainer(RankingTrainer):
         self.chosen = choose_final(self.adapters, self.final_stage)
         model.final_voice = "reference" if model.policy.has_reference and self.chosen == "sft" else "policy"
         with self.recorder.stage("evaluate", lambda: 0):
-            found = rank_all(self, rows, show_progress)
+            with self.progress.timed("evaluation"):
+                found = rank_all(self, rows, show_progress)
             if found:
                 report(self, found)
         self.recorder.publish()

@@ -20,7 +20,7 @@ from recbole_dynamicpo.cli import main
 from recbole_dynamicpo.errors import CheckpointError, TrackingError
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.serving.mlflow_uri import resolve_uri
-from recbole_dynamicpo.tracking.client import page
+from recbole_dynamicpo.tracking.client import connect, page
 from recbole_dynamicpo.tracking.journal import Journal
 from recbole_dynamicpo.tracking.live import LiveTracker, NullTracker, reason
 from recbole_dynamicpo.tracking.points import METRICS_AT_ONCE, Point, batches
@@ -578,3 +578,11 @@ def test_a_training_run_is_recorded(toy_settings: dict[str, Any], uri: str, tmp_
         assert "adapter/adapter_model.safetensors" in artifacts(uri, runs[stage])
     assert {found.info.status for found in runs.values()} == {"FINISHED"}
     assert len([path for path in artifacts(uri, runs[PARENT]) if path.startswith("figures/")]) == 5
+
+
+@pytest.mark.parametrize("state", ["INFO", "WARNING"])
+def test_mlflow_says_no_more_than_the_run(state: str, uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mlflow")  # as importing it does
+    caplog.set_level(state)
+    connect(uri)
+    assert logging.getLogger("mlflow").level == logging.getLevelName(state)

@@ -16,14 +16,21 @@ from safetensors.torch import load_file
 
 from recbole_dynamicpo.cli import run_recbole
 from recbole_dynamicpo.errors import CheckpointError, LockedError
+from recbole_dynamicpo.evaluation.ranks import read_ranks
+from recbole_dynamicpo.host import run as host_run
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.likelihoods.likely import LikelyTitles
 from recbole_dynamicpo.storage import locked
 from recbole_dynamicpo.tracking.journal import Journal
+from recbole_dynamicpo.tracking.record import settings_of_run
+from recbole_dynamicpo.training import trainer
 from recbole_dynamicpo.training.checkpoint import load_progress
 
 from .test_dense_rows import DENSE
 
+# What is no part of a run, and nobody's business here.
+OF_THE_MACHINE = ["--mlflow_tracking_uri=None", "--state=WARNING", "--show_progress=False"]
+OTHER = "cannot be resumed with other settings or data:\n  "
 # Two stages of two epochs with three steps each.
 STEPS = 12
 
@@ -47,12 +54,10 @@ def settings(toy_settings: dict[str, Any]) -> dict[str, Any]:
 Outcome = tuple[list[float], dict[str, torch.Tensor]]
 
 
-def outcome(folder: Path) -> Outcome:
-    """Return all training losses in order and the final adapter."""
+def outcome(folder: Path, last: str = "preference") -> Outcome:
+    """Return all training losses in order and the adapter of the last stage."""
     entries = [entry for entry in Journal(folder / "metrics.jsonl").entries() if entry["kind"] == "train"]
-    return [entry["loss"] for entry in entries], load_file(
-        folder / "preference" / "adapter_model.safetensors"
-    )
+    return [entry["loss"] for entry in entries], load_file(folder / last / "adapter_model.safetensors")
 
 
 def only_run(settings: dict[str, Any], name: str) -> tuple[dict[str, Any], Path]:
@@ -202,20 +207,77 @@ def test_sigterm_ends_after_the_step_and_says_how_to_go_on(
         at_step(patch, "preference", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert run_recbole(["--model=DynamicPO", "--dataset=toy", *flags]) == 128 + signal.SIGTERM
     (folder,) = home.iterdir()
-    assert capsys.readouterr().err.strip().splitlines()[-1] == (
-        f"stopped by SIGTERM after step 3 of stage preference; go on with --resume={folder} "
-        "and the same settings"
-    )
-    run("DynamicPO", "toy", overrides={**cut, "resume": str(folder)})
+    said, given = capsys.readouterr().err.strip().splitlines()[-1].split(": run_recbole ")
+    assert said == "stopped by SIGTERM after step 3 of stage preference; go on with"
+    assert given == f"--model=DynamicPO --resume={folder} --data_path={cut['data_path']}"
+    assert run_recbole([*given.split(), *OF_THE_MACHINE]) == 0
     assert outcome(folder)[0] == undisturbed[0]
 
 
-def test_a_second_process_is_told_who_holds_the_run(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("stage", ["sft", "evaluate"])
+def test_an_interrupted_run_says_how_to_go_on(
+    stage: str, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut, home = only_run({**settings, "epochs": 0, "checkpoint_every": 100}, "cut")
+
+    def interrupt(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        if stage == "sft":
+            at_step(patch, "sft", 2, interrupt)
+        else:
+            patch.setattr(trainer, "rank_all", interrupt)
+        assert (
+            run_recbole(["--model=SFTRec", "--dataset=toy", *(f"--{k}={v}" for k, v in cut.items())]) == 130
+        )
+    (folder,) = home.iterdir()
+    said, given = capsys.readouterr().err.strip().splitlines()[-1].split(": run_recbole ")
+    assert said == f"interrupted in stage {stage}; go on with"
+    assert run_recbole([*given.split(), *OF_THE_MACHINE]) == 0
+    assert len(outcome(folder, "sft")[0]) == 6
+
+
+def test_an_interruption_before_there_is_anything_is_no_more_than_that(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.DynamicPOTrainer, "_run_stage", interrupt)
+    own, _ = only_run(settings, "own")
+    assert run_recbole(["--model=SFTRec", "--dataset=toy", *(f"--{k}={v}" for k, v in own.items())]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
+
+
+def test_a_run_keeps_what_nobody_says_anew(settings: dict[str, Any], undisturbed: Outcome) -> None:
+    """Model, data set and every setting, those of an evaluation too; the data's place is the machine's."""
+    cut, home = only_run(settings, "cut")
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after(patch, 7)
+        with pytest.raises(Killed):
+            run("DynamicPO", "toy", overrides=cut)
+    (folder,) = home.iterdir()
+    assert run_recbole([f"--resume={folder}", f"--data_path={cut['data_path']}", *OF_THE_MACHINE]) == 0
+    losses, adapter = outcome(folder)
+    assert losses == undisturbed[0]
+    assert all(torch.equal(adapter[name], value) for name, value in undisturbed[1].items())
+    assert len(read_ranks(folder).ranks) == settings["eval_rows"]
+
+
+def test_a_second_process_is_told_who_holds_the_run(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it loads anything; the run stays in the hands of who holds it."""
     own, home = only_run(settings, "own")
     run("SFTRec", "toy", overrides=own)
     (folder,) = home.iterdir()
-    with locked(folder, wait=False), pytest.raises(LockedError, match=rf"in use by process {os.getpid()} on"):
-        run("SFTRec", "toy", overrides={**own, "resume": str(folder)})
+    said = rf"in use by process {os.getpid()} on"
+    with locked(folder, wait=False), monkeypatch.context() as patch:
+        patch.setattr(host_run, "load", lambda config: pytest.fail("loaded"))
+        for _ in range(2):
+            with pytest.raises(LockedError, match=said):
+                run("SFTRec", "toy", overrides={**own, "resume": str(folder)})
     run("SFTRec", "toy", overrides={**own, "resume": str(folder)})
 
 
@@ -223,6 +285,44 @@ def test_other_settings_are_refused_by_name(finished: tuple[dict[str, Any], Path
     own, folder = finished
     with pytest.raises(CheckpointError, match=r"beta: then 1.0, now 2.0"):
         run("DynamicPO", "toy", overrides={**own, "beta": 2.0, "resume": str(folder)})
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--beta=2.0", f"{OTHER}beta: then 1.0, now 2.0"),
+        ("--clip_grad_norm={'max_norm': 2.0}", f"{OTHER}clip_grad_norm.max_norm: then 1.0, now 2.0"),
+        ("--model=DMPO", "cannot be resumed as another model: then 'DynamicPO', now 'DMPO'"),
+    ],
+)
+def test_a_word_against_a_run_is_the_only_one_that_is_named(
+    word: str, said: str, finished: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, folder = finished
+    (folder.parent / "go_on.yaml").write_text(f"resume: {folder}\ndata_path: {own['data_path']}\n")
+    assert run_recbole([f"--config_files={folder.parent / 'go_on.yaml'}", word, *OF_THE_MACHINE]) == 2
+    assert capsys.readouterr().err == f"error: {folder}: {said}\n"
+
+
+def test_a_damaged_record_is_named(finished: tuple[dict[str, Any], Path]) -> None:
+    own, folder = finished
+    for text in ("[", "[]", "{}", '{"params": 3}'):
+        (folder / "record.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"record\.json: not the record of a run"):
+            run("DynamicPO", "toy", overrides={**own, "resume": str(folder)})
+
+
+def test_a_folder_of_a_stage_tells_what_decides_its_training(finished: tuple[dict[str, Any], Path]) -> None:
+    _, folder = finished
+    whole = settings_of_run(folder)
+    (folder / "record.json").unlink()
+    part = settings_of_run(folder)
+    assert part["beta"] == 1.0
+    assert part["clip_grad_norm"] == {"max_norm": 1.0}
+    assert part.items() <= whole.items()
+    assert {"model", "backbone", "eval_rows"} <= whole.keys() - part.keys()
+    (folder / "run.json").unlink()
+    assert settings_of_run(folder) == {}
 
 
 @pytest.mark.parametrize("file", ["state.json", "optimizer.safetensors", "adapter_model.safetensors"])
