@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import common
@@ -94,8 +94,6 @@ class World:
         theirs = ours.__mro__[2]
         own_gradient = type("OwnGradient", (_OwnGradient, theirs), {})
         self.classes = {"ours": ours, "peft": theirs, "own gradient": own_gradient}
-        compile_layers(model)
-        self.compiled_layers = [(layer, layer.__dict__.pop("forward")) for layer in decoder_layers(model)]
 
     def states(self) -> Tensor:
         """Return (1, T, D) states of one pass."""
@@ -118,6 +116,13 @@ class World:
         work()
         for layer in self.policy.adapters.layers:
             layer.__class__ = self.classes["ours"]
+
+    @cached_property
+    def compiled_layers(self) -> list[tuple[Any, Callable[..., Any]]]:
+        """The decoder's layers, each with its compiled call."""
+        model = self.policy.peft.get_base_model()
+        compile_layers(model)
+        return [(layer, layer.__dict__.pop("forward")) for layer in decoder_layers(model)]
 
     def compiled(self, work: Callable[[], object]) -> None:
         """Do something while each layer is one compiled call."""
