@@ -332,6 +332,7 @@ def no_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_machine_code")
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # on Python 3.13.0
 def test_the_host_does_the_same_in_both_ways(arguments: list[str]) -> None:
     assert host.main([*arguments, "--quick"]) == 0
     found = figures()
@@ -343,6 +344,7 @@ def test_the_host_does_the_same_in_both_ways(arguments: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("no_machine_code")
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # on Python 3.13.0
 def test_ways_of_the_host_that_disagree_fail(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

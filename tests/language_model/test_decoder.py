@@ -24,8 +24,10 @@ from recbole_dynamicpo.training.answers import Answers
 
 from .test_policy import disturb, make_policy
 
-# Torch's tracer looks at gradients behind a filter of its own, which an error would pass.
-traces = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+# Torch's tracer looks at gradients behind a filter of its own, which an error would pass; and Python 3.13.0 is slow.
+traces = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning", "ignore:Guards may run slower:RuntimeWarning"
+)
 VOICES = ["backbone", "reference", "policy"]
 ROWS = [
     PromptRow(["Heat"], ["Alien", "Babe"], ["Alien", "Babe"]),
