@@ -24,7 +24,7 @@ from recbole_dynamicpo.training.answers import Answers
 
 from .test_policy import disturb, make_policy
 
-# Torch looks at gradients behind a filter of its own, which an error would pass; Python 3.13.0 is said to be slow.
+# Torch looks at gradients behind a filter of its own, which an error would pass; 3.13.0 is said to be slow.
 traces = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor:UserWarning", "ignore:Guards may run slower:RuntimeWarning"
 )
