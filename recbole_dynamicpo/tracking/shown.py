@@ -97,7 +97,7 @@ def _without_report(record: Record | None, folder: Path) -> str:
         return f"{there}; wanted the folder of a run"
     if record.model not in MODEL_NAMES and "objective" not in record.params:
         return f"the run of a model of RecBole's own, which has no {REPORT_FILE}; wanted one of our models"
-    again = f"run it again with --resume={folder} and the same settings"
+    again = f"run it again with --resume={folder}"
     way = "run its job again" if record.stages else again
     return f"the run is not finished, as it has no {REPORT_FILE} yet; {way}"
 

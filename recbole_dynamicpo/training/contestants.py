@@ -162,6 +162,8 @@ def rank_by_retrieving(retrieving: Mapping[str, Scores], data: DynamicPODataset)
         retrieving: what each gives all distinct titles.
         data: n rows with their candidates.
     """
+    if not retrieving:
+        return {}
     rows, ranked = data.inter_feat, {}
     numbers = WholeCatalogue(data).number[rows[CANDIDATE_IDS]]
     for name, scores in retrieving.items():

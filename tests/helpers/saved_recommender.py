@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +71,19 @@ def write_recommender(
 def as_json(ranked: list[Ranked]) -> list[dict[str, Any]]:
     """Return a ranking as an answer has it."""
     return [{"title": item.title, "ids": list(item.ids), "score": item.score} for item in ranked]
+
+
+def logps_without_recbole(folder: Path, titles: list[str]) -> list[float]:
+    """Return all titles' log-probabilities behind ``titles``, in a process that cannot import RecBole."""
+    code = (
+        "import sys; sys.modules['recbole'] = None\n"
+        "import json, recbole_dynamicpo\n"
+        f"found = recbole_dynamicpo.load_recommender({str(folder)!r})\n"
+        f"print(json.dumps(found.catalogue_logps({titles!r}).tolist()))\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300
+    )
+    assert said.returncode == 0, said.stderr
+    found: list[float] = json.loads(said.stdout)
+    return found

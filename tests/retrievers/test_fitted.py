@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,8 @@ from recbole_dynamicpo.serving.priors import RetrieverPrior
 from recbole_dynamicpo.serving.recommender import load_recommender
 from recbole_dynamicpo.title_trie.prior import Histories
 from recbole_dynamicpo.training.model import DynamicPO
+
+from ..helpers.saved_recommender import logps_without_recbole
 
 SMALL = {"hidden_size": 8, "inner_size": 8, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 6, "train_batch_size": 16}
 OURS = {
@@ -270,17 +269,7 @@ def test_a_run_is_served_without_recbole(priors: list[str], settings: dict[str, 
     titles = list(recommender.catalogue.titles[:3])
     wanted = recommender.catalogue_logps(titles).tolist()
     assert np.exp(wanted).sum() == pytest.approx(1.0)
-    code = (
-        "import sys; sys.modules['recbole'] = None\n"
-        "import json, recbole_dynamicpo\n"
-        f"found = recbole_dynamicpo.load_recommender({str(folder)!r})\n"
-        f"print(json.dumps(found.catalogue_logps({titles!r}).tolist()))\n"
-    )
-    said = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300
-    )
-    assert said.returncode == 0, said.stderr
-    assert json.loads(said.stdout) == pytest.approx(wanted, abs=1e-5)
+    assert logps_without_recbole(folder, titles) == pytest.approx(wanted, abs=1e-5)
 
     path = next(folder.glob("retriever-*.safetensors"))
     content = path.read_bytes()
