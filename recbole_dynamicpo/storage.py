@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
 import json
@@ -96,23 +95,20 @@ def _swap(work: Path, path: Path) -> None:
 
 
 def check_can_be_made(folder: Path) -> None:
-    """See whether a folder can be made and written to, or is there already; nothing is left behind.
+    """See whether a folder can be made or, where it is there, takes files; nothing is left behind.
+
+    Several processes may look at once.
 
     Raises:
         SettingsError: neither; says why.
     """
-    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
     except OSError as error:
         what = "written to" if folder.is_dir() else "made"
         raise SettingsError(f"{folder}: the folder cannot be {what} ({error.strerror})") from error
-    finally:
-        for path in made:
-            with suppress(OSError):  # it was not made, or another process took it
-                path.rmdir()
 
 
 def restore_swapped(path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -297,7 +299,7 @@ def test_whether_a_folder_can_be_made_leaves_nothing_behind(tmp_path: Path) -> N
     assert names(tmp_path / "there") == ["a.txt"]
     with pytest.raises(SettingsError, match=r"the folder cannot be made \(Not a directory\)"):
         check_can_be_made(tmp_path / "there" / "a.txt" / "b")
-    with pytest.raises(SettingsError, match=r"a.txt: the folder cannot be made \(File exists\)"):
+    with pytest.raises(SettingsError, match=r"a.txt: the folder cannot be made \(Not a directory\)"):
         check_can_be_made(tmp_path / "there" / "a.txt")
     with pytest.raises(
         SettingsError, match=r"^/proc/xx: the folder cannot be made \(No such file or directory\)"
@@ -306,6 +308,9 @@ def test_whether_a_folder_can_be_made_leaves_nothing_behind(tmp_path: Path) -> N
 
 
 def test_a_folder_that_takes_no_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # who may do all is refused nothing
+    def refused(**_: object) -> None:  # who may do all is refused nothing
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refused)
     with pytest.raises(SettingsError, match=r"the folder cannot be written to \(Permission denied\)"):
         check_can_be_made(tmp_path)

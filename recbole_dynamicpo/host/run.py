@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from ..evaluation.report import VIEWS, figures_text
 from ..names import MODEL_NAMES
 from ..parallel import here, is_one_of_several
 from ..settings import read_settings
-from ..storage import locked
+from ..storage import check_can_be_made, locked
 from ..tracking.run_folder import check_identity
 from ..training.checkpoint import CHECKPOINT, load_progress
 from ..training.evaluating import rows_to_rank
@@ -114,17 +113,10 @@ def _check_folders(config: Config) -> None:
         LockedError: another process is at the run.
     """
     settings = read_settings(config)
-    place = Path(config["checkpoint_dir"])
     try:
-        # Made and taken away again: what is wrong with settings or data leaves no folder behind.
-        with tempfile.TemporaryDirectory(
-            dir=next(path for path in (place, *place.absolute().parents) if path.exists())
-        ):
-            pass
-    except OSError as error:
-        raise SettingsError(
-            f"{place}: no folder can be made here (checkpoint_dir): {error.strerror}"
-        ) from error
+        check_can_be_made(Path(config["checkpoint_dir"]))
+    except SettingsError as error:
+        raise SettingsError(f"checkpoint_dir: {error}") from error
     if settings.resume:
         folder = Path(settings.resume)
         load_progress(folder / CHECKPOINT)

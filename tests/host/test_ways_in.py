@@ -111,6 +111,14 @@ def test_a_class_that_is_no_model_is_named(toy_settings: dict[str, Any]) -> None
         host_run.run(dict, "toy", (), toy_settings)
 
 
+def test_a_place_for_no_run_is_named_before_anything_is_loaded(toy_settings: dict[str, Any]) -> None:
+    toy_settings["backbone"] = "nowhere"
+    with pytest.raises(
+        SettingsError, match=r"^checkpoint_dir: /proc/xx: the folder cannot be made \(No such"
+    ):
+        host_run.run("DynamicPO", "toy", overrides={**toy_settings, "checkpoint_dir": "/proc/xx"})
+
+
 # --- the command line of whatever program it is ---
 
 
