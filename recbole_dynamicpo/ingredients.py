@@ -121,6 +121,23 @@ class Ingredients:
         return DECIDES.index(FACTS[fact] if name != fact else decides(name))
 
 
+def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of the ingredients in which two records differ, sorted.
+
+    A setting that one of them does not know came with a version in between, and every new one leaves by its
+    bare default what was before it: a record without it has that default.
+    """
+    names = sorted({*then, *now})
+    return [name for name in names if then.get(name, _default(name)) != now.get(name, _default(name))]
+
+
+def _default(name: str) -> Any:
+    field = fields_of_settings().get(name)
+    if field is None or field.is_required():
+        return None
+    return flat_settings({name: field.get_default(call_default_factory=True)}).get(name)
+
+
 def default_settings(model: str, dataset: str) -> Settings:
     """Return the settings of a run that is given none: those of the shipped files above the bare defaults.
 

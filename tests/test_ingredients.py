@@ -20,6 +20,7 @@ from recbole_dynamicpo.ingredients import (
     Ingredients,
     decides,
     default_settings,
+    differing,
     flat_settings,
 )
 from recbole_dynamicpo.job import Job
@@ -76,6 +77,22 @@ def test_scores_depend_on_the_model_and_on_no_row(name: str) -> None:
     assert (other.scores() != of().scores()) == (
         name == "load_in_4bit" or (name != fact and fact in of_the_model)
     )
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMS if decides(name) != "nothing"])
+def test_a_record_older_than_a_setting_has_its_default(name: str) -> None:
+    """A run or a study goes on after an upgrade that brought settings, unless one of them is used."""
+    now = flat_settings(vars(Settings()))
+    older = {kept: value for kept, value in now.items() if kept != name}
+    assert differing(older, now) == differing(now, older) == []
+    assert differing(older, {**now, name: "something else"}) == [name]
+
+
+def test_what_is_no_setting_has_no_default() -> None:
+    assert differing({"fact.data": "a", "seed": 1}, {"fact.data": "b", "val_interval": None}) == [
+        "fact.data",
+        "seed",
+    ]
 
 
 def test_library_versions_part_results_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

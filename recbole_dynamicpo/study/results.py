@@ -13,7 +13,7 @@ import numpy as np
 from ..evaluation.ranks import RANKS_FILE, read_ranks, write_ranks
 from ..evaluation.report import read_report
 from ..evaluation.statistics import bootstrap_interval, hit_at, ndcg_at, reciprocal_rank, wilson_interval
-from ..ingredients import Ingredients
+from ..ingredients import Ingredients, differing
 from ..stage_results import code_digest
 from ..storage import load_json, set_aside, sha256_file, write_json
 from ..tracking.journal import Journal
@@ -115,6 +115,5 @@ def other_ingredients(found: Result, values: Mapping[str, Any]) -> list[str]:
 
     How many negatives the reference scores at once moves scores by rounding alone: a grid may grow.
     """
-    kept, wanted = found["ingredients"], Ingredients(values).upto("evaluate")
-    names = {*kept, *wanted} - {"reference_negatives"}
-    return sorted(name for name in names if kept.get(name) != wanted.get(name))
+    names = differing(found["ingredients"], Ingredients(values).upto("evaluate"))
+    return [name for name in names if name != "reference_negatives"]

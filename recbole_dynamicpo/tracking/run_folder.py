@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, SettingsError
+from ..ingredients import differing
 from ..parallel import restarts
 from ..storage import atomic_file, load_json, sha256_json, write_json
 
@@ -92,11 +93,7 @@ def check_identity(folder: Path, now: Mapping[str, Any]) -> None:
         CheckpointError: the record is unreadable, or something differs; names each difference.
     """
     then = read_identity(folder)
-    different = [
-        f"{key}: then {then.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key)
-    ]
+    different = [f"{key}: then {then.get(key)!r}, now {now.get(key)!r}" for key in differing(then, now)]
     if different:
         raise CheckpointError(
             f"{folder}: cannot be resumed with other settings or data:\n  " + "\n  ".join(different)
