@@ -79,7 +79,7 @@ def _recommender(options: argparse.Namespace) -> Any:
 
     # One history takes less time than to bring a model to a GPU.
     device = default_device() if options.input else "cpu"
-    return load_recommender(options.model, device=device, first_stage=options.among_top)
+    return load_recommender(options.model, device=device)
 
 
 def _rank_file(options: argparse.Namespace) -> None:
@@ -94,7 +94,12 @@ def _rank_file(options: argparse.Namespace) -> None:
         check_batch(options.input, options.out)  # before the model is loaded, which takes longest
     recommender = _recommender(options)
     found = rank_file(
-        recommender, options.input, options.out, k=options.k, exclude_history=not options.keep_history
+        recommender,
+        options.input,
+        options.out,
+        k=options.k,
+        exclude_history=not options.keep_history,
+        first_stage=options.among_top,
     )
     if processes.first:
         parts = f"{found.parts} part{'' if found.parts == 1 else 's'}"
@@ -117,11 +122,17 @@ def _rank_one(options: argparse.Namespace) -> None:
     by_words = "it is scored as text" if recommender.ranker is None else switched
     _say_unknown(recommender, "--candidates", candidates, by_words)
     found = recommender.ranking(
-        history, candidates, options.k, exclude_history=not options.keep_history, explain=options.explain
+        history,
+        candidates,
+        options.k,
+        exclude_history=not options.keep_history,
+        explain=options.explain,
+        first_stage=options.among_top,
     )
     if found.source == "catalogue":
         kept = "" if options.keep_history else " that are not in the history"
-        every = "the priors' first" if recommender.card.first_stage else "all"
+        among_top = recommender.card.first_stage if options.among_top is None else options.among_top
+        every = "the priors' first" if among_top else "all"
         print(f"candidates: {every} {found.num_candidates} titles of the catalogue{kept}")
     if found.source == "popular":
         print(f"candidates: the {found.num_candidates} most popular titles that are not in the history")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..data.catalogue import Catalogue
 from ..errors import DataError, SettingsError, short
 from ..parallel import here
+from ..serving.catalogue_ranking import stage_size
 from ..serving.ranking import Question, Ranking, unknown_titles
 from ..serving.recommender import Recommender
 from ..storage import (
@@ -68,6 +69,7 @@ class _Wanted:
     model: str
     k: int
     exclude_history: bool
+    first_stage: int
     part_rows: int
 
 
@@ -78,6 +80,7 @@ def rank_file(
     *,
     k: int = 10,
     exclude_history: bool = True,
+    first_stage: int | None = None,
     part_rows: int = PART_ROWS,
     progress: bool = True,
 ) -> BatchResult:
@@ -92,6 +95,8 @@ def rank_file(
             that cannot be ranked, and lines that are no JSON object.
         k: titles a user.
         exclude_history: leave the history's titles out.
+        first_stage: titles of the catalogue that the priors choose to be ranked; 0: all; None: as the model
+            was made.
         part_rows: rows of a part.
         progress: show a bar with users/s and the time left.
 
@@ -103,7 +108,8 @@ def rank_file(
     processes = here()
     if processes.first:
         check_batch(source, out)
-    wanted = _Wanted(_digest(source), _identity(recommender), k, exclude_history, part_rows)
+    count = stage_size(recommender.card, first_stage)
+    wanted = _Wanted(_digest(source), _identity(recommender), k, exclude_history, count, part_rows)
     with locked(out, wait=False) if processes.first else nullcontext():
         done = processes.decide(lambda: _begin(out, wanted))
         rows = read_users(source)
@@ -238,7 +244,12 @@ def _rank(
         try:
             if row.wrong or row.user is None or row.user == "":
                 raise DataError(row.wrong or "user: missing")
-            question = recommender.question(row.history, k=wanted.k, exclude_history=wanted.exclude_history)
+            question = recommender.question(
+                row.history,
+                k=wanted.k,
+                exclude_history=wanted.exclude_history,
+                first_stage=wanted.first_stage,
+            )
             recommender.check(question)
             asked.append((place, question))
         except DataError as error:

@@ -20,9 +20,9 @@ from ..title_trie.catalogue_scorer import CatalogueScorer
 from ..title_trie.catalogue_search import CatalogueSearch
 from ..title_trie.title_layout import lay_out
 from ..title_trie.two_stages import first_stage, prior_logps
-from .folder import Card
+from .folder import RECOMMENDER_FILE, Card
 from .priors import Priors
-from .ranking import Question, Ranked
+from .ranking import Question, Ranked, is_whole
 
 # Nodes of a trie that are all read for one history; a larger one is searched best first.
 READ_WHOLE = 2_000
@@ -75,7 +75,7 @@ class CatalogueRanker:
         catalogue: known items.
         priors: of its titles.
         budget: of one pass.
-        among_top: titles that the priors choose of the whole catalogue to be ranked; 0: all.
+        trie_sha256: of the trie that the policy was trained on; empty where nobody knows.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class CatalogueRanker:
         catalogue: Catalogue,
         priors: Priors,
         budget: TokenBudget,
-        among_top: int = 0,
+        trie_sha256: str = "",
     ) -> None:
-        self.titles, self.among_top = catalogue.distinct_titles, among_top
+        self.titles = catalogue.distinct_titles
         self.scorer = CatalogueScorer(
             policy,
             collator,
@@ -96,6 +96,11 @@ class CatalogueRanker:
             mixtures=Voices(policy, [1.0] * len(priors.names)),
             budget=budget,
         )
+        if trie_sha256 not in ("", self.scorer.trie.digest):
+            raise AdapterError(
+                f"{RECOMMENDER_FILE}: its trie_sha256 is {trie_sha256[:12]}..., but the catalogue's titles "
+                f"make the trie {self.scorer.trie.digest[:12]}..."
+            )
         edges, centre = len(self.scorer.trie.edge_node), self.scorer.mixtures[POLICY].centre
         if len(centre) not in (0, edges):
             raise AdapterError(f"{SCALARS_FILE}: centre has {len(centre)} numbers, wanted {edges} or none")
@@ -107,21 +112,25 @@ class CatalogueRanker:
         return all(title in self.scorer.number for title in titles)
 
     def narrowed(self, questions: Sequence[Question]) -> list[Question]:
-        """Return questions, where those for the whole catalogue show what the priors choose of it."""
+        """Return questions, where those with a first stage show what the priors choose of the catalogue."""
         found = list(questions)
-        whole = [place for place, question in enumerate(questions) if not question.shown]
-        if not self.among_top or not whole:
-            return found
-        left_out = torch.zeros(len(whole), len(self.titles), dtype=torch.bool)
-        for row, place in enumerate(whole):
-            known = [self.scorer.number[t] for t in questions[place].left_out if t in self.scorer.number]
-            left_out[row, known] = True
-        rows = [_row(questions[place]) for place in whole]
-        chosen = first_stage(self.scorer, rows, self.among_top, left_out)
-        for place, numbers in zip(whole, chosen, strict=True):
-            shown = [self.titles[number] for number in numbers.tolist() if number >= 0]
-            found[place] = replace(questions[place], shown=shown)
+        by_count: dict[int, list[int]] = {}
+        for place, question in enumerate(questions):
+            if question.first_stage and not question.shown:
+                by_count.setdefault(question.first_stage, []).append(place)
+        for count, places in by_count.items():
+            for place, shown in zip(places, self._chosen([questions[p] for p in places], count), strict=True):
+                found[place] = replace(questions[place], shown=shown)
         return found
+
+    def _chosen(self, questions: Sequence[Question], count: int) -> list[list[str]]:
+        left_out = torch.zeros(len(questions), len(self.titles), dtype=torch.bool)
+        for row, question in enumerate(questions):
+            left_out[row, [self.scorer.number[t] for t in question.left_out if t in self.scorer.number]] = (
+                True
+            )
+        chosen = first_stage(self.scorer, [_row(question) for question in questions], count, left_out)
+        return [[self.titles[number] for number in row if number >= 0] for row in chosen.tolist()]
 
     def scores(self, questions: Sequence[Question]) -> list[dict[str, float]]:
         """Return title -> log-probability in nats: of the titles shown, or of the catalogue's best."""
@@ -180,24 +189,27 @@ class CatalogueRanker:
         }
 
 
-def in_stages(card: Card, first_stage: int | None) -> Card:
-    """Return the card of a model that ranks as asked: so many titles of its priors' choice.
+def stage_size(card: Card, first_stage: int | None) -> int:
+    """Return how many titles of the catalogue the priors choose to be ranked; 0: all.
 
     Args:
         card: of the model.
-        first_stage: titles; 0: all; None: as the card says.
+        first_stage: what a request asks for; None: as the card says.
 
     Raises:
-        DataError: it has no prior, or fewer than one title would be ranked.
+        DataError: no whole number of at least 0, or the model has no prior.
     """
-    card = card if first_stage is None else replace(card, first_stage=first_stage)
-    if card.first_stage < 0 or (card.first_stage and not card.priors):
-        has = ", ".join(card.priors) or "none"
+    count = card.first_stage if first_stage is None else first_stage
+    if not is_whole(count) or count < 0:
         raise DataError(
-            f"first_stage: got {card.first_stage}, wanted at least 1, and a model with a prior below it "
-            f"(setting catalogue_prior); priors of this one: {has}"
+            f"first_stage: got {short(count)}, wanted a whole number of at least 0 (0: all titles)"
         )
-    return card
+    if count and not card.priors:
+        raise DataError(
+            f"first_stage: got {count}, but this model has no prior that could choose titles (setting "
+            "catalogue_prior); wanted 0"
+        )
+    return int(count)
 
 
 def check_prior(ranker: CatalogueRanker | None, question: Question) -> None:

@@ -63,6 +63,7 @@ class Question:
         k: how many to return.
         source: where the titles come from, as in ``Ranking``.
         left_out: titles of the catalogue that are not ranked.
+        first_stage: titles of the whole catalogue that the priors choose to be ranked; 0: all.
         explain: part the scores into prior and language model.
     """
 
@@ -71,6 +72,7 @@ class Question:
     k: int
     source: Source
     left_out: frozenset[str] = frozenset()
+    first_stage: int = 0
     explain: bool = False
 
 

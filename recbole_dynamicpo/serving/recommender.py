@@ -31,7 +31,7 @@ from ..scoring.scorer import Scorer
 from ..scoring.token_budget import TokenBudget, beside_on
 from ..storage import atomic_folder, write_json
 from ..title_trie.catalogue_likelihood import Mixture
-from .catalogue_ranking import CatalogueRanker, check_prior, in_stages
+from .catalogue_ranking import CatalogueRanker, check_prior, stage_size
 from .folder import (
     CATALOGUE_FILE,
     RECOMMENDER_FILE,
@@ -49,6 +49,7 @@ from .priors import Priors
 from .ranking import Question, Ranked, Ranking, in_groups, is_whole, merge, titles_of
 
 DEFAULT_K = 10
+_NOTHING_LEFT = "candidates: none given, and every title of the catalogue is in the history"
 
 
 class Recommender:
@@ -77,6 +78,7 @@ class Recommender:
     ) -> None:
         self.catalogue = catalogue
         self.card = card
+        stage_size(card, None)  # a card that asks for what the model cannot do
         self._lock = threading.Lock()  # scoring switches the tokenizer's modes to and fro
         length = min(card.max_length, policy.backbone.max_length)
         collator = Collator(
@@ -86,12 +88,7 @@ class Recommender:
         self.ranker: CatalogueRanker | None = None
         if priors is not None:
             parts = (policy, collator, catalogue, priors, budget)
-            self.ranker = CatalogueRanker(*parts, among_top=card.first_stage)
-            if card.trie_sha256 and card.trie_sha256 != self.ranker.scorer.trie.digest:
-                raise AdapterError(
-                    f"{RECOMMENDER_FILE}: its trie_sha256 is {card.trie_sha256[:12]}..., but the catalogue's "
-                    f"titles make the trie {self.ranker.scorer.trie.digest[:12]}..."
-                )
+            self.ranker = CatalogueRanker(*parts, trie_sha256=card.trie_sha256)
         self.scorer = Scorer(policy, collator, budget)
 
     def rank(
@@ -102,6 +99,7 @@ class Recommender:
         *,
         exclude_history: bool = True,
         explain: bool = False,
+        first_stage: int | None = None,
     ) -> list[Ranked]:
         """Return the ``k`` best titles, best first. A text is a title, else an id; a whole number an id.
 
@@ -116,12 +114,16 @@ class Recommender:
             k: how many to return.
             exclude_history: leave the history's titles out, where no candidates are given.
             explain: part each score into what the prior and what the language model say; see ``Ranked``.
+            first_stage: where no candidates are given, titles of the catalogue that the priors choose to be
+                ranked; 0: all; None: as the model was made.
 
         Raises:
             DataError: no candidates, an empty title, an unknown id, k below 1, titles that are too
-                long for a prompt, or scores without a prior that are to be explained.
+                long for a prompt, or no prior that could explain or choose.
         """
-        return self.ranking(history, candidates, k, exclude_history=exclude_history, explain=explain).ranked
+        return self.ranking(
+            history, candidates, k, exclude_history=exclude_history, explain=explain, first_stage=first_stage
+        ).ranked
 
     def ranking(
         self,
@@ -131,9 +133,12 @@ class Recommender:
         *,
         exclude_history: bool = True,
         explain: bool = False,
+        first_stage: int | None = None,
     ) -> Ranking:
         """Return what ``rank`` returns, together with what the candidates were."""
-        question = self.question(history, candidates, k, exclude_history=exclude_history)
+        question = self.question(
+            history, candidates, k, exclude_history=exclude_history, first_stage=first_stage
+        )
         if explain:
             check_prior(self.ranker, question)
         return self.answer([replace(question, explain=explain)])[0]
@@ -157,10 +162,12 @@ class Recommender:
         k: int = DEFAULT_K,
         *,
         exclude_history: bool = True,
+        first_stage: int | None = None,
     ) -> Question:
         """Return the arguments of ``rank`` as a question; raises what ``rank`` raises of them."""
         if not is_whole(k) or k < 1:
             raise DataError(f"k: got {short(k)}, wanted a whole number of at least 1")
+        count = stage_size(self.card, first_stage)
         taken = titles_of(self.catalogue, "history", history, at_least=0)
         if candidates is not None:
             shown = list(dict.fromkeys(titles_of(self.catalogue, "candidates", candidates, at_least=1)))
@@ -168,11 +175,11 @@ class Recommender:
         left_out = frozenset(taken) if exclude_history else frozenset()
         if self.ranker is not None:
             if left_out >= set(self.catalogue.distinct_titles):
-                raise DataError("candidates: none given, and every title of the catalogue is in the history")
-            return Question(taken, [], k, "catalogue", left_out)
+                raise DataError(_NOTHING_LEFT)
+            return Question(taken, [], k, "catalogue", left_out, count)
         popular = self.catalogue.popular(self.card.popular_candidates, without=sorted(left_out))
         if not popular:
-            raise DataError("candidates: none given, and every title of the catalogue is in the history")
+            raise DataError(_NOTHING_LEFT)
         return Question(taken, popular, k, "popular", left_out)
 
     def answer(self, questions: Sequence[Question]) -> list[Ranking]:
@@ -206,11 +213,7 @@ class Recommender:
         return [merge(group, part) for group, part in zip(rows, parts, strict=True)]
 
     def check(self, question: Question) -> None:
-        """See whether the prompts of a question can be written.
-
-        Raises:
-            DataError: titles that are too long for a prompt.
-        """
+        """See whether a question's prompts can be written; DataError where titles are too long for them."""
         with self._lock:
             if self.ranker is not None and self._is_shares(question):
                 self.ranker.check(question)
@@ -257,7 +260,6 @@ def load_recommender(
     dtype: str | None = None,
     tracking_uri: str | None = None,
     load_in_4bit: bool | None = None,
-    first_stage: int | None = None,
 ) -> Recommender:
     """Load a recommender.
 
@@ -271,16 +273,14 @@ def load_recommender(
             ``mlflow.db`` of this folder.
         load_in_4bit: whether to cut the backbone's weights to 4 bits; None: as in training. False ranks with
             the whole weights of a model that was trained on cut ones, where these cannot be had.
-        first_stage: titles of the catalogue that the priors choose to be ranked; 0: all; None: as saved.
 
     Raises:
         AdapterError: no recommender there, a damaged one, or the backbone's weights are others than
             those the adapter was trained on.
         BackboneError: the backbone cannot be loaded.
-        DataError: two stages are asked for, but there is no prior.
     """
     with opened_recommender(source, tracking_uri) as folder:
-        card = in_stages(read_card(folder), first_stage)
+        card = read_card(folder)
         shape = read_lora_shape(folder)
         templates = Templates(read_json(folder / TEMPLATES_FILE), str(folder / TEMPLATES_FILE))
         catalogue = Catalogue.load(folder / CATALOGUE_FILE)

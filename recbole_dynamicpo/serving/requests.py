@@ -34,6 +34,8 @@ class RankRequest(BaseModel):
             model's likelihood is the vocabulary's.
         k: how many to return, 10 where it is left out.
         exclude_history: leave the history's titles out, where no candidates are given; so where left out.
+        first_stage: where no candidates are given, titles of the catalogue that the priors choose to be
+            ranked; 0: all; as the model was made where it is left out.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -42,6 +44,7 @@ class RankRequest(BaseModel):
     candidates: list[str | int] | None = None
     k: int | None = None
     exclude_history: bool | None = None
+    first_stage: int | None = None
 
 
 class RankedTitle(BaseModel):
@@ -74,6 +77,7 @@ _WANTED = {
     "candidates": _ENTRIES,
     "k": "a whole number of at least 1",
     "exclude_history": "true or false",
+    "first_stage": "a whole number of at least 0",
 }
 
 
@@ -95,7 +99,7 @@ def answer(recommender: Recommender, requests: object) -> list[RankResponse]:
     for index, request in enumerate(requests):
         with _numbered(index):
             questions.append(_question(recommender, _parse(request)))
-    titles = sum(len(question.shown) or WHOLE_CATALOGUE for question in questions)
+    titles = sum(len(asked.shown) or asked.first_stage or WHOLE_CATALOGUE for asked in questions)
     if titles > MOST_TITLES:
         raise DataError(f"inputs: got {titles} titles to rank, wanted at most {MOST_TITLES} in one call")
     try:
@@ -130,6 +134,8 @@ def answer_rows(recommender: Recommender, frame: Any) -> list[RankResponse]:
 def _request(row: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return a row of a data frame as JSON would have it."""
     plain = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in row.items()}
+    # A column of whole numbers with gaps comes as one of floats.
+    plain = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in plain.items()}
     return {key: value for key, value in plain.items() if value is not None and value == value}
 
 
@@ -145,7 +151,11 @@ def _numbered(index: int) -> Iterator[None]:
 def _question(recommender: Recommender, request: RankRequest) -> Question:
     k = DEFAULT_K if request.k is None else request.k
     return recommender.question(
-        request.history, request.candidates, k, exclude_history=request.exclude_history is not False
+        request.history,
+        request.candidates,
+        k,
+        exclude_history=request.exclude_history is not False,
+        first_stage=request.first_stage,
     )
 
 

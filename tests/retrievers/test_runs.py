@@ -150,9 +150,9 @@ def test_a_saved_model_ranks_in_two_stages(
     exact = load_recommender(folder)
     history = list(exact.catalogue.titles[:3])
     whole = exact.rank(history, k=100)
-    everything = load_recommender(folder, first_stage=1000)
-    assert [one.title for one in everything.rank(history, k=100)] == [one.title for one in whole]
-    few = load_recommender(folder, first_stage=7).ranking(history, k=100, explain=True)
+    everything = exact.rank(history, k=100, first_stage=1000)
+    assert [one.title for one in everything] == [one.title for one in whole]
+    few = exact.ranking(history, k=100, explain=True, first_stage=7)
     assert (few.source, few.num_candidates, few.likelihood) == ("catalogue", 7, "catalogue")
     scores = {one.title: one.score for one in whole}
     assert [one.score for one in few.ranked] == pytest.approx(
@@ -160,7 +160,7 @@ def test_a_saved_model_ranks_in_two_stages(
     )
     by_prior = {one.title: one.prior for one in exact.rank(history, k=100, explain=True)}
     assert {one.title for one in few.ranked} == set(sorted(by_prior, key=lambda t: -by_prior[t])[:7])
-    given = load_recommender(folder, first_stage=2).rank(history, list(exact.catalogue.titles[4:9]))
+    given = exact.rank(history, list(exact.catalogue.titles[4:9]), first_stage=2)
     assert len(given) == 5  # candidates that are named are all ranked
 
     users, out = tmp_path / "users.jsonl", tmp_path / "ranked"
@@ -180,10 +180,12 @@ def test_two_stages_want_a_prior(settings: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="first_stage: wanted 0, as there is no catalogue_prior"):
         PlainConfig("DynamicPO", "toy", [], own)
     folder = run("SFTRec", "toy", overrides={**own, "first_stage": 0})["run_folder"]
-    with pytest.raises(DataError, match="first_stage: got 5, wanted at least 1, and a model with a prior"):
-        load_recommender(folder, first_stage=5)
-    with pytest.raises(DataError, match="first_stage: got -1"):
-        load_recommender(folder, first_stage=-1)
+    recommender = load_recommender(folder)
+    with pytest.raises(DataError, match="first_stage: got 5, but this model has no prior"):
+        recommender.rank([], first_stage=5)
+    for wrong in (-1, True, 2.5):
+        with pytest.raises(DataError, match=f"first_stage: got {wrong}, wanted a whole number of at least 0"):
+            recommender.rank([], first_stage=wrong)  # type: ignore[arg-type]
 
 
 def test_stages_of_a_job_read_what_the_first_one_trained(

@@ -103,6 +103,34 @@ def test_requests_for_the_catalogue(recommender: Recommender) -> None:
         answer(recommender, [{"history": [], "exclude_history": "no"}])
 
 
+def test_each_request_says_how_many_the_priors_choose(recommender: Recommender) -> None:
+    asked = [{"history": ["Bear"], "first_stage": count} for count in (2, 0, 3, 2)]
+    found = answer(recommender, [*asked, {"history": ["Bear"]}])
+    assert [one.num_candidates for one in found] == [2, 5, 3, 2, 5]
+    exact = {item.title: item.score for item in found[-1].ranked}
+    for one in found:
+        assert {item.title: item.score for item in one.ranked} == pytest.approx(
+            {item.title: exact[item.title] for item in one.ranked}, abs=1e-5
+        )
+    # The likeliest by popularity of those outside the history.
+    left = sorted(exact, key=lambda title: -sum(POPULARITY[at] for at, t in enumerate(TITLES) if t == title))
+    assert {item.title for item in found[0].ranked} == set(left[:2])
+    assert found[0] == found[3]
+    with pytest.raises(
+        DataError, match=r"inputs\[0\]: first_stage: got -1, wanted a whole number of at least"
+    ):
+        answer(recommender, [{"history": [], "first_stage": -1}])
+    with pytest.raises(DataError, match="inputs: got 10001 titles to rank, wanted at most 10000"):
+        answer(recommender, [{"history": [], "first_stage": 10_001}])
+
+
+def test_a_card_whose_stages_want_a_prior_is_refused(folder: Path) -> None:
+    own = replace(load_recommender(folder).card, first_stage=3, priors=())
+    with pytest.raises(DataError, match="first_stage: got 3, but this model has no prior"):
+        catalogue_ranking.stage_size(own, None)
+    assert catalogue_ranking.stage_size(own, 0) == 0
+
+
 def test_a_trained_weight_counts(folder: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     """With s = 0 and a = 1 what is ranked is the prior: interactions of the title's items, and one half."""
     other = write_recommender(tmp_path / "prior", tiny_backbone, priors=["popularity"])

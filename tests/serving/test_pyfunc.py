@@ -111,7 +111,7 @@ def test_signature_example_and_requirements(store: Store) -> None:
     fields = {name: (field["type"], field["required"]) for name, field in request["properties"].items()}
     assert fields == {
         "history": ("array", True), "candidates": ("array", False), "k": ("long", False),
-        "exclude_history": ("boolean", False),
+        "exclude_history": ("boolean", False), "first_stage": ("long", False),
     }  # fmt: skip
     (response,) = model.signature.outputs.to_dict()
     assert sorted(response["properties"]) == ["candidates", "likelihood", "num_candidates", "ranked"]

@@ -37,8 +37,7 @@ def recommender(store: Store) -> Any:
 
 
 def test_rows_of_a_frame_are_requests(recommender: Any) -> None:
-    frame = pd.DataFrame({"history": HISTORIES, "k": [2.0] * 60 + [float("nan")] * 60}).astype({"k": object})
-    frame.loc[:59, "k"] = 2
+    frame = pd.DataFrame({"history": HISTORIES, "k": [2.0] * 60 + [float("nan")] * 60})
     found = answer_rows(recommender, frame)
     assert [len(response.ranked) for response in found[:60]] == [2] * 60
     alone = recommender.rank(["Bear"], k=2)
