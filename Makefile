@@ -5,10 +5,10 @@ check:  ## style and types
 	ruff check . && ruff format --check . && mypy
 
 test:  ## the unit tests, some minutes
-	pytest -q -m "not servers and not robustness"
+	pytest -q -n 2 -m "not servers and not robustness"
 
 robustness:  ## the promises of the README at length, and real servers
-	pytest -q -m "servers or robustness or long"
+	pytest -q -n 2 -m "servers or robustness or long"
 
 bench:  ## a training step against the naive one, and the bits of a fixed run
 	python benchmarks/step.py
@@ -27,16 +27,16 @@ pythons:  ## the unit tests on Python 3.12 and 3.13, in environments of their ow
 		python$$version -m venv .venv-$$version && \
 		.venv-$$version/bin/pip install -q -c constraints.txt -e '.[test]' && \
 		.venv-$$version/bin/pip install -q --no-deps recbole==1.2.1 && \
-		.venv-$$version/bin/pytest -q -m "not servers and not robustness" || exit 1; \
+		.venv-$$version/bin/pytest -q -n 2 -m "not servers and not robustness" || exit 1; \
 	done
 
 floors:  ## the unit tests on the oldest torch, transformers, peft, prefect and mlflow that setup.cfg allows (GBs)
 	python3.11 -m venv --clear .venv-floors
 	.venv-floors/bin/python scripts/floors.py > .venv-floors/floors.txt
 	.venv-floors/bin/pip install -q -c .venv-floors/floors.txt -e '.[test]'
-	.venv-floors/bin/pytest -q -m "not servers and not robustness"
+	.venv-floors/bin/pytest -q -n 2 -m "not servers and not robustness"
 
 newest:  ## the unit tests on the newest releases that setup.cfg allows (GBs)
 	python3.11 -m venv --clear .venv-newest
 	.venv-newest/bin/pip install -q -e '.[test]'
-	.venv-newest/bin/pytest -q -m "not servers and not robustness"
+	.venv-newest/bin/pytest -q -n 2 -m "not servers and not robustness"

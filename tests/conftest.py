@@ -20,6 +20,11 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("MLFLOW_EXPERIMENT_NAME", None)
 os.environ.pop("PREFECT_API_URL", None)
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # programs that a test starts share the cores with other tests
+
 import pytest
 import torch
 
