@@ -20,7 +20,8 @@ def detectable_difference(n: int, discordant: int, level: float = SIGNIFICANT) -
 
     Args:
         n: rows.
-        discordant: rows that one run alone has right.
+        discordant: rows that one run alone has right; where users have several rows, the sum over users of
+            the squared difference, which is the variance of what ``sign_flip`` tests.
         level: two-sided.
     """
     share = (discordant + 1) / (n + 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binom, binomtest, bootstrap
 
 from ..errors import DataError
 from .power import SIGNIFICANT, detectable_difference
@@ -52,6 +52,28 @@ def mcnemar(only_a: int, only_b: int) -> float:
     if only_a == only_b:  # scipy wants at least one row
         return 1.0
     return float(binomtest(only_a, only_a + only_b).pvalue)
+
+
+def sign_flip(differences: np.ndarray) -> float:
+    """Return the exact two-sided p of paired differences: is each as likely to bear the other sign?
+
+    With differences of -1, 0 and 1 this is McNemar's test; sums over several rows of one user keep what these
+    rows have in common out of the count (Fisher's randomisation test, by convolution over sizes).
+
+    Args:
+        differences: whole numbers, shape (n,): of independent users, B minus A.
+
+    Returns:
+        The share of all sign patterns whose sum is as far from 0 as the one that was found.
+    """
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    shares = np.ones(1)  # of each possible sum, from the lowest one on
+    for size, count in zip(sizes, counts, strict=True):
+        spread = np.zeros(2 * size * count + 1)
+        spread[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        shares = np.convolve(shares, spread)
+    sums = np.arange(len(shares)) - len(shares) // 2
+    return min(1.0, float(shares[np.abs(sums) >= abs(int(differences.sum()))].sum()))
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:

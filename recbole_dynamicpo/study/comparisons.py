@@ -12,7 +12,7 @@ import numpy as np
 
 from ..evaluation.power import SIGNIFICANT, detectable_difference, holm
 from ..evaluation.ranks import read_ranks
-from ..evaluation.statistics import mcnemar, paired_ranks
+from ..evaluation.statistics import paired_ranks, sign_flip
 from .grid import kind_of
 
 Arm = tuple[str, bool, int]  # objective, dynamic, number of negatives
@@ -25,11 +25,12 @@ class Paired:
 
     Attributes:
         first, second: arms: objective, dynamic, number of negatives.
-        seeds: that both have; their rows are counted together.
+        seeds: that both have; their rows are counted together, those of one user as one observation.
         rows: of all these seeds.
         hit_first, hit_second: HR@1.
         only_first, only_second: rows that one alone ranks first.
-        p: of McNemar's exact test.
+        spread: sum over users of the squared difference of their hits; with a row a user, rows that differ.
+        p: of the exact test over the signs of users' differences, McNemar's where each user has one row.
         corrected: p by Holm, for all comparisons of the study.
         detectable: the smallest difference that is found four times in five at the strictest level of Holm's.
     """
@@ -42,6 +43,7 @@ class Paired:
     hit_second: float
     only_first: int
     only_second: int
+    spread: int
     p: float
     corrected: float = 1.0
     detectable: float = 1.0
@@ -79,7 +81,7 @@ def compare_cells(results: Results) -> list[Paired]:
         replace(
             one,
             corrected=p,
-            detectable=detectable_difference(one.rows, one.only_first + one.only_second, level),
+            detectable=detectable_difference(one.rows, one.spread, level),
         )
         for one, p in zip(tested, holm([one.p for one in tested]), strict=True)
     ]
@@ -97,12 +99,17 @@ def _pairs(arms: Mapping[Arm, Any]) -> Iterator[tuple[Arm, Arm]]:
 
 def _test(first: Arm, second: Arm, cells: Mapping[Arm, Mapping[int, Mapping[str, Any]]]) -> Paired:
     seeds = sorted(cells[first].keys() & cells[second].keys())
-    pairs = []
+    pairs, users = [], []
     for seed in seeds:
         one, other = (Path(cells[arm][seed]["ranks"]) for arm in (first, second))
-        pairs.append(paired_ranks(read_ranks(one), read_ranks(other), str(one), str(other)))
+        ranks = read_ranks(one)
+        pairs.append(paired_ranks(ranks, read_ranks(other), str(one), str(other)))
+        users += ranks.user_ids
     right = [np.concatenate([pair[side] for pair in pairs]) == 1 for side in (0, 1)]
-    alone = [int((right[side] & ~right[1 - side]).sum()) for side in (0, 1)]
+    alone = [right[side] & ~right[1 - side] for side in (0, 1)]
+    _, place = np.unique(users, return_inverse=True)
+    by_user = np.zeros(place.max() + 1, dtype=int)
+    np.add.at(by_user, place, alone[1].astype(int) - alone[0])
     return Paired(
         first=first,
         second=second,
@@ -110,9 +117,10 @@ def _test(first: Arm, second: Arm, cells: Mapping[Arm, Mapping[int, Mapping[str,
         rows=len(right[0]),
         hit_first=float(right[0].mean()),
         hit_second=float(right[1].mean()),
-        only_first=alone[0],
-        only_second=alone[1],
-        p=mcnemar(*alone),
+        only_first=int(alone[0].sum()),
+        only_second=int(alone[1].sum()),
+        spread=int((by_user**2).sum()),
+        p=sign_flip(by_user),
     )
 
 

@@ -105,11 +105,11 @@ def _test_lines(tested: Sequence[Paired]) -> list[str]:
     return [
         *lines,
         "",
-        f"McNemar's exact test of HR@1 on the same rows, two-sided, p corrected by Holm for {len(tested)} "
-        "comparisons. Alone: rows that only the first, only the second ranks first. Not detectable below: a "
-        "difference of that size is found four times in five, by the rows that differ, at the strictest "
-        "level of the correction; a smaller one may be there. Rows of several seeds are counted together and "
-        "taken as independent, which makes these tests a little too sure.",
+        "Exact test of HR@1 on the same rows, two-sided: a user's rows of all seeds are one observation, "
+        "whose sign is flipped; with a row a user it is McNemar's. It speaks of users, given these trained "
+        f"models. p corrected by Holm for {len(tested)} comparisons. Alone: rows that only the first, only "
+        "the second ranks first. Not detectable below: a difference of that size is found four times in "
+        "five, by the rows that differ, at the strictest level of the correction; a smaller one may exist.",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from recbole_dynamicpo.evaluation.statistics import (
     ndcg_at,
     paired_bootstrap,
     reciprocal_rank,
+    sign_flip,
     wilson_interval,
 )
 
@@ -75,6 +77,36 @@ def test_mcnemar_by_hand(only_a: int, only_b: int, p: float) -> None:
 def test_mcnemar_of_many_rows_is_near_the_normal_limit() -> None:
     """z = (|b - c| - 1) / sqrt(b + c) = 99 / sqrt(10000) = 0.99, whose two-sided p is 0.3222."""
     assert mcnemar(5050, 4950) == pytest.approx(math.erfc(0.99 / math.sqrt(2)), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        ([2, 1], 0.5),
+        ([2, -1], 1.0),
+        ([1, 1, 1, 1, -1, 0], 0.375),
+        ([3, 3, -1], 0.5),
+        ([0, 0], 1.0),
+        ([], 1.0),
+    ],
+)
+def test_sign_flip_by_hand(differences: list[int], p: float) -> None:
+    """[3, 3, -1] has the sum 5; of the eight patterns 7, 5, -5 and -7 are as far from 0."""
+    assert sign_flip(np.array(differences, dtype=int)) == pytest.approx(p)
+
+
+@given(st.lists(st.integers(-4, 4), max_size=10))
+def test_sign_flip_counts_all_patterns(differences: list[int]) -> None:
+    patterns = itertools.product((-1, 1), repeat=len(differences))
+    sums = [sum(sign * one for sign, one in zip(signs, differences, strict=True)) for signs in patterns]
+    as_far = sum(abs(one) >= abs(sum(differences)) for one in sums)
+    assert sign_flip(np.array(differences, dtype=int)) == pytest.approx(as_far / len(sums))
+
+
+@given(st.integers(0, 400), st.integers(0, 400))
+def test_sign_flip_of_single_rows_is_mcnemar(only_a: int, only_b: int) -> None:
+    differences = np.repeat([-1, 1], [only_a, only_b])
+    assert sign_flip(differences) == pytest.approx(mcnemar(only_a, only_b), rel=1e-9)
 
 
 def test_mcnemar_refuses_negative_counts() -> None:

@@ -50,11 +50,14 @@ def test_pairs_counts_and_corrections_by_hand(tmp_path: Path) -> None:
 
 
 def test_seeds_are_counted_together(tmp_path: Path) -> None:
-    """Those that both arms have."""
+    """Those that both arms have; the 50 users who gain do so with both seeds, and are 50 observations."""
     plain = cells_with(tmp_path, {(False, 19): 40}, seeds=(7, 8, 9))
     dynamic = cells_with(tmp_path, {(True, 19): 90}, seeds=(8, 9))
     (found,) = compare_cells([*plain, *dynamic])
     assert (found.seeds, found.rows, found.only_second) == (2, 400, 100)
+    assert found.p == pytest.approx(2 * 0.5**50)
+    assert found.spread == 50 * 2**2
+    assert found.detectable == detectable_difference(400, 200)
 
 
 def test_other_rows_are_not_compared(tmp_path: Path) -> None:
