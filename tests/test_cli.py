@@ -273,7 +273,7 @@ def test_a_damaged_record_of_a_run_is_named(
 
 def test_a_reader_that_has_read_enough_is_no_trouble(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("recbole-dynamicpo")
-    line = summarize(Contestant("a", np.array([1, 2])))
+    line = summarize(Contestant("a", np.array([1, 2]), np.arange(2)))
     report = {"contestants": [line], "seconds": {}, "segments": {}, "notes": ["x" * 200] * 5000}
     (tmp_path / "report.json").write_text(json.dumps(report))
     command = f"{shlex.quote(str(script))} show {tmp_path} | head -1; exit ${{PIPESTATUS[0]}}"

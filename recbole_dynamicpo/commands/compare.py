@@ -27,15 +27,18 @@ def _run(options: argparse.Namespace) -> None:
 
 def comparison_table(found: Comparison, run_a: Path, run_b: Path) -> str:
     """Return a comparison of two runs as text."""
+    from ..evaluation.by_user import p_name
+
+    of_users = f" of {found.users} users, a user's being one observation" if found.users < found.n else ""
     return "\n".join(
         [
             f"A = {run_a}",
             f"B = {run_b}",
-            f"the same {found.n} rows; 95 % intervals in brackets",
+            f"the same {found.n} rows{of_users}; 95 % intervals in brackets",
             f"HR@1 of A        {found.hit_a:.4f}  {_interval(found.hit_a_interval)}",
             f"HR@1 of B        {found.hit_b:.4f}  {_interval(found.hit_b_interval)}",
             f"rows that only A ranks first: {found.only_a}; only B: {found.only_b}; "
-            f"McNemar p = {found.p_value:.3g}",
+            f"{p_name(found.n, found.users)} = {found.p_value:.3g}",
             f"NDCG@5, B - A   {found.ndcg_difference:+.4f}  {_interval(found.ndcg_interval)}  (bootstrap)",
             found.verdict,
         ]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .statistics import wilson_interval
+from .by_user import Users, share_interval
 
 ANSWER_TOKENS = 20  # the paper's; a longer title is cut off and can no longer be named
 
@@ -69,6 +69,7 @@ class Protocols:
         overlapping: rows in which one candidate's title is part of another's.
         hidden: of these, rows whose true title holds another candidate's, so that no answer can be right.
         cut: rows whose true title has more tokens than an answer may have.
+        valid_interval, generated_interval, likelihood_interval: 95 %, of the shares of all rows.
     """
 
     rows: int
@@ -79,15 +80,18 @@ class Protocols:
     overlapping: int
     hidden: int
     cut: int
+    valid_interval: tuple[float, float]
+    generated_interval: tuple[float, float]
+    likelihood_interval: tuple[float, float]
 
     def table(self) -> str:
         """Return the figures as text."""
         return "\n".join(
             [
                 f"rows                {self.rows}",
-                _line("HR@1, generated", self.generated_hits, self.rows),
-                _line("ValidRatio", self.valid, self.rows),
-                _line("HR@1, likelihood", self.likelihood_hits, self.rows),
+                _line("HR@1, generated", self.generated_hits, self.rows, self.generated_interval),
+                _line("ValidRatio", self.valid, self.rows, self.valid_interval),
+                _line("HR@1, likelihood", self.likelihood_hits, self.rows, self.likelihood_interval),
                 f"agreement           {self.agreeing} of {self.valid} valid answers name the title that "
                 "likelihood ranks first",
                 f"ambiguous           in {self.overlapping} rows a candidate's title is part of another's; "
@@ -97,8 +101,8 @@ class Protocols:
         )
 
 
-def _line(name: str, count: int, rows: int) -> str:
-    low, high = wilson_interval(count, rows)
+def _line(name: str, count: int, rows: int, interval: tuple[float, float]) -> str:
+    low, high = interval
     return f"{name:<20}{count / rows:.4f}  95 % interval [{low:.4f}, {high:.4f}]  ({count} rows)"
 
 
@@ -108,6 +112,7 @@ def compare_protocols(
     answers: Sequence[str],
     scores: NDArray[np.floating],
     title_tokens: Sequence[int],
+    users: Users,
 ) -> Protocols:
     """Count what generated answers and likelihoods say of the same rows.
 
@@ -117,6 +122,7 @@ def compare_protocols(
         answers: (n,) what was generated.
         scores: (n, C) log-probabilities of the candidates in prompt order; -inf where a row has fewer.
         title_tokens: (n,) tokens of the true titles, end of sequence not counted.
+        users: (n,) whose row it is.
 
     Raises:
         DataError: there are no rows.
@@ -126,15 +132,18 @@ def compare_protocols(
     judged = [judge(*row) for row in zip(answers, candidates, targets, strict=True)]
     first = [int(place) for place in scores.argmax(axis=1)]
     pairs = list(zip(candidates, targets, strict=True))
+    valid, hits = [j.valid for j in judged], [j.hit for j in judged]
+    likely = [titles[place] == target for (titles, target), place in zip(pairs, first, strict=True)]
     return Protocols(
         rows=len(pairs),
-        valid=sum(j.valid for j in judged),
-        generated_hits=sum(j.hit for j in judged),
-        likelihood_hits=sum(
-            titles[place] == target for (titles, target), place in zip(pairs, first, strict=True)
-        ),
+        valid=sum(valid),
+        generated_hits=sum(hits),
+        likelihood_hits=sum(likely),
         agreeing=sum(j.named == (place,) for j, place in zip(judged, first, strict=True)),
         overlapping=sum(map(overlapping, candidates)),
         hidden=sum(hides_target(titles, target) for titles, target in pairs),
         cut=sum(count > ANSWER_TOKENS for count in title_tokens),
+        valid_interval=share_interval(valid, users),
+        generated_interval=share_interval(hits, users),
+        likelihood_interval=share_interval(likely, users),
     )

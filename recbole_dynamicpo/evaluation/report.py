@@ -11,8 +11,9 @@ import numpy as np
 
 from ..errors import DataError
 from ..storage import load_json
+from .by_user import Users, p_name, share_interval, sign_flip, totals
 from .ranks import ALL_RANKS_FILE, RANKS_FILE, WITHOUT_PRIORS
-from .statistics import bootstrap_interval, hit_at, mcnemar, ndcg_at, reciprocal_rank, wilson_interval
+from .statistics import bootstrap_interval, hit_at, ndcg_at, reciprocal_rank
 
 REPORT_FILE = "report.json"
 
@@ -24,11 +25,13 @@ class Contestant:
     Attributes:
         name: who ranked.
         ranks: (n,) 1-based rank of the item chosen, in each test row.
+        users: (n,) whose row it is.
         logps: (n,) its log-probability among all titles, nats; None where there is none.
     """
 
     name: str
     ranks: np.ndarray[Any, Any]
+    users: Users
     logps: np.ndarray[Any, Any] | None = None
 
 
@@ -76,14 +79,15 @@ def summarize(
         intervals: of NDCG and MRR too, which are bootstrapped; the hit rate's costs nothing.
     """
     ranks = contestant.ranks
-    hits = int(hit_at(ranks, view.hits).sum())
-    low, high = wilson_interval(hits, len(ranks))
+    hits = hit_at(ranks, view.hits)
+    low, high = share_interval(hits, contestant.users)
     rate = f"hr_at_{view.hits}"
     found = {
         "name": contestant.name,
         "rows": len(ranks),
+        "users": len(np.unique(contestant.users)),
         "hr_at_1": float(hit_at(ranks, 1).mean()),
-        rate: hits / len(ranks),
+        rate: float(hits.mean()),
         f"{rate}_low": low,
         f"{rate}_high": high,
     }
@@ -91,7 +95,7 @@ def summarize(
     for name, values in gains.items():
         found[name] = float(values.mean())
         if intervals:
-            found[f"{name}_low"], found[f"{name}_high"] = bootstrap_interval(values)
+            found[f"{name}_low"], found[f"{name}_high"] = bootstrap_interval(values, contestant.users)
     return found if contestant.logps is None else {**found, "nll": float(-contestant.logps.mean())}
 
 
@@ -123,6 +127,16 @@ def with_interval(line: Mapping[str, Any], key: str) -> str:
     return f"{line[key]:.4f} [{line[f'{key}_low']:.4f}, {line[f'{key}_high']:.4f}]"
 
 
+def clustered(line: Mapping[str, Any]) -> bool:
+    """Return whether users have several rows; reports of earlier versions took each for a user of its own."""
+    return bool(line.get("users", line["rows"]) < line["rows"])
+
+
+def rows_text(line: Mapping[str, Any]) -> str:
+    """Return how many rows a figure is of, and of how many users where that says more."""
+    return f"{line['rows']} of {line['users']} users" if clustered(line) else str(line["rows"])
+
+
 def winners(figures: Sequence[Mapping[str, Any]], key: str) -> set[str]:
     """Return the names of those whose figure is the largest of a column."""
     best = max(line[key] for line in figures)
@@ -145,15 +159,15 @@ def markdown_lines(figures: Sequence[Mapping[str, Any]], view: View) -> list[str
             for key in shown
         ]
         name = str(line["name"]).replace("|", "\\|")
-        lines.append(f"| {name} | {' | '.join(texts)} | {line['rows']} |")
+        lines.append(f"| {name} | {' | '.join(texts)} | {rows_text(line)} |")
     return lines
 
 
 def paired_p(first: Contestant, second: Contestant, hits: int = 1) -> tuple[int, int, float]:
-    """Return rows that only the first and only the second has at ``hits``, and McNemar's exact p."""
+    """Return rows that only the first and only the second has at ``hits``, and p by the signs of users."""
     a, b = hit_at(first.ranks, hits) > 0, hit_at(second.ranks, hits) > 0
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return only_a, only_b, mcnemar(only_a, only_b)
+    by_user, _ = totals(b.astype(int) - a, first.users)
+    return int((a & ~b).sum()), int((b & ~a).sum()), sign_flip(by_user)
 
 
 def table_lines(figures: Sequence[Mapping[str, Any]], view: View, chance: float = 0.0) -> list[str]:
@@ -184,6 +198,9 @@ def table_lines(figures: Sequence[Mapping[str, Any]], view: View, chance: float 
     if chance:
         lines.append(f"{'random choice':{width}}{min(1.0, chance * view.hits):7.4f}")
     said = ["* the highest of its column"] if len(figures) > 1 else []
+    if clustered(figures[-1]):
+        users = figures[-1]["users"]
+        said.append(f"rows of {users} users, a user's being one observation in intervals and tests")
     if any(s["name"].endswith(WITHOUT_PRIORS) for s in figures):
         said.append("without priors: the language model's share alone, no counts in it")
     return [*lines, "; ".join(said)] if said else lines
@@ -208,14 +225,15 @@ def render(
         view: what to show.
         more: lines of another table, behind the comparisons.
     """
-    lines = table_lines([summarize(contestant, view) for contestant in contestants], view, chance)
-    final = contestants[-1]
+    figures = [summarize(contestant, view) for contestant in contestants]
+    lines, final = table_lines(figures, view, chance), contestants[-1]
+    p_value = p_name(figures[-1]["rows"], figures[-1]["users"])
     for other in contestants[:-1]:
         ours, theirs, p = paired_p(final, other, view.hits)
         place = "first" if view.hits == 1 else f"in the first {view.hits}"
         lines.append(
             f"{final.name} against {other.name}: {place} in {ours} rows that the other misses, "
-            f"{theirs} the other way round, McNemar p = {p:.2g}"
+            f"{theirs} the other way round, {p_value} = {p:.2g}"
         )
     lines += more
     if seconds:

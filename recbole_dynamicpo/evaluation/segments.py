@@ -72,11 +72,12 @@ def by_segment(
         part = []
         for contestant in contestants:
             logps = None if contestant.logps is None else contestant.logps[rows]
-            some = Contestant(contestant.name, contestant.ranks[rows], logps)
+            some = Contestant(contestant.name, contestant.ranks[rows], contestant.users[rows], logps)
             figures = summarize(some, view, intervals=False)
             if logps is not None and base is not None and base.logps is not None and contestant is not base:
                 names = ("nats_gained", "nats_gained_low", "nats_gained_high")
-                figures |= dict(zip(names, paired_bootstrap(base.logps[rows], logps), strict=True))
+                gained = paired_bootstrap(base.logps[rows], logps, some.users)
+                figures |= dict(zip(names, gained, strict=True))
             part.append(figures)
         lines.append({"segment": segment, "rows": int(rows.sum()), "contestants": part})
     return lines

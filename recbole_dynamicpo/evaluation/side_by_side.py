@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from .statistics import wilson_interval
 
-Share = tuple[int, int]  # hits and rows
+class Share(NamedTuple):
+    """A share of rows and its 95 % interval."""
+
+    rate: float
+    low: float
+    high: float
+    rows: int
 
 
 def side_by_side(found: Mapping[str, Mapping[str, Share]]) -> list[str]:
@@ -17,14 +23,14 @@ def side_by_side(found: Mapping[str, Mapping[str, Share]]) -> list[str]:
     is not on some rows has no figure there.
 
     Args:
-        found: kind of rows -> contestant -> hits and rows; the model last.
+        found: kind of rows -> contestant -> its hit rate; the model last.
     """
     kinds, lines = list(found), list(dict.fromkeys(name for part in found.values() for name in part))
     last = list(found[kinds[-1]])[-1]
     lines = [*(name for name in lines if name != last), last]
     width = max(map(len, lines)) + 2
     cells = {name: [_cell(found[kind].get(name)) for kind in kinds] for name in lines}
-    rows = {kind: next(iter(found[kind].values()))[1] for kind in kinds}
+    rows = {kind: next(iter(found[kind].values())).rows for kind in kinds}
     table = [f"{'HR@1 (95 % interval)':{width}}" + "".join(f"{kind:>24}" for kind in kinds)]
     table += [f"{name:{width}}" + "".join(f"{cell:>24}" for cell in cells[name]) for name in lines]
     table.append(f"{'rows':{width}}" + "".join(f"{rows[kind]:>24}" for kind in kinds))
@@ -37,23 +43,17 @@ def side_by_side(found: Mapping[str, Mapping[str, Share]]) -> list[str]:
 def lost(before: Share, after: Share) -> tuple[float, float, float]:
     """Return by how much a share falls, with the 95 % interval of the difference of two samples' shares.
 
-    The interval is made of Wilson's two (Newcombe 1998, method 10). Rows of both kinds count as independent,
-    which is on the safe side where they are of the same users.
-
-    Args:
-        before, after: hits and rows.
+    The interval is made of the two that they have (Newcombe 1998, method 10). Rows of both kinds count as
+    independent, which is on the safe side where they are of the same users.
     """
-    (p, q), (low_p, high_p), (low_q, high_q) = (
-        (before[0] / before[1], after[0] / after[1]), wilson_interval(*before), wilson_interval(*after),
-    )  # fmt: skip
+    (p, low_p, high_p, _), (q, low_q, high_q, _) = before, after
     return p - q, p - q - math.hypot(p - low_p, high_q - q), p - q + math.hypot(high_p - p, q - low_q)
 
 
 def _cell(share: Share | None) -> str:
     if share is None:
         return ""
-    low, high = wilson_interval(*share)
-    return f"{share[0] / share[1]:.4f} [{low:.4f}, {high:.4f}]"
+    return f"{share.rate:.4f} [{share.low:.4f}, {share.high:.4f}]"
 
 
 def _difference(before: Share, after: Share, first: str, last: str) -> str:

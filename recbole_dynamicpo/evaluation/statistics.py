@@ -11,94 +11,51 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom, binomtest, bootstrap
+from scipy.stats import bootstrap
 
 from ..errors import DataError
+from .by_user import Floats, Users, share_interval, sign_flip, totals
 from .power import SIGNIFICANT, detectable_difference
 from .ranks import Ranks, checked_ranks, read_ranks
 
 __all__ = ["Comparison", "compare_runs"]
 
-_BATCH = 100  # draws held at once: 16 MB for 20,000 rows
+_BATCH = 100  # draws held at once: 16 MB for 20,000 users
 MEANINGFUL = 0.02  # in HR@1: about what separates neighbouring methods in the published tables
 
 
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of the share ``successes`` in ``n`` (Wilson 1927, no continuity correction).
-
-    Unlike the textbook p +- 1.96 s it stays inside [0, 1] and has a width at 0 and at n successes.
-
-    Raises:
-        DataError: if ``n`` is below 1 or ``successes`` is outside 0..n.
-    """
-    if n < 1 or not 0 <= successes <= n:
-        raise DataError(f"an interval needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
-    interval = binomtest(successes, n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the exact two-sided p of McNemar's test: is a row that one run wins alone as likely A's as B's?
+def bootstrap_interval(
+    values: np.ndarray, users: Users, seed: int = 0, draws: int = 2000
+) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean of ``values`` when whole users are drawn again.
 
     Args:
-        only_a: rows that only A has right.
-        only_b: rows that only B has right. Rows that both or neither have right say nothing here.
-
-    Returns:
-        min(1, 2 P(X <= min(only_a, only_b))) for X binomial with only_a + only_b trials of 1/2.
-    """
-    if only_a < 0 or only_b < 0:
-        raise DataError(f"counts of rows cannot be negative, got {only_a} and {only_b}")
-    if only_a == only_b:  # scipy wants at least one row
-        return 1.0
-    return float(binomtest(only_a, only_a + only_b).pvalue)
-
-
-def sign_flip(differences: np.ndarray) -> float:
-    """Return the exact two-sided p of paired differences: is each as likely to bear the other sign?
-
-    With differences of -1, 0 and 1 this is McNemar's test; sums over several rows of one user keep what these
-    rows have in common out of the count (Fisher's randomisation test, by convolution over sizes).
-
-    Args:
-        differences: whole numbers, shape (n,): of independent users, B minus A.
-
-    Returns:
-        The share of all sign patterns whose sum is as far from 0 as the one that was found.
-    """
-    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
-    shares = np.ones(1)  # of each possible sum, from the lowest one on
-    for size, count in zip(sizes, counts, strict=True):
-        spread = np.zeros(2 * size * count + 1)
-        spread[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
-        shares = np.convolve(shares, spread)
-    sums = np.arange(len(shares)) - len(shares) // 2
-    return min(1.0, float(shares[np.abs(sums) >= abs(int(differences.sum()))].sum()))
-
-
-def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of the mean of ``values`` (one number per row).
+        values: (n,) one number per row.
+        users: (n,).
+        seed, draws: of the bootstrap.
 
     Raises:
         DataError: if there are no values, or not even one draw is wanted.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not len(values) or draws < 1:
+    sums, rows = totals(values, users)
+    if not len(sums) or draws < 1:
         raise DataError(
             f"a bootstrap needs one number per row and at least one draw, "
-            f"got shape {values.shape} and {draws} draws"
+            f"got shape {np.shape(values)} and {draws} draws"
         )
-    if len(values) == 1:  # a row drawn from one row is that row; scipy wants two
-        return float(values[0]), float(values[0])
-    found = _bootstrap(values, seed, draws).confidence_interval
+    if len(sums) == 1:  # a user drawn from one user is that user; scipy wants two
+        only = float(sums[0] / rows[0])
+        return only, only
+    found = _bootstrap(sums, rows, seed, draws).confidence_interval
     return float(found.low), float(found.high)
 
 
-def _bootstrap(values: np.ndarray, seed: int, draws: int) -> Any:
-    """Return scipy's percentile bootstrap of the mean of ``values``, of at least two rows."""
+def _bootstrap(sums: Floats, rows: Floats, seed: int, draws: int) -> Any:
+    """Return scipy's percentile bootstrap of a mean over the rows of at least two users."""
     return bootstrap(
-        (values,),
-        np.mean,
+        (sums, rows),
+        _mean,
+        paired=True,
         n_resamples=draws,
         batch=_BATCH,
         confidence_level=0.95,
@@ -107,14 +64,21 @@ def _bootstrap(values: np.ndarray, seed: int, draws: int) -> Any:
     )
 
 
+def _mean(sums: Floats, rows: Floats, axis: int = -1) -> Floats:
+    mean: Floats = sums.sum(axis=axis) / rows.sum(axis=axis)
+    return mean
+
+
 def paired_bootstrap(
-    a: np.ndarray, b: np.ndarray, seed: int = 0, draws: int = 2000
+    a: np.ndarray, b: np.ndarray, users: Users, seed: int = 0, draws: int = 2000
 ) -> tuple[float, float, float]:
-    """Return the mean of ``b - a`` and its 95 % interval when whole rows are drawn again.
+    """Return the mean of ``b - a`` and its 95 % interval when whole users are drawn again.
 
     Args:
-        a: one number per row of the first run.
-        b: the second run's numbers for the same rows, in the same order.
+        a: (n,) one number per row of the first run.
+        b: (n,) the second run's numbers for the same rows, in the same order.
+        users: (n,).
+        seed, draws: of the bootstrap.
 
     Returns:
         (difference, low, high); above zero where the second run's numbers are larger.
@@ -122,7 +86,7 @@ def paired_bootstrap(
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
         raise DataError(f"a paired comparison needs the same rows in both, got {a.shape} and {b.shape}")
-    low, high = bootstrap_interval(b - a, seed, draws)
+    low, high = bootstrap_interval(b - a, users, seed, draws)
     return float((b - a).mean()), low, high
 
 
@@ -152,7 +116,7 @@ class Gain:
     Attributes:
         n: rows.
         mrr, other: of the two.
-        p_better, p_worse: one-sided, of the paired bootstrap: how often rows drawn again show no gain, or no
+        p_better, p_worse: one-sided, of the paired bootstrap: how often users drawn again show no gain, or no
             loss; the draw that was observed is one of them, so that neither is below 1 / (draws + 1).
     """
 
@@ -173,17 +137,22 @@ class Gain:
         return self.p_worse < SIGNIFICANT
 
 
-def mrr_gain(ranks: np.ndarray, others: np.ndarray, *, seed: int = 0, draws: int = 10_000) -> Gain:
+def mrr_gain(
+    ranks: np.ndarray, others: np.ndarray, users: Users, *, seed: int = 0, draws: int = 10_000
+) -> Gain:
     """Compare the 1-based ranks, shape (n,) each, that two contestants gave to the same rows' positives.
 
     Raises:
-        DataError: if the shapes differ, there are fewer than two rows, or a rank is below 1.
+        DataError: if the shapes differ, there are rows of fewer than two users, or a rank is below 1.
     """
     ranks, others = checked_ranks(ranks, "the first contestant"), checked_ranks(others, "the second one")
-    if ranks.shape != others.shape or len(ranks) < 2:
+    if ranks.shape != others.shape:
         raise DataError(f"a paired test needs the same rows twice, got {ranks.shape} and {others.shape}")
     mine, theirs = reciprocal_rank(ranks), reciprocal_rank(others)
-    means = _bootstrap(mine - theirs, seed, draws).bootstrap_distribution
+    sums, rows = totals(mine - theirs, users)
+    if len(sums) < 2:
+        raise DataError(f"a paired test needs rows of at least two users, got {len(sums)}")
+    means = _bootstrap(sums, rows, seed, draws).bootstrap_distribution
     no_gain, no_loss = int((means <= 0).sum()), int((means >= 0).sum())
     return Gain(
         n=len(ranks),
@@ -196,9 +165,10 @@ def mrr_gain(ranks: np.ndarray, others: np.ndarray, *, seed: int = 0, draws: int
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs on the same n rows. Differences are B minus A; an interval is (low, high) at 95 %."""
+    """Two runs on the same n rows of some users: differences are B minus A, intervals (low, high) at 95 %."""
 
     n: int
+    users: int
     hit_a: float
     hit_a_interval: tuple[float, float]
     hit_b: float
@@ -214,38 +184,43 @@ class Comparison:
 
 
 def compare_ranks(
-    a: np.ndarray, b: np.ndarray, *, seed: int = 0, draws: int = 2000, meaningful: float = MEANINGFUL
+    a: np.ndarray,
+    b: np.ndarray,
+    users: Users,
+    *,
+    seed: int = 0,
+    draws: int = 2000,
+    meaningful: float = MEANINGFUL,
 ) -> Comparison:
     """Compare two runs by the 1-based ranks, shape (n,) each, that they gave to the same rows' positives.
 
     Without a significant difference there is either none worth having, or n is too small to tell: so it is
     called when an HR@1 difference of ``meaningful`` would be missed more often than one time in five. (With
     the observed difference in its place, every insignificant comparison would be called too small.)
-    All tests take rows as independent; several rows of one user make them a little too sure.
 
     Raises:
         DataError: if the shapes differ, there are no rows, or a rank is below 1.
     """
     a, b = checked_ranks(a, "the first run"), checked_ranks(b, "the second run")
-    difference, low, high = paired_bootstrap(ndcg_at(a, 5), ndcg_at(b, 5), seed, draws)
+    difference, low, high = paired_bootstrap(ndcg_at(a, 5), ndcg_at(b, 5), users, seed, draws)
     n, right_a, right_b = len(a), a == 1, b == 1
-    hits_a, hits_b = int(right_a.sum()), int(right_b.sum())
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    p_value, detectable = mcnemar(only_a, only_b), detectable_difference(n, only_a + only_b)
+    by_user, _ = totals(right_b.astype(int) - right_a, users)
+    p_value, detectable = sign_flip(by_user), detectable_difference(n, int((by_user**2).sum()))
     return Comparison(
         n=n,
-        hit_a=hits_a / n,
-        hit_a_interval=wilson_interval(hits_a, n),
-        hit_b=hits_b / n,
-        hit_b_interval=wilson_interval(hits_b, n),
-        only_a=only_a,
-        only_b=only_b,
+        users=len(by_user),
+        hit_a=float(right_a.mean()),
+        hit_a_interval=share_interval(right_a, users),
+        hit_b=float(right_b.mean()),
+        hit_b_interval=share_interval(right_b, users),
+        only_a=int((right_a & ~right_b).sum()),
+        only_b=int((right_b & ~right_a).sum()),
         p_value=p_value,
         ndcg_difference=difference,
         ndcg_interval=(low, high),
         detectable=detectable,
         too_small=p_value >= 0.05 and detectable > meaningful,
-        verdict=_verdict(n, (hits_b - hits_a) / n, p_value, detectable, meaningful),
+        verdict=_verdict(n, float(right_b.mean() - right_a.mean()), p_value, detectable, meaningful),
     )
 
 
@@ -275,8 +250,10 @@ def compare_runs(path_a: Path, path_b: Path, *, seed: int = 0, draws: int = 2000
     return compare_ranks(*pair, seed=seed, draws=draws)
 
 
-def paired_ranks(first: Ranks, second: Ranks, name_a: str, name_b: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ranks (n,) of two evaluations of the same rows, in the order of the first.
+def paired_ranks(
+    first: Ranks, second: Ranks, name_a: str, name_b: str
+) -> tuple[np.ndarray, np.ndarray, Users]:
+    """Return the ranks (n,) of two evaluations of the same rows and the rows' users, in the first's order.
 
     Raises:
         DataError: if the two did not evaluate the same rows, or ranked other candidates in them, or only one
@@ -305,4 +282,4 @@ def paired_ranks(first: Ranks, second: Ranks, name_a: str, name_b: str) -> tuple
                 "the same rows, histories and candidates (data, candidate seed, order and mode)"
             )
     order = [place[row_id] for row_id in first.row_ids]
-    return first.ranks, second.ranks[order]
+    return first.ranks, second.ranks[order], np.array(first.user_ids)

@@ -203,7 +203,7 @@ def _among_all(
 
 
 def _contestants(found: Mapping[str, Ranked]) -> list[Contestant]:
-    return [Contestant(name, ranked.ranks) for name, ranked in found.items()]
+    return [Contestant(name, ranked.ranks, ranked.users) for name, ranked in found.items()]
 
 
 def _configure(
@@ -233,7 +233,7 @@ def _save(
         view = VIEWS[among]
         for name, ranked in found.items():
             place = folder / name / view.file
-            write_ranks(place, *row_names(data, ranked.row_ids), ranked.ranks, ranked.rows)
+            write_ranks(place, *row_names(data, ranked), ranked.ranks, ranked.rows)
         contestants, row_ids = _contestants(found), next(iter(found.values())).row_ids
         report[view.key] = [summarize(contestant, view) for contestant in contestants]
         report["segments"][among] = segments_of(data, row_ids, contestants, view)

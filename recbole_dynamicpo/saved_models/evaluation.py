@@ -16,7 +16,7 @@ from ..evaluation.exposure import KEY, beyond_accuracy, beyond_lines
 from ..evaluation.protocols import ANSWER_TOKENS, Protocols, compare_protocols
 from ..evaluation.ranks import ALL_RANKS_FILE, POPULARITY, RANKS_FILE, write_ranks
 from ..evaluation.report import REPORT_FILE, VIEWS, Contestant, render, summarize
-from ..evaluation.side_by_side import side_by_side
+from ..evaluation.side_by_side import Share, side_by_side
 from ..parallel import join
 from ..scoring.answers import write_answers
 from ..serving.folder import default_device, is_plain_adapter
@@ -24,13 +24,14 @@ from ..serving.mlflow_store import opened_model
 from ..serving.recommender import Recommender, load_recommender
 from ..storage import atomic_file, write_json
 from ..training.contestants import rank_by_counting, rank_by_retrieving
-from ..training.evaluating import rank_by_popularity, rank_candidates, row_names, settled
+from ..training.evaluating import Ranked, rank_by_popularity, rank_candidates, row_names, settled
 from ..training.reporting import segments_of
 from .plain_adapter import plain_recommender, settings_files
 from .rows import EvaluationRows, check_lists, read_test_rows, settings_of, with_lists
 from .scores import SavedScores, rank_others_among_all
 
 ANSWERS_FILE = "answers.jsonl"
+_HR_AT_1 = {"rate": "hr_at_1", "low": "hr_at_1_low", "high": "hr_at_1_high", "rows": "rows"}
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,14 @@ def _evaluate(
     saved = SavedScores(recommender, rows, asked.progress)
     scores = saved.scores()
     ranked = rank_candidates(rows.data, scores)
-    contestant = Contestant(asked.name, ranked.ranks, saved.logps)
+    contestant = Contestant(asked.name, ranked.ranks, ranked.users, saved.logps)
     figures: dict[str, Any] = {"likelihood": summarize(contestant)}
     notes = [*about, *rows.notes, *saved.notes]
     if asked.protocol == "likelihood":
-        lines = _among_candidates(saved, contestant, figures, ranked.row_ids)
+        lines = _among_candidates(saved, contestant, figures, ranked)
         text = render(lines, chance=ranked.chance, seconds={}, notes=[] if saved.ranks_all else notes)
         if saved.ranks_all:
-            everything, more = _among_all(saved, rows, asked, figures, ranked.row_ids)
+            everything, more = _among_all(saved, rows, asked, figures, ranked)
             view, chance = VIEWS["all"], 1 / saved.titles.count
             table = render(everything, chance=chance, seconds={}, notes=notes, view=view, more=more)
             text = f"among {VIEWS['candidates'].among}\n{text}\namong {view.among}\n{table}"
@@ -135,7 +136,7 @@ def _evaluate(
         if out:
             _write_answers(out / ANSWERS_FILE, rows, answers)
     if out:
-        names = row_names(rows.data, ranked.row_ids)
+        names = row_names(rows.data, ranked)
         write_ranks(out / RANKS_FILE, *names, ranked.ranks, ranked.rows)
         if saved.ranks_all:
             digests = saved.titles.digests(ranked.rows)
@@ -145,41 +146,43 @@ def _evaluate(
 
 
 def _among_candidates(
-    saved: SavedScores, contestant: Contestant, figures: dict[str, Any], row_ids: Any
+    saved: SavedScores, contestant: Contestant, figures: dict[str, Any], ranked: Ranked
 ) -> list[Contestant]:
     """Return who ranked the candidates, the model last, and add their figures."""
     rows = saved.rows
     counted = {POPULARITY: rank_by_popularity(rows.data), **rank_by_counting(rows.whole, rows.data)}
     counted |= rank_by_retrieving(saved.retrieving(), rows.data)
-    lines, view = [Contestant(name, found.ranks) for name, found in counted.items()], VIEWS["candidates"]
+    view = VIEWS["candidates"]
+    lines = [Contestant(name, found.ranks, found.users) for name, found in counted.items()]
     lines.append(contestant)
     figures["contestants"] = [summarize(line) for line in lines]
-    figures["segments"] = {"candidates": segments_of(rows.whole, row_ids, lines, view)}
+    figures["segments"] = {"candidates": segments_of(rows.whole, ranked.row_ids, lines, view)}
     return lines
 
 
 def _among_all(
-    saved: SavedScores, rows: EvaluationRows, asked: Asked, figures: dict[str, Any], row_ids: Any
+    saved: SavedScores, rows: EvaluationRows, asked: Asked, figures: dict[str, Any], ranked: Ranked
 ) -> tuple[list[Contestant], list[str]]:
     """Return who ranked among all titles, and a table of what the first of them show; add their figures."""
     counted, view = rank_others_among_all(rows, saved.titles, saved.retrieving()), VIEWS["all"]
-    lines = [Contestant(name, found.ranks) for name, found in counted.items()]
-    lines.append(Contestant(asked.name, np.array(saved.ranks_all)))
+    lines = [Contestant(name, found.ranks, found.users) for name, found in counted.items()]
+    lines.append(Contestant(asked.name, np.array(saved.ranks_all), ranked.users))
     shown = {**{name: found.shown for name, found in counted.items()}, asked.name: saved.shown}
     taken = saved.titles.taken()
     figures[view.key] = [summarize(line, view) for line in lines]
     figures[KEY] = [beyond_accuracy(name, found, taken) for name, found in shown.items()]
-    figures["segments"]["all"] = segments_of(rows.whole, row_ids, lines, view)
+    figures["segments"]["all"] = segments_of(rows.whole, ranked.row_ids, lines, view)
     return lines, list(beyond_lines(figures[KEY]))
 
 
-def _lines(figures: Mapping[str, Any], asked: Asked) -> dict[str, tuple[int, int]]:
-    """Return hits at the first place and rows of each contestant, the model last."""
+def _lines(figures: Mapping[str, Any], asked: Asked) -> dict[str, Share]:
+    """Return the hit rate at the first place of each contestant, the model last."""
     lines = figures.get("contestants", [figures["likelihood"]])
-    found = {line["name"]: (round(line["hr_at_1"] * line["rows"]), line["rows"]) for line in lines}
+    found = {line["name"]: Share(**{key: line[name] for key, name in _HR_AT_1.items()}) for line in lines}
     if "generate" in figures:
         answers = figures["generate"]
-        found[f"{asked.name}, generated"] = answers["generated_hits"], answers["rows"]
+        (low, high), rows = answers["generated_interval"], answers["rows"]
+        found[f"{asked.name}, generated"] = Share(answers["generated_hits"] / rows, low, high, rows)
     return found
 
 
@@ -193,7 +196,8 @@ def _generate(
     )
     tokens = [len(scorer.collator.title_ids(title)) - 1 for title in titles]
     candidates = [row.candidates for row in rows.prompts]
-    return answers, compare_protocols(candidates, titles, answers, final, tokens)
+    whose = rows.data.inter_feat[rows.data.uid_field].numpy()
+    return answers, compare_protocols(candidates, titles, answers, final, tokens, whose)
 
 
 def _write_answers(path: Path, rows: EvaluationRows, answers: Sequence[str]) -> None:

@@ -41,7 +41,7 @@ def rank_others_among_all(
     for name, scores in [*all_by_counting(titles), *retrieving.items()]:
         shown = titles.exposure()
         ranks = [titles.judge(batch, scores(batch), 1, shown)[0] for batch in batches]
-        found[name] = Counted(torch.cat(ranks).numpy(), shown)
+        found[name] = Counted(torch.cat(ranks).numpy(), data[rows.data.uid_field].numpy(), shown)
     return found
 
 
@@ -50,10 +50,12 @@ class Counted(NamedTuple):
 
     Attributes:
         ranks: n.
+        users: (n,) whose rows they are.
         shown: what its first titles show.
     """
 
     ranks: np.ndarray[Any, Any]
+    users: np.ndarray[Any, Any]
     shown: Exposure
 
 

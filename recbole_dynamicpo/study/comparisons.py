@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.by_user import sign_flip, totals
 from ..evaluation.power import SIGNIFICANT, detectable_difference, holm
 from ..evaluation.ranks import read_ranks
-from ..evaluation.statistics import paired_ranks, sign_flip
+from ..evaluation.statistics import paired_ranks
 from .grid import kind_of
 
 Arm = tuple[str, bool, int]  # objective, dynamic, number of negatives
@@ -99,26 +100,22 @@ def _pairs(arms: Mapping[Arm, Any]) -> Iterator[tuple[Arm, Arm]]:
 
 def _test(first: Arm, second: Arm, cells: Mapping[Arm, Mapping[int, Mapping[str, Any]]]) -> Paired:
     seeds = sorted(cells[first].keys() & cells[second].keys())
-    pairs, users = [], []
+    pairs = []
     for seed in seeds:
         one, other = (Path(cells[arm][seed]["ranks"]) for arm in (first, second))
-        ranks = read_ranks(one)
-        pairs.append(paired_ranks(ranks, read_ranks(other), str(one), str(other)))
-        users += ranks.user_ids
-    right = [np.concatenate([pair[side] for pair in pairs]) == 1 for side in (0, 1)]
-    alone = [right[side] & ~right[1 - side] for side in (0, 1)]
-    _, place = np.unique(users, return_inverse=True)
-    by_user = np.zeros(place.max() + 1, dtype=int)
-    np.add.at(by_user, place, alone[1].astype(int) - alone[0])
+        pairs.append(paired_ranks(read_ranks(one), read_ranks(other), str(one), str(other)))
+    ranks_a, ranks_b, users = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    right_a, right_b = ranks_a == 1, ranks_b == 1
+    by_user, _ = totals(right_b.astype(int) - right_a, users)
     return Paired(
         first=first,
         second=second,
         seeds=len(seeds),
-        rows=len(right[0]),
-        hit_first=float(right[0].mean()),
-        hit_second=float(right[1].mean()),
-        only_first=int(alone[0].sum()),
-        only_second=int(alone[1].sum()),
+        rows=len(users),
+        hit_first=float(right_a.mean()),
+        hit_second=float(right_b.mean()),
+        only_first=int((right_a & ~right_b).sum()),
+        only_second=int((right_b & ~right_a).sum()),
         spread=int((by_user**2).sum()),
         p=sign_flip(by_user),
     )

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.by_user import share_interval
 from ..evaluation.ranks import RANKS_FILE, read_ranks, write_ranks
 from ..evaluation.report import read_report
-from ..evaluation.statistics import bootstrap_interval, hit_at, ndcg_at, reciprocal_rank, wilson_interval
+from ..evaluation.statistics import bootstrap_interval, hit_at, ndcg_at, reciprocal_rank
 from ..ingredients import Ingredients, differing
 from ..stage_results import code_digest
 from ..storage import load_json, set_aside, sha256_file, write_json
@@ -42,13 +43,14 @@ def cell_result(cell: Cell, folders: Mapping[str, Path], values: Mapping[str, An
     Raises:
         DataError: the evaluation's ranks or report cannot be read.
     """
-    ranks = read_ranks(folders["evaluate"]).ranks
-    hits = int(hit_at(ranks, 1).sum())
-    found: dict[str, Any] = {"rows": len(ranks), "hr_at_1": hits / len(ranks)}
-    found["hr_at_1_low"], found["hr_at_1_high"] = wilson_interval(hits, len(ranks))
+    kept = read_ranks(folders["evaluate"])
+    ranks, users = kept.ranks, np.array(kept.user_ids)
+    hits = hit_at(ranks, 1)
+    found: dict[str, Any] = {"rows": len(ranks), "hr_at_1": float(hits.mean())}
+    found["hr_at_1_low"], found["hr_at_1_high"] = share_interval(hits, users)
     for name, each in (("ndcg_at_5", ndcg_at(ranks, 5)), ("mrr", reciprocal_rank(ranks))):
         found[name] = float(each.mean())
-        found[f"{name}_low"], found[f"{name}_high"] = bootstrap_interval(each)
+        found[f"{name}_low"], found[f"{name}_high"] = bootstrap_interval(each, users)
     return {
         **asdict(cell),
         **found,

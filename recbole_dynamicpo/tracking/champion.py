@@ -25,8 +25,8 @@ from .record import PROBE_FILE, Record
 CHAMPION = "champion"
 # Tags of a version: the verdict, why, and what finds and describes its validation rows.
 GATE, REASON, STAGE, SEED, DATA = "gate", "gate_reason", "stage", "seed", "data_digest"
-# Validation rows below which a bootstrap is too sure of itself.
-ENOUGH_ROWS = 50
+# Users with validation rows below which a bootstrap is too sure of itself.
+ENOUGH_USERS = 50
 _WAIVED = "--require_improvement=False waives the comparison"
 
 
@@ -81,7 +81,7 @@ def over_popularity(ranks: Ranks | None, popular: Ranks | None) -> Gain | None:
     Raises:
         DataError: they are not of the same rows.
     """
-    if ranks is None or popular is None or len(ranks.ranks) < ENOUGH_ROWS:
+    if ranks is None or popular is None or len(set(ranks.user_ids)) < ENOUGH_USERS:
         return None
     return mrr_gain(*paired_ranks(ranks, popular, "the model", POPULARITY))
 
@@ -90,7 +90,7 @@ def against(gain: Gain | None) -> list[str]:
     """Return what speaks against a model that has ``gain`` over popularity; empty if nothing does."""
     if gain is None:
         return [
-            f"not compared with {POPULARITY}, which takes the ranks of {ENOUGH_ROWS} validation rows or more "
+            f"not compared with {POPULARITY}, which takes validation rows of {ENOUGH_USERS} users or more "
             "(setting valid_rows)"
         ]
     return [] if gain.better else [f"ranks no better than {POPULARITY} ({_said(gain, POPULARITY)})"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..evaluation.exposure import KEY
-from ..evaluation.report import REPORT_FILE, VIEWS, View, columns, winners, with_interval
+from ..evaluation.report import REPORT_FILE, VIEWS, View, columns, rows_text, winners, with_interval
 from ..serving.mlflow_uri import without_password
 from ..storage import atomic_file
 from . import figures
@@ -91,7 +91,7 @@ def _contestants(lines: Sequence[Mapping[str, Any]], view: View) -> Iterator[str
         ]
         if losses:
             cells.append(f"<td class=n>{line['nll']:.4f}</td>" if "nll" in line else "<td></td>")
-        cells.append(f"<td class=n>{int(line['rows'])}</td>")
+        cells.append(f"<td class=n>{escape(rows_text(line))}</td>")
         kind = ' class="model"' if line is lines[-1] else ""
         yield f"<tr{kind}><td>{escape(str(line['name']))}</td>{''.join(cells)}</tr>"
     yield "</table>"

@@ -75,7 +75,7 @@ def keep_valid_ranks(
     counted = [*rank_by_counting(whole, rows).values(), *fitted]
     best = max(counted, key=lambda found: float(reciprocal_rank(found.ranks).mean()))
     for name, found in ((stage, model), (POPULARITY, rank_by_popularity(rows)), (COUNTING, best)):
-        names = row_names(whole, found.row_ids)
+        names = row_names(whole, found)
         write_ranks(folder / valid_ranks_file(name), *names, found.ranks, found.rows)
 
 
@@ -108,7 +108,7 @@ def said_of(adapter: Path, stage: str, name: str) -> list[str]:
     if not ours.is_file() or not theirs.is_file():
         return [f"the run's model: {name}"]
     pair = paired_ranks(read_ranks(ours), read_ranks(theirs), name, COUNTING)
-    if len(pair[0]) < 2:
+    if len(set(pair[2].tolist())) < 2:
         return [f"the run's model: {name}"]
     gain: Any = mrr_gain(*pair)
     text = f"MRR {gain.mrr:.4f} against {gain.other:.4f} of the best that counts, on {gain.n} validation rows"

@@ -40,6 +40,7 @@ class Ranked(NamedTuple):
         result: RecBole's metrics.
         ranks: (n,) 1-based rank of the item chosen among its candidates.
         row_ids: (n,) the rows that they belong to.
+        users: (n,) whose they are.
         chance: hit rate of a random choice at the first place.
         rows: digests of what was ranked.
         logps: (n,) log-probability of the item chosen among all titles, nats; None where there is none.
@@ -49,6 +50,7 @@ class Ranked(NamedTuple):
     result: dict[str, Any]
     ranks: np.ndarray[Any, Any]
     row_ids: np.ndarray[Any, Any]
+    users: np.ndarray[Any, Any]
     chance: float
     rows: dict[str, str]
     logps: np.ndarray[Any, Any] | None = None
@@ -60,7 +62,8 @@ class Ranked(NamedTuple):
         rows = data.inter_feat
         present = (rows[CANDIDATE_IDS] > 0).sum(dim=1)
         chance = float((1 / present).mean())
-        return cls(result, ranks.cpu().numpy(), rows[ROW_ID].numpy(), chance, row_digests(data))
+        whose = (rows[ROW_ID].numpy(), rows[data.uid_field].numpy())
+        return cls(result, ranks.cpu().numpy(), *whose, chance, row_digests(data))
 
 
 class RankingCollector(Collector):
@@ -218,14 +221,10 @@ def rank_by_popularity(data: DynamicPODataset) -> Ranked:
     return rank_candidates(data, popularity_scores(counts[candidates], candidates > 0))
 
 
-def row_names(dataset: DynamicPODataset, row_ids: np.ndarray[Any, Any]) -> tuple[list[str], list[str]]:
-    """Return the ids of evaluation rows and of their users, as files of ranks hold them."""
-    users: dict[int, int] = {}
-    for phase in ("valid", "test"):
-        rows = dataset.built[phase].inter_feat
-        users.update(zip(rows[ROW_ID].tolist(), rows[dataset.uid_field].tolist(), strict=True))
-    tokens = dataset.id2token(dataset.uid_field, np.array([users[row] for row in row_ids.tolist()]))
-    return [str(row) for row in row_ids], [str(token) for token in tokens]
+def row_names(dataset: DynamicPODataset, ranked: Ranked) -> tuple[list[str], list[str]]:
+    """Return the ids of ranked rows and of their users, as files of ranks hold them."""
+    tokens = dataset.id2token(dataset.uid_field, ranked.users)
+    return [str(row) for row in ranked.row_ids], [str(token) for token in tokens]
 
 
 def row_digests(data: DynamicPODataset) -> dict[str, str]:

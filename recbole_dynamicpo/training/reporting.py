@@ -62,7 +62,7 @@ def write_report(
     texts, figures = [], {}
     for place, (among, ranked) in enumerate(found.items()):
         view, last = VIEWS[among], place == len(found) - 1
-        contestants = [Contestant(name, one.ranks, one.logps) for name, one in ranked.items()]
+        contestants = [Contestant(name, one.ranks, one.users, one.logps) for name, one in ranked.items()]
         *_, final = ranked.values()
         beyond = beyond_of(dataset, ranked)
         texts.append(f"among {view.among}" if len(found) > 1 else "")
@@ -74,7 +74,7 @@ def write_report(
         report["segments"][among] = segments_of(dataset, final.row_ids, contestants, view)
         if beyond:
             report[KEY] = beyond
-        write_ranks(folder / view.file, *row_names(dataset, final.row_ids), final.ranks, final.rows)
+        write_ranks(folder / view.file, *row_names(dataset, final), final.ranks, final.rows)
         found_here = {metric_name(name): float(value) for name, value in final.result.items()}
         # RecBole rounds its metrics to four digits; the same ones of our own are exact.
         found_here.update({key: value for key, value in report[view.key][-1].items() if key != "name"})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from recbole_dynamicpo.evaluation.by_user import sign_flip
 from recbole_dynamicpo.evaluation.power import detectable_difference, holm
-from recbole_dynamicpo.evaluation.statistics import mcnemar
 
 
 def test_detectable_difference_by_hand() -> None:
@@ -25,7 +25,7 @@ def test_a_detectable_difference_is_found_about_four_times_in_five() -> None:
     least = detectable_difference(400, 80, level)
     draw = np.random.default_rng(0)
     wins = draw.binomial(80, 0.5 + least * 400 / 80 / 2, size=2000)
-    found = np.mean([mcnemar(80 - int(count), int(count)) < level for count in wins])
+    found = np.mean([sign_flip(np.repeat([-1, 1], [80 - count, count])) < level for count in wins])
     assert 0.72 < found < 0.92
 
 

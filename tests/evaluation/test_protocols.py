@@ -134,7 +134,7 @@ def test_figures_of_a_model_that_always_says_cats() -> None:
     assert scores[4, :2] == pytest.approx([-2 * step - 2 * costly, -step - costly - 2 * guess], abs=1e-3)
 
     tokens = [len(target) + 1 for target in targets]
-    found = compare_protocols([shown for shown, _ in table], targets, answers, scores, tokens)
+    found = compare_protocols([shown for shown, _ in table], targets, answers, scores, tokens, np.arange(6))
     assert (found.rows, found.valid, found.generated_hits) == (6, 4, 2)
     assert (found.likelihood_hits, found.agreeing) == (3, 3)
     assert (found.overlapping, found.hidden, found.cut) == (1, 1, 1)
@@ -187,4 +187,4 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="batch_size: got 0, wanted at least 1"):
         write_answers(scorer, [], ANSWER_TOKENS, batch_size=0)
     with pytest.raises(DataError, match="no rows"):
-        compare_protocols([], [], [], np.zeros((0, 2)), [])
+        compare_protocols([], [], [], np.zeros((0, 2)), [], np.zeros(0))

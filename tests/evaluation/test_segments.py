@@ -38,11 +38,11 @@ def test_items_seen_equally_often_share_a_tenth() -> None:
 
 def test_figures_of_a_segment() -> None:
     """Ranks 1, 2, 4 and log-probabilities that are .5, 1 and 0 above those of the counts."""
-    base = np.array([-2.0, -3.0, -4.0, -9.0])
+    base, users = np.array([-2.0, -3.0, -4.0, -9.0]), np.arange(4)
     contestants = [
-        Contestant("counts", np.array([2, 2, 2, 1]), base),
-        Contestant("model", np.array([1, 2, 4, 1]), base + np.array([0.5, 1.0, 0.0, 7.0])),
-        Contestant("popularity", np.array([1, 1, 1, 9])),
+        Contestant("counts", np.array([2, 2, 2, 1]), users, base),
+        Contestant("model", np.array([1, 2, 4, 1]), users, base + np.array([0.5, 1.0, 0.0, 7.0])),
+        Contestant("popularity", np.array([1, 1, 1, 9]), users),
     ]
     rows = np.array([True, True, True, False])
     (line,) = by_segment(contestants, {"some": rows}, VIEWS["candidates"], "counts")

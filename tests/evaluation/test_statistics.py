@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_dynamicpo.errors import DataError
+from recbole_dynamicpo.evaluation.by_user import each_alone, share_interval
 from recbole_dynamicpo.evaluation.ranks import read_ranks, write_ranks
 from recbole_dynamicpo.evaluation.statistics import (
     Gain,
@@ -19,99 +19,11 @@ from recbole_dynamicpo.evaluation.statistics import (
     compare_ranks,
     compare_runs,
     hit_at,
-    mcnemar,
     mrr_gain,
     ndcg_at,
     paired_bootstrap,
     reciprocal_rank,
-    sign_flip,
-    wilson_interval,
 )
-
-
-def test_wilson_by_hand() -> None:
-    """10 of 20 with z = 1.96: z^2 = 3.8415, centre (0.5 + 3.8415/40) / (1 + 3.8415/20) = 0.5.
-
-    half = 1.96 / 1.192073 * sqrt(0.25/20 + 3.8415/1600) = 1.644164 * sqrt(0.0149009) = 0.200702.
-    """
-    low, high = wilson_interval(10, 20)
-    assert low == pytest.approx(0.299298, abs=1e-6)
-    assert high == pytest.approx(0.700702, abs=1e-6)
-
-
-def test_wilson_at_the_ends() -> None:
-    """0 of n gives [0, z^2 / (n + z^2)]: for n = 10, 3.84146 / 13.84146 = 0.277533; n of n mirrors it."""
-    assert wilson_interval(0, 10) == (0.0, pytest.approx(0.277533, abs=1e-6))
-    assert wilson_interval(10, 10) == (pytest.approx(1 - 0.277533, abs=1e-6), 1.0)
-
-
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_holds_the_share_inside_the_unit_interval(case: tuple[int, int]) -> None:
-    successes, n = case
-    low, high = wilson_interval(successes, n)
-    assert 0.0 <= low <= successes / n <= high <= 1.0
-
-
-@pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5)])
-def test_wilson_refuses_impossible_counts(successes: int, n: int) -> None:
-    with pytest.raises(DataError, match="successes"):
-        wilson_interval(successes, n)
-
-
-@pytest.mark.parametrize(
-    ("only_a", "only_b", "p"),
-    [
-        (0, 0, 1.0),  # no row tells them apart
-        (3, 3, 1.0),  # 2 * (1 + 6 + 15 + 20) / 64 = 1.3, cut at 1
-        (1, 5, 14 / 64),  # 2 * (C(6,0) + C(6,1)) / 2^6 = 2 * 7 / 64
-        (0, 6, 2 / 64),  # 2 * 1 / 2^6: the fewest rows that can be significant
-        (0, 5, 2 / 32),  # one fewer cannot
-        (8, 2, 112 / 1024),  # 2 * (1 + 10 + 45) / 2^10
-    ],
-)
-def test_mcnemar_by_hand(only_a: int, only_b: int, p: float) -> None:
-    assert mcnemar(only_a, only_b) == pytest.approx(p, rel=1e-12)
-    assert mcnemar(only_b, only_a) == mcnemar(only_a, only_b)
-
-
-def test_mcnemar_of_many_rows_is_near_the_normal_limit() -> None:
-    """z = (|b - c| - 1) / sqrt(b + c) = 99 / sqrt(10000) = 0.99, whose two-sided p is 0.3222."""
-    assert mcnemar(5050, 4950) == pytest.approx(math.erfc(0.99 / math.sqrt(2)), abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("differences", "p"),
-    [
-        ([2, 1], 0.5),
-        ([2, -1], 1.0),
-        ([1, 1, 1, 1, -1, 0], 0.375),
-        ([3, 3, -1], 0.5),
-        ([0, 0], 1.0),
-        ([], 1.0),
-    ],
-)
-def test_sign_flip_by_hand(differences: list[int], p: float) -> None:
-    """[3, 3, -1] has the sum 5; of the eight patterns 7, 5, -5 and -7 are as far from 0."""
-    assert sign_flip(np.array(differences, dtype=int)) == pytest.approx(p)
-
-
-@given(st.lists(st.integers(-4, 4), max_size=10))
-def test_sign_flip_counts_all_patterns(differences: list[int]) -> None:
-    patterns = itertools.product((-1, 1), repeat=len(differences))
-    sums = [sum(sign * one for sign, one in zip(signs, differences, strict=True)) for signs in patterns]
-    as_far = sum(abs(one) >= abs(sum(differences)) for one in sums)
-    assert sign_flip(np.array(differences, dtype=int)) == pytest.approx(as_far / len(sums))
-
-
-@given(st.integers(0, 400), st.integers(0, 400))
-def test_sign_flip_of_single_rows_is_mcnemar(only_a: int, only_b: int) -> None:
-    differences = np.repeat([-1, 1], [only_a, only_b])
-    assert sign_flip(differences) == pytest.approx(mcnemar(only_a, only_b), rel=1e-9)
-
-
-def test_mcnemar_refuses_negative_counts() -> None:
-    with pytest.raises(DataError, match="-1"):
-        mcnemar(-1, 3)
 
 
 def test_row_metrics_by_hand() -> None:
@@ -124,30 +36,30 @@ def test_row_metrics_by_hand() -> None:
 def test_bootstrap_is_repeatable_and_near_the_normal_interval() -> None:
     """1,000 rows, half 0 and half 1: the mean's standard error is 0.5 / sqrt(1000) = 0.0158."""
     values = np.tile([0.0, 1.0], 500)
-    low, high = bootstrap_interval(values, seed=3)
-    assert bootstrap_interval(values, seed=3) == (low, high)
+    low, high = bootstrap_interval(values, each_alone(1000), seed=3)
+    assert bootstrap_interval(values, each_alone(1000), seed=3) == (low, high)
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.0158, 0.5 + 1.96 * 0.0158), abs=0.003)
 
 
 def test_bootstrap_of_equal_values_has_no_width() -> None:
-    assert bootstrap_interval(np.full(7, 0.25)) == (0.25, 0.25)
+    assert bootstrap_interval(np.full(7, 0.25), each_alone(7)) == (0.25, 0.25)
 
 
 @pytest.mark.parametrize(("values", "draws"), [([], 10), ([[1.0]], 10), ([1.0], 0)])
 def test_bootstrap_refuses_nothing_to_draw(values: list[float], draws: int) -> None:
     with pytest.raises(DataError, match="one number per row"):
-        bootstrap_interval(np.array(values), draws=draws)
+        bootstrap_interval(np.array(values), each_alone(len(values)), draws=draws)
 
 
 def test_pairing_removes_what_both_runs_share() -> None:
     """B is exactly 0.1 better on each row, whatever the row: paired, that is certain."""
     a = np.linspace(0, 1, 40)
-    assert paired_bootstrap(a, a + 0.1) == pytest.approx((0.1, 0.1, 0.1))
+    assert paired_bootstrap(a, a + 0.1, each_alone(40)) == pytest.approx((0.1, 0.1, 0.1))
 
 
 def test_pairing_refuses_other_shapes() -> None:
     with pytest.raises(DataError, match="same rows"):
-        paired_bootstrap(np.zeros(2), np.zeros(3))
+        paired_bootstrap(np.zeros(2), np.zeros(3), each_alone(2))
 
 
 def test_comparison_by_hand() -> None:
@@ -157,13 +69,13 @@ def test_comparison_by_hand() -> None:
     """
     a = np.array([1] * 5 + [1] * 2 + [2] * 8 + [2] * 5)
     b = np.array([1] * 5 + [2] * 2 + [1] * 8 + [2] * 5)
-    found = compare_ranks(a, b)
+    found = compare_ranks(a, b, each_alone(20))
     assert (found.n, found.only_a, found.only_b) == (20, 2, 8)
     assert (found.hit_a, found.hit_b) == (0.35, 0.65)
     assert found.p_value == pytest.approx(112 / 1024)
     assert found.ndcg_difference == pytest.approx(6 * (1 - 1 / math.log2(3)) / 20)
     assert found.ndcg_interval[0] < found.ndcg_difference < found.ndcg_interval[1]
-    assert found.hit_a_interval == wilson_interval(7, 20)
+    assert found.hit_a_interval == share_interval(a == 1, each_alone(20))
     assert found.too_small
     assert "n = 20 is too small to tell" in found.verdict
 
@@ -171,7 +83,7 @@ def test_comparison_by_hand() -> None:
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=50, max_size=50))
 def test_fifty_rows_are_too_few_whenever_nothing_is_significant(pairs: list[tuple[int, int]]) -> None:
     a, b = np.array(pairs).T
-    found = compare_ranks(a, b, draws=2)
+    found = compare_ranks(a, b, each_alone(50), draws=2)
     assert found.too_small == (found.p_value >= 0.05)
     assert ("too small to tell" in found.verdict) == found.too_small
     if found.too_small:
@@ -180,13 +92,15 @@ def test_fifty_rows_are_too_few_whenever_nothing_is_significant(pairs: list[tupl
 
 def test_a_clear_difference_names_the_better_run() -> None:
     good, poor = np.ones(50, dtype=int), np.full(50, 4)
-    assert compare_ranks(poor, good).verdict.startswith("B has a higher HR@1 than A: by 1.0000")
-    assert compare_ranks(good, poor).verdict.startswith("A has a higher HR@1 than B")
+    assert compare_ranks(poor, good, each_alone(50)).verdict.startswith(
+        "B has a higher HR@1 than A: by 1.0000"
+    )
+    assert compare_ranks(good, poor, each_alone(50)).verdict.startswith("A has a higher HR@1 than B")
 
 
 def test_many_equal_rows_are_enough_to_say_that_there_is_no_difference() -> None:
     ranks = np.tile([1, 2], 1000)
-    found = compare_ranks(ranks, ranks, draws=2)
+    found = compare_ranks(ranks, ranks, each_alone(2000), draws=2)
     assert not found.too_small
     assert "most likely have been found" in found.verdict
 
@@ -276,13 +190,13 @@ def test_unusable_rank_files_are_named(tmp_path: Path) -> None:
 
 def test_a_gain_by_hand() -> None:
     """Every row gains 1/2: no draw of rows can turn that, so p is the least that the draws can show."""
-    gain = mrr_gain(np.ones(10, int), np.full(10, 2), draws=99)
+    gain = mrr_gain(np.ones(10, int), np.full(10, 2), each_alone(10), draws=99)
     assert gain == Gain(n=10, mrr=1.0, other=0.5, p_better=0.01, p_worse=1.0)
     assert (gain.better, gain.worse) == (True, False)
-    turned = mrr_gain(np.full(10, 2), np.ones(10, int), draws=99)
+    turned = mrr_gain(np.full(10, 2), np.ones(10, int), each_alone(10), draws=99)
     assert turned == Gain(n=10, mrr=0.5, other=1.0, p_better=1.0, p_worse=0.01)
     assert (turned.better, turned.worse) == (False, True)
-    equal = mrr_gain(np.ones(10, int), np.ones(10, int))
+    equal = mrr_gain(np.ones(10, int), np.ones(10, int), each_alone(10))
     assert equal == Gain(10, 1.0, 1.0, 1.0, 1.0)
     assert not equal.better
     assert not equal.worse
@@ -292,7 +206,7 @@ def test_a_gain_in_one_row_of_few_proves_nothing() -> None:
     """A draw of n rows misses the one that gains with probability (1 - 1/n)^n, about a third."""
     for n in (4, 20):
         ranks = np.array([1] + [2] * (n - 1))
-        gain = mrr_gain(ranks, np.full(n, 2), draws=20_000)
+        gain = mrr_gain(ranks, np.full(n, 2), each_alone(n), draws=20_000)
         assert gain.p_better == pytest.approx((1 - 1 / n) ** n, abs=0.01)
         assert not gain.better
 
@@ -300,15 +214,16 @@ def test_a_gain_in_one_row_of_few_proves_nothing() -> None:
 def test_a_gain_needs_the_same_rows() -> None:
     for other in ([1], [1, 2, 3]):
         with pytest.raises(DataError, match="the same rows twice"):
-            mrr_gain(np.array([1, 2]), np.array(other))
-    with pytest.raises(DataError, match="the same rows twice"):
-        mrr_gain(np.array([1]), np.array([2]))
+            mrr_gain(np.array([1, 2]), np.array(other), each_alone(2))
+    for users in ([0], [5, 5]):
+        with pytest.raises(DataError, match="at least two users, got 1"):
+            mrr_gain(np.ones(len(users), int), np.ones(len(users), int), np.array(users))
     with pytest.raises(DataError, match="minimum 0"):
-        mrr_gain(np.array([1, 0]), np.array([1, 1]))
+        mrr_gain(np.array([1, 0]), np.array([1, 1]), each_alone(2))
 
 
 def test_chance_seldom_passes_for_a_gain() -> None:
     """Two contestants that guess among 20: of 300 tests about one in twenty finds the first one better."""
     draw = np.random.default_rng(0)
-    found = [mrr_gain(*draw.integers(1, 21, (2, 60)), draws=500).better for _ in range(300)]
+    found = [mrr_gain(*draw.integers(1, 21, (2, 60)), each_alone(60), draws=500).better for _ in range(300)]
     assert 6 <= sum(found) <= 27

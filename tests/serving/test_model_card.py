@@ -32,7 +32,8 @@ def folder(tiny_backbone: Path, tmp_path: Path) -> Path:
 
 
 def report() -> dict[str, Any]:
-    return {"contestants": [summarize(Contestant(name, np.array(ranks))) for name, ranks in RANKS.items()]}
+    contestants = [Contestant(name, np.array(ranks), np.arange(5)) for name, ranks in RANKS.items()]
+    return {"contestants": [summarize(one) for one in contestants]}
 
 
 def read(folder: Path) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from recbole_dynamicpo.errors import DataError
+from recbole_dynamicpo.evaluation.by_user import sign_flip
 from recbole_dynamicpo.evaluation.power import detectable_difference
-from recbole_dynamicpo.evaluation.statistics import mcnemar
 from recbole_dynamicpo.study.comparisons import compare_cells, verdict
 from recbole_dynamicpo.study.grid import Cell
 
@@ -39,10 +39,10 @@ def test_pairs_counts_and_corrections_by_hand(tmp_path: Path) -> None:
     assert (cure.only_first, cure.only_second, fall.only_first, fall.only_second) == (0, 50, 60, 0)
     assert (fall.rows, fall.hit_first, fall.hit_second) == (200, 0.5, 0.2)
     assert fall.difference == pytest.approx(-0.3)
-    assert fall.corrected == pytest.approx(4 * mcnemar(60, 0))
-    assert cure.corrected == pytest.approx(3 * mcnemar(0, 50))
+    assert fall.corrected == pytest.approx(4 * sign_flip([-1] * 60))
+    assert cure.corrected == pytest.approx(3 * sign_flip([1] * 50))
     none = found[(False, 1), (True, 1)]
-    assert none.corrected == pytest.approx(2 * mcnemar(5, 0))
+    assert none.corrected == pytest.approx(2 * sign_flip([-1] * 5))
     assert not none.found
     assert none.detectable == detectable_difference(200, 5, 0.05 / 4)
     assert none.says() == f"not detectable below {none.detectable:.4f}"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from recbole_dynamicpo.errors import DataError
+from recbole_dynamicpo.evaluation.by_user import each_alone, share_interval
 from recbole_dynamicpo.evaluation.ranks import read_ranks
-from recbole_dynamicpo.evaluation.statistics import wilson_interval
 from recbole_dynamicpo.study.grid import Cell
 from recbole_dynamicpo.study.results import (
     CELLS,
@@ -40,7 +40,7 @@ def test_the_figures_of_a_cell_by_hand(tmp_path: Path) -> None:
         7,
     )
     assert (found["rows"], found["hr_at_1"], found["steps"]) == (4, 0.5, 8)
-    assert (found["hr_at_1_low"], found["hr_at_1_high"]) == wilson_interval(2, 4)
+    assert (found["hr_at_1_low"], found["hr_at_1_high"]) == share_interval([1, 1, 0, 0], each_alone(4))
     assert found["ndcg_at_5"] == pytest.approx((2 + 1 / math.log2(4)) / 4)
     assert found["mrr"] == pytest.approx(2.5 / 4)
     assert found["mrr_low"] <= found["mrr"] <= found["mrr_high"]

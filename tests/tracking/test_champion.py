@@ -18,7 +18,7 @@ from recbole_dynamicpo.evaluation.ranks import read_ranks, write_ranks
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.storage import locked
 from recbole_dynamicpo.tracking import champion as rules
-from recbole_dynamicpo.tracking.champion import ENOUGH_ROWS, promote
+from recbole_dynamicpo.tracking.champion import ENOUGH_USERS, promote
 from recbole_dynamicpo.tracking.registry import Registered, register_model
 from recbole_dynamicpo.tracking.sync import sync
 
@@ -53,7 +53,7 @@ NOISE = [1, 4] * 60
         (POPULAR, POPULAR),
         (BARELY, POPULAR),
         (NOISE, NOISE[::-1]),
-        ([1] * (ENOUGH_ROWS - 1), [4] * (ENOUGH_ROWS - 1)),
+        ([1] * (ENOUGH_USERS - 1), [4] * (ENOUGH_USERS - 1)),
         ([1] * 16, [4] * 16),
         (None, POPULAR),
     ],
@@ -77,7 +77,7 @@ def test_what_is_not_better_than_popularity_is_no_champion(
     found = register_model(folder, uri)
     assert (found.champion, champion_at(uri)) == (False, None)
     wanted = (
-        "ranks no better than popularity (MRR" if len(ranks or ()) >= ENOUGH_ROWS else "not compared with"
+        "ranks no better than popularity (MRR" if len(ranks or ()) >= ENOUGH_USERS else "not compared with"
     )
     assert f"not champion: {wanted}" in caplog.messages[-1]
     tags = MlflowClient(uri).get_model_version(NAME, "1").tags
@@ -86,7 +86,7 @@ def test_what_is_not_better_than_popularity_is_no_champion(
 
 def test_enough_rows_are_enough(tmp_path: Path, tiny_backbone: Path, uri: str) -> None:
     folder = make_run(tmp_path / "run", tiny_backbone, None, ranks=None)
-    write_valid_ranks(folder, [1] * ENOUGH_ROWS, [4] * ENOUGH_ROWS)
+    write_valid_ranks(folder, [1] * ENOUGH_USERS, [4] * ENOUGH_USERS)
     sync(folder, uri)
     assert register_model(folder, uri).champion
 
@@ -302,4 +302,4 @@ def test_a_run_leaves_the_ranks_of_its_validation_rows(
     assert not (found["preference"].ranks == found["popularity"].ranks).all()
     last = caplog.messages[-1]
     assert last.startswith(f"registered: models:/{NAME}/1, ")
-    assert "not champion: not compared with popularity, which takes the ranks of 50 validation rows" in last
+    assert "not champion: not compared with popularity, which takes validation rows of 50 users" in last

@@ -56,7 +56,7 @@ class Page(HTMLParser):
 def run(tmp_path: Path) -> RunFolder:
     params = {**PARAMS, "beta": 7.5, "mlflow_tracking_uri": "http://me:secret@host"}
     run = RunFolder(tmp_path / "run", toy_record(params=params)).whole()
-    contestants = [Contestant(name, np.array(ranks)) for name, ranks in RANKS.items()]
+    contestants = [Contestant(name, np.array(ranks), np.arange(len(ranks))) for name, ranks in RANKS.items()]
     some = {"all rows": np.ones(4, bool), "history of 0 to 5": np.array([True, False, True, False])}
     report = {
         "contestants": [summarize(one) for one in contestants],
@@ -90,7 +90,7 @@ def test_the_table_has_intervals_and_the_winner_of_each_column(run: RunFolder) -
     rows = {row[0][1]: row[1:] for row in page.rows if len(row) == 5}
     assert list(rows) == ["", *RANKS]
     for name, ranks in RANKS.items():
-        line = summarize(Contestant(name, np.array(ranks)))
+        line = summarize(Contestant(name, np.array(ranks), np.arange(len(ranks))))
         for (_, text), key in zip(rows[name], ("hr_at_1", "ndcg_at_5", "mrr"), strict=False):
             shown = [float(number) for number in re.findall(r"\d\.\d{4}", text)]
             assert shown == pytest.approx([line[key], line[f"{key}_low"], line[f"{key}_high"]], abs=5e-5)
