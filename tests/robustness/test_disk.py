@@ -30,8 +30,9 @@ def refused(done: Ended, reason: str, home: Path) -> None:
     assert done.status == 2, done.stderr
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"error: {home}/"), last
-    assert last.endswith(f": {reason}"), last
+    assert last.startswith("error: "), last
+    assert f" {home}/" in last, last
+    assert reason in last, last
 
 
 def filled_and_gone_on(warm: Warm, name: str, at: int, home: Path) -> Callable[[], None]:
@@ -128,7 +129,7 @@ def test_a_file_where_the_folder_should_be(
     (tmp_path / place).write_text("not a folder", encoding="utf-8")
     done = warm.do(name, tmp_path)
     assert done.status == 2, done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith(f"error: {tmp_path / place}")
+    assert f" {tmp_path / place}" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert not [point for point in done.points if point.startswith("step")]
     assert (tmp_path / place).read_text(encoding="utf-8") == "not a folder"

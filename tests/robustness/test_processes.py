@@ -116,8 +116,15 @@ def finished(process: subprocess.Popen[str], status: int | None = 0) -> str:
 
 def workers(process: subprocess.Popen[str], world: int) -> list[psutil.Process]:
     """Return the processes that torchrun started, once all are there."""
-    until(lambda: len(psutil.Process(process.pid).children()) >= world, "the processes to start")
-    return sorted(psutil.Process(process.pid).children(), key=lambda child: int(child.environ()["RANK"]))
+
+    def by_rank() -> dict[int, psutil.Process]:
+        """Those that are themselves already: a fork has its parent's environment until its program runs."""
+        found = [(child.environ().get("RANK"), child) for child in psutil.Process(process.pid).children()]
+        return {int(rank): child for rank, child in found if rank is not None}
+
+    until(lambda: len(by_rank()) >= world, "the processes to start")
+    found = by_rank()
+    return [found[rank] for rank in sorted(found)]
 
 
 def steps(home: Path) -> list[dict[str, Any]]:
