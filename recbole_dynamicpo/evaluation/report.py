@@ -198,12 +198,13 @@ def table_lines(figures: Sequence[Mapping[str, Any]], view: View, chance: float 
     if chance:
         lines.append(f"{'random choice':{width}}{min(1.0, chance * view.hits):7.4f}")
     said = ["* the highest of its column"] if len(figures) > 1 else []
-    if clustered(figures[-1]):
-        users = figures[-1]["users"]
-        said.append(f"rows of {users} users, a user's being one observation in intervals and tests")
     if any(s["name"].endswith(WITHOUT_PRIORS) for s in figures):
         said.append("without priors: the language model's share alone, no counts in it")
-    return [*lines, "; ".join(said)] if said else lines
+    lines += ["; ".join(said)] if said else []
+    if clustered(last := figures[-1]):
+        rows = f"{last['rows']} rows of {last['users']} users"
+        lines.append(f"{rows}: a user's are one observation in intervals and tests")
+    return lines
 
 
 def render(
