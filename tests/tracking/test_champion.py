@@ -91,6 +91,18 @@ def test_enough_rows_are_enough(tmp_path: Path, tiny_backbone: Path, uri: str) -
     assert register_model(folder, uri).champion
 
 
+def test_many_rows_of_few_users_are_not_enough(tmp_path: Path, tiny_backbone: Path, uri: str) -> None:
+    folder = make_run(tmp_path / "run", tiny_backbone, None, ranks=None)
+    rows = [str(row) for row in range(4 * (ENOUGH_USERS - 1))]
+    users = [str(row % (ENOUGH_USERS - 1)) for row in range(len(rows))]
+    for who, rank in (("preference", 1), ("popularity", 4)):
+        write_ranks(folder / f"valid_{who}.parquet", rows, users, [rank] * len(rows), {"users": "u"})
+    sync(folder, uri)
+    found = register_model(folder, uri)
+    assert not found.champion
+    assert "takes validation rows of 50 users or more" in found.reason
+
+
 def test_ranks_of_other_rows_than_popularitys_are_an_error(
     tmp_path: Path, tiny_backbone: Path, uri: str
 ) -> None:
