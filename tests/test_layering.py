@@ -64,7 +64,7 @@ EMBASSIES = {
     "saved_models",
     "mlflow": "serving.mlflow_store serving.pyfunc tracking.client tracking.sync",
     "pydantic": "settings setting_types serving.requests",
-    "scipy": "data.counting data.give_away data.global_order evaluation.statistics",
+    "scipy": "data.counting data.give_away data.global_order evaluation.by_user evaluation.statistics",
     "matplotlib": "tracking.figures study.figure",
     "optuna": "study.search",
     "psutil": "tracking.system",
