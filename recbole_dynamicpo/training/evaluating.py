@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,6 +96,8 @@ class RankingTrainer(Trainer):
     ranked_data: DynamicPODataset
 
     def __init__(self, config: Any, model: Any) -> None:
+        # RecBole looks whether it is there, then makes it, and fails where another process did so in between.
+        Path(config["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)
         with _without_log() if not here().first else nullcontext():
             super().__init__(config, model)
         self.eval_collector = RankingCollector(config)

@@ -125,3 +125,18 @@ def test_evaluate_prints_a_catalogue_models_own_figures_again(
     items.write_text("\n".join([head, f"{first} again", *rest]) + "\n")
     text = evaluate_saved(folder, "toy", "likelihood", overrides=shared, progress=False)
     assert "scored by the vocabulary: the model's catalogue is another one" in text
+
+
+def test_several_processes_may_make_the_folder_of_runs(
+    toy_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RecBole fails where it is made between its look and its making; it is there before RecBole looks."""
+
+    def overtaken(folder: str) -> None:
+        if not Path(folder).exists():
+            raise FileExistsError(folder)
+
+    monkeypatch.setattr("recbole.trainer.trainer.ensure_dir", overtaken)
+    settings = {**toy_settings, "rank_among": ["candidates"]}
+    found = run_baselines("toy", overrides=settings, model=None)
+    assert found.folder.is_dir()
