@@ -128,10 +128,13 @@ def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     bare default what was before it: a record without it has that default.
     """
     names = sorted({*then, *now})
-    return [name for name in names if then.get(name, _default(name)) != now.get(name, _default(name))]
+    return [name for name in names if value_of(then, name) != value_of(now, name)]
 
 
-def _default(name: str) -> Any:
+def value_of(record: Mapping[str, Any], name: str) -> Any:
+    """Return an ingredient's value in a record, the bare default of a setting that it does not know."""
+    if name in record:
+        return record[name]
     field = fields_of_settings().get(name)
     if field is None or field.is_required():
         return None

@@ -102,13 +102,22 @@ def check_can_be_made(folder: Path) -> None:
     Raises:
         SettingsError: neither; says why.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     try:
+        there = next(path for path in (folder, *folder.absolute().parents) if _is_there(path))
         with tempfile.TemporaryDirectory(dir=there):
             pass
     except OSError as error:
-        what = "written to" if folder.is_dir() else "made"
+        what = "written to" if os.path.isdir(folder) else "made"  # of any name, however long
         raise SettingsError(f"{folder}: the folder cannot be {what} ({error.strerror})") from error
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether something lies at a path, be it a broken link; a name that is too long is an error."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def restore_swapped(path: Path) -> None:
@@ -203,6 +212,7 @@ def locked(folder: Path, *, wait: bool, within: float = math.inf) -> Iterator[No
     Raises:
         LockedError: another process holds it, and ``wait`` is false or was too long; names that process.
     """
+    folder = folder if folder.name else folder.absolute()  # "." has neither name nor parent
     made = [place for place in (folder.parent, *folder.parent.parents) if not place.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:

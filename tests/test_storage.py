@@ -314,3 +314,18 @@ def test_a_folder_that_takes_no_files_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(tempfile, "TemporaryDirectory", refused)
     with pytest.raises(SettingsError, match=r"the folder cannot be written to \(Permission denied\)"):
         check_can_be_made(tmp_path)
+
+
+def test_this_folder_can_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its path, ".", has no name; what lies beside it is called by its own."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with locked(Path(), wait=False), pytest.raises(LockedError, match="in use by"), locked(here, wait=False):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_name_that_is_too_long_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nnn: the folder cannot be made \(File name too long\)"):
+        check_can_be_made(tmp_path / ("n" * 300))

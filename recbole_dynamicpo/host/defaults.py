@@ -73,7 +73,8 @@ def _go_on_as_begun(config: Any, model: str) -> None:
     """Let a run that is gone on with keep its settings where the user says nothing else.
 
     Raises:
-        CheckpointError: it is a run of another model, whose defaults would differ, or its record is damaged.
+        CheckpointError: it is a run of another model, whose defaults would differ, its record is damaged or
+            has settings that this version does not know.
     """
     resume = config.external_config_dict.get("resume")
     if not isinstance(resume, str) or not resume:
@@ -83,6 +84,12 @@ def _go_on_as_begun(config: Any, model: str) -> None:
     if began_as != model:
         raise CheckpointError(
             f"{resume}: cannot be resumed as another model: then {began_as!r}, now {model!r}"
+        )
+    unknown = sorted(then.keys() - {"dataset", *_known(config)})
+    if unknown:
+        raise CheckpointError(
+            f"{resume}: cannot be resumed by this version, which has no setting {', '.join(unknown)}; wanted "
+            "the version that began it"
         )
     ours = {key: value for key, value in then.items() if key not in {"dataset", *REFUSED, *NOT_READ}}
     config.internal_config_dict.update(ours)
@@ -174,11 +181,16 @@ def _leave_out_foreign_options(config: Any) -> None:
     Config reads the command line of whatever program it runs in, which may have options of its own.
     """
     said_to_us = {**config.file_config_dict, **config.variable_config_dict}
-    listed = {name for names in config.parameters.values() for name in names}
-    known = {*fields_of_settings(), *listed, *config.internal_config_dict, *USED, *REFUSED} - {*NOT_READ}
+    known = _known(config) - {*NOT_READ}
     for key in [key for key in config.external_config_dict if key not in known and key not in said_to_us]:
         del config.external_config_dict[key]
         logger.warning("command line: --%s is no setting, passed over%s", key, nearest(key, known))
+
+
+def _known(config: Any) -> set[str]:
+    """Return the names of all settings, RecBole's and ours."""
+    listed = {name for names in config.parameters.values() for name in names}
+    return {*fields_of_settings(), *listed, *config.internal_config_dict, *USED, *REFUSED, *NOT_READ}
 
 
 def load_times(values: dict[str, Any]) -> None:

@@ -192,14 +192,15 @@ def _agree(out: Path, wanted: _Wanted) -> None:
         return
     try:
         before = load_json(path)
-        differs = [name for name, value in asdict(wanted).items() if before[name] != value]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        # What it does not know, an earlier version began.
+        differs = [name for name, value in asdict(wanted).items() if before.get(name) != value]
+    except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: not the description of a batch ({error!r})") from error
     if differs:
         name = differs[0]
         now = short(getattr(wanted, name))
         raise SettingsError(
-            f"{out}: holds a batch of another {name} ({short(before[name])}, now {now}); wanted an empty "
+            f"{out}: holds a batch of another {name} ({short(before.get(name))}, now {now}); wanted an empty "
             "folder, or the batch that was begun there"
         )
 

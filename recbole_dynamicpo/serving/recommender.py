@@ -167,11 +167,11 @@ class Recommender:
         """Return the arguments of ``rank`` as a question; raises what ``rank`` raises of them."""
         if not is_whole(k) or k < 1:
             raise DataError(f"k: got {short(k)}, wanted a whole number of at least 1")
-        count = stage_size(self.card, first_stage)
         taken = titles_of(self.catalogue, "history", history, at_least=0)
         if candidates is not None:
             shown = list(dict.fromkeys(titles_of(self.catalogue, "candidates", candidates, at_least=1)))
             return Question(taken, shown, k, "given")
+        count = stage_size(self.card, first_stage)
         left_out = frozenset(taken) if exclude_history else frozenset()
         if self.ranker is not None:
             if left_out >= set(self.catalogue.distinct_titles):

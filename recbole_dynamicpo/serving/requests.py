@@ -99,7 +99,7 @@ def answer(recommender: Recommender, requests: object) -> list[RankResponse]:
     for index, request in enumerate(requests):
         with _numbered(index):
             questions.append(_question(recommender, _parse(request)))
-    titles = sum(len(asked.shown) or asked.first_stage or WHOLE_CATALOGUE for asked in questions)
+    titles = sum(len(asked.shown) or WHOLE_CATALOGUE for asked in questions)
     if titles > MOST_TITLES:
         raise DataError(f"inputs: got {titles} titles to rank, wanted at most {MOST_TITLES} in one call")
     try:

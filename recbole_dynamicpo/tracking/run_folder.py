@@ -94,9 +94,12 @@ def check_identity(folder: Path, now: Mapping[str, Any]) -> None:
     then = read_identity(folder)
     if then == now:
         return
-    from ..ingredients import differing  # needs pydantic, which a bare machine's benchmarks go without
+    # Only now: it needs pydantic, which benchmarks on a bare machine go without.
+    from ..ingredients import differing, value_of
 
-    different = [f"{key}: then {then.get(key)!r}, now {now.get(key)!r}" for key in differing(then, now)]
+    different = [
+        f"{key}: then {value_of(then, key)!r}, now {value_of(now, key)!r}" for key in differing(then, now)
+    ]
     if different:
         raise CheckpointError(
             f"{folder}: cannot be resumed with other settings or data:\n  " + "\n  ".join(different)

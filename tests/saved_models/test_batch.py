@@ -127,6 +127,17 @@ def test_a_folder_holds_one_batch(recommender: Recommender, tmp_path: Path) -> N
         rank_file(recommender, source, tmp_path / "out", k=3, progress=False)
 
 
+def test_a_batch_of_an_earlier_version_is_told(recommender: Recommender, tmp_path: Path) -> None:
+    source = write_users(tmp_path / "users.jsonl", HISTORIES)
+    rank_file(recommender, source, tmp_path / "out", progress=False)
+    (path,) = (tmp_path / "out").glob("*.json")
+    kept = json.loads(path.read_text())
+    del kept["first_stage"]
+    path.write_text(json.dumps(kept))
+    with pytest.raises(SettingsError, match=r"holds a batch of another first_stage \(None, now "):
+        rank_file(recommender, source, tmp_path / "out", progress=False)
+
+
 def test_titles_that_the_catalogue_does_not_have_are_counted(
     recommender: Recommender, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from recbole_dynamicpo import load_recommender
@@ -16,7 +17,7 @@ from recbole_dynamicpo.errors import AdapterError, BackboneError, DataError
 from recbole_dynamicpo.language_model.backbone import quantized_fingerprint
 from recbole_dynamicpo.serving import catalogue_ranking
 from recbole_dynamicpo.serving.recommender import Recommender
-from recbole_dynamicpo.serving.requests import answer
+from recbole_dynamicpo.serving.requests import answer, answer_rows
 
 from ..helpers.saved_recommender import POPULARITY, TITLES, write_recommender
 
@@ -120,8 +121,25 @@ def test_each_request_says_how_many_the_priors_choose(recommender: Recommender) 
         DataError, match=r"inputs\[0\]: first_stage: got -1, wanted a whole number of at least"
     ):
         answer(recommender, [{"history": [], "first_stage": -1}])
-    with pytest.raises(DataError, match="inputs: got 10001 titles to rank, wanted at most 10000"):
-        answer(recommender, [{"history": [], "first_stage": 10_001}])
+
+
+def test_a_request_counts_as_the_whole_catalogue_whatever_the_priors_choose(recommender: Recommender) -> None:
+    """They look at all titles first; and a choice is never more work than everything is."""
+    assert answer(recommender, [{"history": [], "first_stage": 10**18}])[0].num_candidates == 6
+    rows = pd.DataFrame({"history": [["Bear"]] * 51, "first_stage": [2000] * 51})
+    assert [one.num_candidates for one in answer_rows(recommender, rows)] == [5] * 51
+    with pytest.raises(DataError, match="inputs: got 10100 titles to rank, wanted at most 10000"):
+        answer(recommender, [{"history": [], "first_stage": 1}] * 101)
+
+
+def test_named_candidates_are_ranked_whole(
+    recommender: Recommender, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """Also where no prior could choose."""
+    without = load_recommender(write_recommender(tmp_path / "without", tiny_backbone))
+    for asked in (recommender, without):
+        (found,) = answer(asked, [{"history": ["Bear"], "candidates": ["Delta", "Amber"], "first_stage": 1}])
+        assert (found.candidates, found.num_candidates) == ("given", 2)
 
 
 def test_a_card_whose_stages_want_a_prior_is_refused(folder: Path) -> None:

@@ -23,5 +23,5 @@ def test_a_place_that_takes_no_folders_is_named() -> None:
 def test_a_run_older_than_a_setting_is_gone_on_with_unless_it_is_used(tmp_path: Path) -> None:
     write_identity(tmp_path, {"seed": 7})
     check_identity(tmp_path, {"seed": 7, "compile_layers": False})
-    with pytest.raises(CheckpointError, match=r"data:\n  compile_layers: then None, now True$"):
+    with pytest.raises(CheckpointError, match=r"data:\n  compile_layers: then False, now True$"):
         check_identity(tmp_path, {"seed": 7, "compile_layers": True})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -310,6 +311,16 @@ def test_a_damaged_record_is_named(finished: tuple[dict[str, Any], Path]) -> Non
         (folder / "record.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"record\.json: not the record of a run"):
             run("DynamicPO", "toy", overrides={**own, "resume": str(folder)})
+
+
+def test_settings_that_this_version_does_not_know_are_named(finished: tuple[dict[str, Any], Path]) -> None:
+    """Passed over, a setting of another name would be trained with its default."""
+    own, folder = finished
+    record = json.loads((folder / "record.json").read_text())
+    record["params"]["ref_negs"] = 30
+    (folder / "record.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="by this version, which has no setting ref_negs; wanted the"):
+        run("DynamicPO", "toy", overrides={**own, "resume": str(folder)})
 
 
 def test_a_folder_of_a_stage_tells_what_decides_its_training(finished: tuple[dict[str, Any], Path]) -> None:
