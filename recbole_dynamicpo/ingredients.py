@@ -135,10 +135,17 @@ def value_of(record: Mapping[str, Any], name: str) -> Any:
     """Return an ingredient's value in a record, the bare default of a setting that it does not know."""
     if name in record:
         return record[name]
-    field = fields_of_settings().get(name)
-    if field is None or field.is_required():
-        return None
-    return flat_settings({name: field.get_default(call_default_factory=True)}).get(name)
+    return flat_settings(bare_defaults("nothing")).get(name)
+
+
+def bare_defaults(last: str) -> dict[str, Any]:
+    """Return the defaults, shipped files aside, of all settings that matter to ``last`` or a stage before."""
+    stages = DECIDES[: DECIDES.index(last) + 1]
+    return {
+        name: field.get_default(call_default_factory=True)
+        for name, field in fields_of_settings().items()
+        if not field.is_required() and decides(name) in stages
+    }
 
 
 def default_settings(model: str, dataset: str) -> Settings:

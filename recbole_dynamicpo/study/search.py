@@ -12,10 +12,10 @@ from typing import Any
 from .. import pipeline
 from ..errors import DynamicPOError, NumericsError, SettingsError
 from ..evaluation.report import metric_name
-from ..ingredients import Ingredients
+from ..ingredients import Ingredients, differing
 from ..job import Job, check, place_of
 from ..settings import read_settings
-from ..storage import locked, sha256_json, write_json
+from ..storage import locked, write_json
 from ..tracking.journal import Journal
 from ..tracking.record import JOURNAL_FILE
 
@@ -103,10 +103,14 @@ def _open(optuna: Any, job: Job, home: Path) -> Any:
         pruner=optuna.pruners.MedianPruner(n_startup_trials=FULL_TRIALS),
     )
     ingredients = Ingredients(pipeline.prepare(job).outputs["ingredients"]).upto("preference")
-    key = sha256_json({name: value for name, value in ingredients.items() if name not in SPACE})
-    if study.user_attrs.get("key", key) != key:
-        raise SettingsError(f"{home}: holds a search with other settings; wanted the same, or another --out")
-    study.set_user_attr("key", key)
+    decided = {name: value for name, value in ingredients.items() if name not in SPACE}
+    other = differing(study.user_attrs.get("decided", decided), decided)
+    if other:
+        raise SettingsError(
+            f"{home}: holds a search with other {', '.join(other)}; wanted the same settings, or another "
+            "--out"
+        )
+    study.set_user_attr("decided", decided)
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(trial.params)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..ingredients import Ingredients, describes_run, nested_settings
+from ..ingredients import Ingredients, bare_defaults, describes_run, nested_settings
 from ..storage import load_json, write_json
 from ..version import __version__
 from .run_folder import IDENTITY_FILE, read_identity
@@ -133,19 +133,21 @@ def settings_of_run(folder: Path) -> dict[str, Any]:
     """Return what the run in ``folder`` was told that says which run it is; not where and how it was made.
 
     A stage's folder has no record and tells only what decides its training; a folder without either, nothing.
+    A setting that came with a later version has its bare default, which leaves what was before it.
 
     Raises:
         CheckpointError: a file is damaged.
     """
     if (folder / RECORD_FILE).is_file():
-        params: Any = read_record(folder).params
+        params, last = read_record(folder).params, "evaluate"
     elif (folder / IDENTITY_FILE).is_file():
-        params = read_identity(folder)
+        params, last = read_identity(folder), "preference"
     else:
         return {}
     try:
         said = {key: value for key, value in params.items() if not key.startswith("fact.")}
-        return nested_settings({key: value for key, value in said.items() if describes_run(key)})
+        told = nested_settings({key: value for key, value in said.items() if describes_run(key)})
+        return {**bare_defaults(last), **told}
     except (AttributeError, TypeError) as error:
         raise CheckpointError(f"{folder}: not the settings of a run ({error})") from error
 

@@ -124,7 +124,7 @@ def test_other_settings_are_another_search(job: Job, monkeypatch: pytest.MonkeyP
     fake(monkeypatch, job, [[0.5]])
     search(job, tmp_path / "search", 1, None, lambda text: None)
     other = Job("DynamicPO", "toy", (), {**job.overrides, "num_clusters": 2}, job.store)
-    with pytest.raises(SettingsError, match="search with other settings"):
+    with pytest.raises(SettingsError, match="search with other num_clusters; wanted the same settings"):
         search(other, tmp_path / "search", 2, None, lambda text: None)
 
 

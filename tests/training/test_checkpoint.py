@@ -19,6 +19,7 @@ from recbole_dynamicpo.cli import run_recbole
 from recbole_dynamicpo.errors import CheckpointError, LockedError
 from recbole_dynamicpo.evaluation.ranks import read_ranks
 from recbole_dynamicpo.host import run as host_run
+from recbole_dynamicpo.host.config import checked_config
 from recbole_dynamicpo.host.run import run
 from recbole_dynamicpo.likelihoods.likely import LikelyTitles
 from recbole_dynamicpo.storage import locked
@@ -321,6 +322,20 @@ def test_settings_that_this_version_does_not_know_are_named(finished: tuple[dict
     (folder / "record.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match="by this version, which has no setting ref_negs; wanted the"):
         run("DynamicPO", "toy", overrides={**own, "resume": str(folder)})
+
+
+def test_a_setting_of_a_later_version_has_its_bare_default(finished: tuple[dict[str, Any], Path]) -> None:
+    """Not that of the shipped files, which may be what the version brought."""
+    _, folder = finished
+    for name, key in (("record.json", "params"), ("run.json", None)):
+        kept = json.loads((folder / name).read_text())
+        for one in ("centre", "warmup_ratio"):
+            (kept[key] if key else kept).pop(one)
+        (folder / name).write_text(json.dumps(kept))
+    config = checked_config("DynamicPO", "toy", [], {"resume": str(folder)})
+    assert (config["centre"], config["warmup_ratio"]) == (False, 0.05)
+    (folder / "record.json").unlink()
+    assert settings_of_run(folder)["centre"] is False
 
 
 def test_a_folder_of_a_stage_tells_what_decides_its_training(finished: tuple[dict[str, Any], Path]) -> None:
