@@ -8,7 +8,7 @@ this is what it is for independent rows: Wilson's interval, the bootstrap over r
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -114,3 +114,28 @@ def sign_flip(differences: ArrayLike) -> float:
         shares = np.convolve(shares, spread)
     sums = np.arange(len(shares)) - len(shares) // 2
     return min(1.0, float(shares[np.abs(sums) >= abs(int(found.sum()))].sum()))
+
+
+class PairedHits(NamedTuple):
+    """Hits of two contestants on the same rows.
+
+    Attributes:
+        only_a, only_b: rows that one alone has right.
+        users: of the rows.
+        spread: sum over users of the squared difference of their hits; with a row a user, rows that differ.
+        p: of ``sign_flip``.
+    """
+
+    only_a: int
+    only_b: int
+    users: int
+    spread: int
+    p: float
+
+
+def paired_hits(hits_a: NDArray[np.bool_], hits_b: NDArray[np.bool_], users: Users) -> PairedHits:
+    """Compare the hits, shape (n,) each, that two contestants have on the same rows."""
+    differences, _ = totals(hits_b.astype(np.int64) - hits_a, users)
+    only_a, only_b = int((hits_a & ~hits_b).sum()), int((hits_b & ~hits_a).sum())
+    spread = int((differences**2).sum())
+    return PairedHits(only_a, only_b, len(differences), spread, sign_flip(differences))

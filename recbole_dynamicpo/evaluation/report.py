@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..storage import load_json
-from .by_user import Users, p_name, share_interval, sign_flip, totals
+from .by_user import Users, p_name, paired_hits, share_interval
 from .ranks import ALL_RANKS_FILE, RANKS_FILE, WITHOUT_PRIORS
 from .statistics import bootstrap_interval, hit_at, ndcg_at, reciprocal_rank
 
@@ -165,9 +165,8 @@ def markdown_lines(figures: Sequence[Mapping[str, Any]], view: View) -> list[str
 
 def paired_p(first: Contestant, second: Contestant, hits: int = 1) -> tuple[int, int, float]:
     """Return rows that only the first and only the second has at ``hits``, and p by the signs of users."""
-    a, b = hit_at(first.ranks, hits) > 0, hit_at(second.ranks, hits) > 0
-    by_user, _ = totals(b.astype(int) - a, first.users)
-    return int((a & ~b).sum()), int((b & ~a).sum()), sign_flip(by_user)
+    found = paired_hits(first.ranks <= hits, second.ranks <= hits, first.users)
+    return found.only_a, found.only_b, found.p
 
 
 def table_lines(figures: Sequence[Mapping[str, Any]], view: View, chance: float = 0.0) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from ..errors import DataError
-from .by_user import Floats, Users, share_interval, sign_flip, totals
+from .by_user import Floats, Users, paired_hits, share_interval, totals
 from .power import SIGNIFICANT, detectable_difference
 from .ranks import Ranks, checked_ranks, read_ranks
 
@@ -204,17 +204,17 @@ def compare_ranks(
     a, b = checked_ranks(a, "the first run"), checked_ranks(b, "the second run")
     difference, low, high = paired_bootstrap(ndcg_at(a, 5), ndcg_at(b, 5), users, seed, draws)
     n, right_a, right_b = len(a), a == 1, b == 1
-    by_user, _ = totals(right_b.astype(int) - right_a, users)
-    p_value, detectable = sign_flip(by_user), detectable_difference(n, int((by_user**2).sum()))
+    paired = paired_hits(right_a, right_b, users)
+    p_value, detectable = paired.p, detectable_difference(n, paired.spread)
     return Comparison(
         n=n,
-        users=len(by_user),
+        users=paired.users,
         hit_a=float(right_a.mean()),
         hit_a_interval=share_interval(right_a, users),
         hit_b=float(right_b.mean()),
         hit_b_interval=share_interval(right_b, users),
-        only_a=int((right_a & ~right_b).sum()),
-        only_b=int((right_b & ~right_a).sum()),
+        only_a=paired.only_a,
+        only_b=paired.only_b,
         p_value=p_value,
         ndcg_difference=difference,
         ndcg_interval=(low, high),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.by_user import sign_flip, totals
+from ..evaluation.by_user import paired_hits
 from ..evaluation.power import SIGNIFICANT, detectable_difference, holm
 from ..evaluation.ranks import read_ranks
 from ..evaluation.statistics import paired_ranks
@@ -106,7 +106,7 @@ def _test(first: Arm, second: Arm, cells: Mapping[Arm, Mapping[int, Mapping[str,
         pairs.append(paired_ranks(read_ranks(one), read_ranks(other), str(one), str(other)))
     ranks_a, ranks_b, users = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     right_a, right_b = ranks_a == 1, ranks_b == 1
-    by_user, _ = totals(right_b.astype(int) - right_a, users)
+    paired = paired_hits(right_a, right_b, users)
     return Paired(
         first=first,
         second=second,
@@ -114,10 +114,10 @@ def _test(first: Arm, second: Arm, cells: Mapping[Arm, Mapping[int, Mapping[str,
         rows=len(users),
         hit_first=float(right_a.mean()),
         hit_second=float(right_b.mean()),
-        only_first=int((right_a & ~right_b).sum()),
-        only_second=int((right_b & ~right_a).sum()),
-        spread=int((by_user**2).sum()),
-        p=sign_flip(by_user),
+        only_first=paired.only_a,
+        only_second=paired.only_b,
+        spread=paired.spread,
+        p=paired.p,
     )
 
 
